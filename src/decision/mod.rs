@@ -1,0 +1,12 @@
+//! Verbs: every decision of both halves, as pure code. Plain data and `now` (and random draws) go in, a
+//! value and its reason come out. No async, no sockets, no clock, no randomness.
+//!
+//! * [`route`] chooses a copy; [`admit`] orders those who wait for one.
+//! * [`controller`] is the manager's brain: events in, actions out. [`plan`] decides one round of it.
+//! * [`check`] validates any plan and routing table, apart from whoever made it.
+
+pub mod admit;
+pub mod check;
+pub mod controller;
+pub mod plan;
+pub mod route;

@@ -1,0 +1,35 @@
+//! The clock. Wall time for what is durable or shown, monotonic time for spans.
+
+#![allow(clippy::disallowed_methods, reason = "this is the one module that reads the clock")]
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use crate::types::Timestamp;
+
+static LATEST: AtomicU64 = AtomicU64::new(0);
+
+/// Wall time that never goes back within this process: a clock set back stands still until it has
+/// caught up.
+#[must_use]
+pub fn now() -> Timestamp {
+    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let now = u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX);
+    Timestamp(LATEST.fetch_max(now, Ordering::Relaxed).max(now))
+}
+
+/// Monotonic time, for spans.
+#[must_use]
+pub fn monotonic() -> Instant {
+    Instant::now()
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn never_goes_back() {
+        let first = super::now();
+        assert!(super::now() >= first);
+        assert!(first.0 > 1_600_000_000_000);
+    }
+}

@@ -1,0 +1,24 @@
+//! Nouns: plain data that every layer shares. Constructors validate; ids are typed; nothing here
+//! reads a clock, draws a random number, blocks or does I/O.
+//!
+//! Start with [`spec`] (what the operator asked for), [`instance`] (what runs), [`table`] (what the
+//! proxy routes by) and [`report`] (what the proxy tells the manager).
+
+pub mod error;
+pub mod ids;
+pub mod instance;
+pub mod launch;
+pub mod record;
+pub mod report;
+pub mod spec;
+pub mod status;
+pub mod table;
+pub mod time;
+
+pub use error::ProviderError;
+pub use ids::{
+    EndpointName, Generation, InstanceId, InstanceTypeName, ModelName, ProviderName, ProxyId,
+    VariantKey, VariantName,
+};
+pub use instance::{Address, InstanceState, Protocol};
+pub use time::Timestamp;

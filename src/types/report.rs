@@ -1,0 +1,53 @@
+//! What a proxy tells the manager: the table it routes by and what it counts. Reports only inform;
+//! a request never waits for one.
+
+use serde::{Deserialize, Serialize};
+
+use super::table::TableVersion;
+use super::{Generation, InstanceId, ProxyId, VariantKey};
+
+/// One proxy's whole picture at one moment. A later report replaces an earlier one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProxyReport {
+    /// Who reports.
+    pub proxy: ProxyId,
+    /// The table that every thread of the proxy routes by; with it, nothing can be sent to an instance
+    /// that this table lacks.
+    pub applied: TableVersion,
+    /// Every instance in the applied table, and every one that left it but still has requests.
+    pub backends: Vec<BackendReport>,
+    /// Every variant in the applied table.
+    pub variants: Vec<DemandReport>,
+    /// The proxy ends: it has no request left and will send none.
+    #[serde(default)]
+    pub leaving: bool,
+}
+
+/// What one proxy has at one instance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackendReport {
+    /// The instance.
+    pub instance: InstanceId,
+    /// Which start of it.
+    pub generation: Generation,
+    /// Requests sent to it whose last byte has not been passed on, failed or cancelled.
+    pub outstanding: u32,
+    /// Connections that it refused or broke before an answer, since the proxy started.
+    #[serde(default)]
+    pub connect_failures: u64,
+}
+
+/// What one proxy sees clients ask of a variant.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DemandReport {
+    /// The variant.
+    #[serde(flatten)]
+    pub variant: VariantKey,
+    /// Requests waiting for a free slot or for a first instance.
+    pub queued: u32,
+    /// Requests at an instance.
+    pub outstanding: u32,
+    /// Requests that have asked for the variant since the proxy started, served or not: it tells of
+    /// demand that came and went between two reports.
+    pub arrivals: u64,
+}

@@ -1,0 +1,189 @@
+//! What the operator asked for: the validated form of a configuration's fleet part. `config` makes it,
+//! the controller follows it. Everything here is within its limits and refers to things that exist.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Address, EndpointName, InstanceTypeName, ModelName, Protocol, ProviderName, VariantKey,
+    VariantName,
+};
+
+/// The whole fleet as it should be.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct FleetSpec {
+    /// By name; every pool's type is in it.
+    pub instance_types: BTreeMap<InstanceTypeName, InstanceTypeSpec>,
+    /// In the config's order; names are unique.
+    pub endpoints: Vec<EndpointSpec>,
+}
+
+impl FleetSpec {
+    /// The variants with the endpoint each belongs to.
+    pub fn variants(&self) -> impl Iterator<Item = (&EndpointSpec, &VariantSpec)> {
+        self.endpoints.iter().flat_map(|e| e.variants.iter().map(move |v| (e, v)))
+    }
+
+    /// The variant of that name.
+    #[must_use]
+    pub fn variant(&self, key: &VariantKey) -> Option<&VariantSpec> {
+        let endpoint = self.endpoints.iter().find(|e| e.name == key.endpoint)?;
+        endpoint.variants.iter().find(|v| v.name == key.variant)
+    }
+}
+
+/// An instance type: who provides it and what one instance of it can do.
+#[derive(Debug, Clone, PartialEq)]
+pub struct InstanceTypeSpec {
+    /// The provider that launches it.
+    pub provider: ProviderName,
+    /// How many there are, where the provider is told by us (process provider); `None`: no own limit.
+    pub capacity: Option<u32>,
+    /// Requests that one model copy takes at once; at least 1.
+    pub max_concurrency: u32,
+    /// Model copies that one instance loads; at least 1.
+    pub copies: u32,
+    /// What its workers speak.
+    pub protocol: Protocol,
+    /// Addresses of servers that somebody else runs (static provider only).
+    pub addresses: Vec<Address>,
+    /// Currency units per hour, a fact for reports.
+    pub price_per_hour: Option<f64>,
+    /// Power draw in watts, a fact for reports.
+    pub watts: Option<f64>,
+}
+
+/// An endpoint: a name with one or more variants behind it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EndpointSpec {
+    /// What clients call.
+    pub name: EndpointName,
+    /// At least one; names are unique within the endpoint.
+    pub variants: Vec<VariantSpec>,
+}
+
+/// One model configuration behind an endpoint.
+#[derive(Debug, Clone, PartialEq)]
+pub struct VariantSpec {
+    /// Its name.
+    pub name: VariantName,
+    /// The model its workers serve, where a pool does not override it.
+    pub model: ModelName,
+    /// Its share of the endpoint's traffic relative to the other variants'; 0 or more.
+    pub weight: f64,
+    /// Instances at first; within the two bounds.
+    pub initial_instance_count: u32,
+    /// Never fewer desired; 0 allows scaling to zero.
+    pub min_instance_count: u32,
+    /// Never more desired.
+    pub max_instance_count: u32,
+    /// How a copy is chosen.
+    pub routing: RoutingStrategy,
+    /// The bounded wait in front of full copies.
+    pub queue: QueueSpec,
+    /// The window in which one pool is retried before the next is tried.
+    pub provision_timeout: Duration,
+    /// When the next pool gets its turn.
+    pub fallback: Fallback,
+    /// From asked-for-and-granted to healthy at the latest; includes `model_download_timeout` unless set apart.
+    pub startup_timeout: Duration,
+    /// A further allowance before `startup_timeout` begins, for fetching weights; zero by default.
+    pub model_download_timeout: Duration,
+    /// How instances are asked whether they are healthy.
+    pub health: HealthSpec,
+    /// How long a leaving instance may finish its requests.
+    pub drain_timeout: Duration,
+    /// How the fleet returns to preferred pools.
+    pub rebalance: RebalanceSpec,
+    /// With `min_instance_count = 0`: go to zero after this long without a request; `None`: only when told.
+    pub scale_to_zero_after: Option<Duration>,
+    /// At least one, sorted by priority (1 first), equal ones in the config's order.
+    pub pools: Vec<PoolSpec>,
+}
+
+/// One instance type among those that a variant may use.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PoolSpec {
+    /// A key of [`FleetSpec::instance_types`]; unique within the variant.
+    pub instance_type: InstanceTypeName,
+    /// 1 is the highest; equal priorities are filled evenly.
+    pub priority: u32,
+    /// The model on this pool's instances, if not the variant's.
+    pub model: Option<ModelName>,
+}
+
+/// How the proxy chooses among a variant's copies.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum RoutingStrategy {
+    /// The least `outstanding / copies`.
+    #[default]
+    LeastOutstandingRequests,
+    /// Any copy with a free slot, all equally likely.
+    Random,
+    /// The least `(outstanding + 1) / (copies × max_concurrency)`.
+    LeastUtilization,
+    /// The copy that would serve the request fastest at the load it would then have.
+    PredictedLatency,
+}
+
+/// The queue in front of a variant's full copies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct QueueSpec {
+    /// Requests that may wait at once, in each proxy; one more is refused with 429.
+    pub limit: u32,
+    /// How long one may wait before it is refused with 503.
+    pub timeout: Duration,
+}
+
+/// When the next pool gets its turn after a refusal for lack of capacity.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Fallback {
+    /// When the pool's window has closed.
+    #[default]
+    AfterWindow,
+    /// At once; the window is for all pools together.
+    AtOnce,
+    /// While the first is still being asked; surplus fallback is released again.
+    Parallel,
+}
+
+/// How instances are asked for their health.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HealthSpec {
+    /// The path of the GET.
+    pub path: String,
+    /// Time between probes of an instance in service.
+    pub interval: Duration,
+    /// Time between probes of one that is starting.
+    pub startup_interval: Duration,
+    /// How long an answer may take.
+    pub timeout: Duration,
+    /// Failed probes in a row after which one in service is replaced; at least 1.
+    pub unhealthy_threshold: u32,
+}
+
+/// The way back to preferred pools.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct RebalanceSpec {
+    /// When instances move.
+    pub mode: Rebalance,
+    /// The share of the desired fleet that may be moving at once (at least one instance may), 0 to 1.
+    pub max_share: f64,
+    /// The least time between the starts of two moves.
+    pub min_interval: Duration,
+}
+
+/// When a fallback instance is exchanged for a preferred one.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Rebalance {
+    /// Never by itself; the next scale-out asks the preferred pool first.
+    #[default]
+    OnScaleOut,
+    /// As soon as the preferred pool's capacity has returned: launch, in service, then drain the fallback.
+    Active,
+}
