@@ -1,1 +1,5 @@
-//! To come.
+//! Every metric, named once, and the set-up of logs. [`fleet`] has what the manager counts, [`traffic`]
+//! what the proxy counts. Handles are looked up once and kept; no request looks one up.
+
+pub mod fleet;
+pub mod traffic;

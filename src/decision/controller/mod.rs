@@ -8,12 +8,18 @@
 
 use std::sync::Arc;
 
+use thiserror::Error;
+
 use crate::types::launch::{LaunchBatch, LaunchOutcome, ProviderInstance};
-use crate::types::record::Change;
+use crate::types::record::{Change, StoredState};
 use crate::types::report::ProxyReport;
 use crate::types::spec::FleetSpec;
+use crate::types::status::{Explanation, FleetStatus};
 use crate::types::table::RoutingTable;
-use crate::types::{Address, Generation, InstanceId, ProviderError, ProviderName};
+use crate::types::{
+    Address, EndpointName, Generation, InstanceId, ProviderError, ProviderName, Timestamp,
+    VariantKey,
+};
 
 /// What has happened.
 #[derive(Debug, Clone)]
@@ -90,4 +96,122 @@ pub enum Action {
     },
     /// Hand this table to every proxy.
     Publish(Arc<RoutingTable>),
+}
+
+/// The state of the whole fleet and what is under way.
+#[derive(Debug)]
+pub struct Controller {
+    actions: std::collections::VecDeque<Action>,
+}
+
+/// Why a command was not taken.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum CommandError {
+    /// No such endpoint.
+    #[error("no endpoint is called \"{0}\"")]
+    UnknownEndpoint(String),
+    /// No such variant.
+    #[error("endpoint \"{endpoint}\" has no variant \"{variant}\"; it has {known}")]
+    UnknownVariant {
+        /// Which endpoint.
+        endpoint: EndpointName,
+        /// What was asked for.
+        variant: String,
+        /// What there is, separated by commas.
+        known: String,
+    },
+    /// The endpoint has several variants and none was named.
+    #[error(
+        "endpoint \"{endpoint}\" has several variants ({known}); name one as {endpoint}/VARIANT"
+    )]
+    AmbiguousVariant {
+        /// Which endpoint.
+        endpoint: EndpointName,
+        /// What there is, separated by commas.
+        known: String,
+    },
+    /// No such instance.
+    #[error("no instance is called \"{0}\"")]
+    UnknownInstance(String),
+    /// Outside `min_instance_count` and `max_instance_count`.
+    #[error("{count} instances are outside the bounds {min} to {max} of {variant}")]
+    OutOfBounds {
+        /// Which variant.
+        variant: VariantKey,
+        /// What was asked for.
+        count: u32,
+        /// The least.
+        min: u32,
+        /// The most.
+        max: u32,
+    },
+}
+
+#[allow(unused_variables, clippy::needless_pass_by_value, clippy::unused_self, reason = "to come")]
+impl Controller {
+    /// A controller that goes on from `stored`. `epoch` is the lease's and becomes the table's;
+    /// `seed` is the origin of all its jitter.
+    #[must_use]
+    pub fn new(
+        epoch: u64,
+        now: Timestamp,
+        spec: Arc<FleetSpec>,
+        stored: StoredState,
+        seed: u64,
+    ) -> Self {
+        Self { actions: std::collections::VecDeque::new() }
+    }
+
+    /// Takes in what has happened.
+    pub fn handle_event(&mut self, now: Timestamp, event: Event) {}
+
+    /// Does what is due at `now`.
+    pub fn handle_timeout(&mut self, now: Timestamp) {}
+
+    /// The next thing to do, in order; `None` when there is nothing for now.
+    pub fn poll_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    /// When [`Controller::handle_timeout`] is to be called at the latest.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Timestamp> {
+        None
+    }
+
+    /// Sets how many instances a variant should have (`variant` may be left out where there is one).
+    ///
+    /// # Errors
+    /// [`CommandError`] when there is no such variant or the count is out of its bounds.
+    pub fn set_desired(
+        &mut self,
+        now: Timestamp,
+        endpoint: &str,
+        variant: Option<&str>,
+        count: u32,
+    ) -> Result<VariantKey, CommandError> {
+        Err(CommandError::UnknownEndpoint(endpoint.to_owned()))
+    }
+
+    /// Drains one instance and lets it go; the fleet replaces it if it is then below its size.
+    ///
+    /// # Errors
+    /// [`CommandError::UnknownInstance`].
+    pub fn drain(&mut self, now: Timestamp, instance: &str) -> Result<(), CommandError> {
+        Err(CommandError::UnknownInstance(instance.to_owned()))
+    }
+
+    /// The fleet as it is.
+    #[must_use]
+    pub fn status(&self, now: Timestamp) -> FleetStatus {
+        FleetStatus::default()
+    }
+
+    /// Why an endpoint's fleet is what it is.
+    ///
+    /// # Errors
+    /// [`CommandError::UnknownEndpoint`].
+    pub fn explain(&self, now: Timestamp, endpoint: &str) -> Result<Explanation, CommandError> {
+        Err(CommandError::UnknownEndpoint(endpoint.to_owned()))
+    }
 }
