@@ -141,8 +141,10 @@ impl Calls {
     ) -> Result<(), ProviderError> {
         let grace = self.limits.grace;
         self.crash.pass(CrashPoint::BeforeTerminate);
-        let result = self
-            .call(provider, self.limits.terminate, |p| async move { p.terminate(instance, grace).await })
+        let result =
+            self.call(provider, self.limits.terminate, |p| async move {
+                p.terminate(instance, grace).await
+            })
             .await;
         self.crash.pass(CrashPoint::AfterTerminate);
         if let Err(error) = &result {

@@ -64,10 +64,7 @@ pub struct ManagerOptions {
 impl ManagerOptions {
     /// The usual options: an owner of its own, a drawn seed, the process's clock, default limits.
     #[must_use]
-    pub fn new(
-        spec: Arc<FleetSpec>,
-        providers: BTreeMap<ProviderName, ManagedProvider>,
-    ) -> Self {
+    pub fn new(spec: Arc<FleetSpec>, providers: BTreeMap<ProviderName, ManagedProvider>) -> Self {
         Self {
             owner: format!("{}-{}", std::process::id(), rng::unique_suffix()),
             spec,

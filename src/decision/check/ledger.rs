@@ -143,6 +143,7 @@ impl Ledger {
                 self.proxies.insert(report.proxy.clone(), (now, report.clone()));
             }
             Event::Reconfigured(spec) => self.spec = Arc::clone(spec),
+            Event::ProviderNudged(_) => {}
         }
     }
 
