@@ -155,11 +155,11 @@ impl Driver {
                 Action::Publish(table) => self.publish(table),
                 Action::List(provider) => self.calls.list(provider),
                 Action::Launch { provider, batch } => {
-                    self.lease.valid().await?;
+                    self.may_act().await?;
                     self.calls.launch(provider, batch);
                 }
                 Action::Terminate { provider, instance } => {
-                    self.lease.valid().await?;
+                    self.may_act().await?;
                     self.calls.terminate(provider, instance);
                 }
                 Action::Probe { instance, generation, address, path, timeout } => {
@@ -168,6 +168,28 @@ impl Driver {
             }
         }
         Ok(())
+    }
+
+    /// Waits while the lease has run out without another manager having taken over.
+    async fn may_act(&mut self) -> Result<(), ManagerError> {
+        let lease = self.lease.clone();
+        self.meanwhile("the lease could not be renewed", async move { lease.valid().await }).await
+    }
+
+    /// Answers questions while the loop has to wait for `work`, and refuses what would have to be
+    /// recorded.
+    async fn meanwhile<T>(&mut self, reason: &str, work: impl Future<Output = T>) -> T {
+        tokio::pin!(work);
+        loop {
+            tokio::select! {
+                biased;
+                done = &mut work => return done,
+                Some(command) = self.commands.recv() => match command {
+                    Command::Status(_) | Command::Explain(..) => self.obey(command),
+                    other => other.refuse(HandleError::Standby { reason: reason.to_owned() }),
+                },
+            }
+        }
     }
 
     /// Records `changes`, for as long as it takes: a disk that is full for a while pauses the manager.
@@ -180,7 +202,7 @@ impl Driver {
                 Ok(()) => break,
                 Err(StoreError::Io(reason)) => {
                     tracing::error!(reason, "cannot record a decision, trying again");
-                    sleep(pause).await;
+                    self.meanwhile(&reason, sleep(pause)).await;
                     pause = (pause * 2).min(Duration::from_secs(2));
                 }
                 Err(StoreError::Fenced { epoch }) => {
