@@ -58,6 +58,8 @@ pub enum Event {
     Reported(ProxyReport),
     /// The operator wants another fleet from now on.
     Reconfigured(Arc<FleetSpec>),
+    /// A provider has news (an instance ended, an address is known): list it soon.
+    ProviderNudged(ProviderName),
 }
 
 /// What is to be done.
