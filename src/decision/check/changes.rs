@@ -3,9 +3,9 @@
 
 use std::collections::BTreeSet;
 
+use super::Violation;
 use super::ledger::{Known, Ledger, VariantFacts};
 use super::table::wrong;
-use super::Violation;
 use crate::types::record::{Change, InstanceRecord, VariantRecord};
 use crate::types::spec::{Fallback, Rebalance, VariantSpec};
 use crate::types::{InstanceId, InstanceState, Timestamp, VariantKey};

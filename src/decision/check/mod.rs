@@ -126,7 +126,9 @@ pub enum Violation {
         max: u32,
     },
     /// One was removed by choice while a lower priority remains.
-    #[error("instance {removed} of priority {priority} leaves while {kept} of priority {lower} stays")]
+    #[error(
+        "instance {removed} of priority {priority} leaves while {kept} of priority {lower} stays"
+    )]
     FallbackNotFirst {
         /// The one that leaves.
         removed: InstanceId,

@@ -11,10 +11,7 @@ use crate::types::table::{EndpointRoute, RoutingTable, VariantRoute};
 pub fn check_table(previous: Option<&RoutingTable>, next: &RoutingTable) -> Vec<Violation> {
     let mut found = Vec::new();
     if let Some(previous) = previous.filter(|previous| next.version <= previous.version) {
-        found.push(Violation::VersionNotGrowing {
-            previous: previous.version,
-            next: next.version,
-        });
+        found.push(Violation::VersionNotGrowing { previous: previous.version, next: next.version });
     }
     if next.format != RoutingTable::FORMAT {
         found.push(wrong(format!("table {}", next.version), "format", next.format.to_string()));
