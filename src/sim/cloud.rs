@@ -6,7 +6,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::rng::Rng;
 use super::setup::{CloudSetup, Faults};
 use crate::types::launch::{Grant, LaunchBatch, LaunchOutcome, ProviderInstance, ProviderStatus};
-use crate::types::spec::FleetSpec;
 use crate::types::{
     Address, InstanceId, InstanceTypeName, ProviderError, ProviderName, Timestamp, VariantKey,
 };
@@ -142,7 +141,7 @@ impl Cloud {
         if self.available(kind).is_some_and(|available| running >= available) {
             *self.refusals.entry(kind.clone()).or_default() += 1;
             let reason = format!("{running} of {kind} run and no more are to be had");
-            return Err(if rng.chance(150) {
+            return Err(if rng.chance(self.setup.quota_share) {
                 ProviderError::QuotaExceeded { reason }
             } else {
                 ProviderError::InsufficientCapacity { reason }
@@ -251,11 +250,6 @@ impl Cloud {
             Some(at) if at <= now => Ok(()),
             _ => Err("status 503".into()),
         }
-    }
-
-    /// Names of all providers that the fleet can ask.
-    pub(super) fn providers(fleet: &FleetSpec) -> BTreeSet<ProviderName> {
-        fleet.instance_types.values().map(|kind| kind.provider.clone()).collect()
     }
 
     /// Forgets what ended long ago.

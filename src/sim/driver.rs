@@ -57,7 +57,7 @@ impl World {
         let fleet = Arc::clone(&self.fleet);
         let (life, seed) = (self.lives, self.rng.next());
         let controller = Controller::new(life, self.now, fleet, stored, seed);
-        self.note(|| format!("manager {life} starts"));
+        self.tell_story(|| format!("manager {life} starts"));
         self.manager = Some(Manager { life, controller, ledger });
         self.turn();
     }
@@ -68,7 +68,7 @@ impl World {
         if self.manager.take().is_some() {
             self.published = None;
             self.tally.crashes += 1;
-            self.note(|| format!("the manager dies, back in {down:?}"));
+            self.tell_story(|| format!("the manager dies, back in {down:?}"));
             self.agenda.enter(self.now + down, Due::Boot);
         }
     }
@@ -135,7 +135,14 @@ impl World {
 
     fn execute(&mut self, action: Action) {
         match action {
-            Action::Persist(changes) => self.store.commit(&changes),
+            Action::Persist(changes) => {
+                for change in &changes {
+                    if let Change::Log(event) = change {
+                        self.tell_story(|| format!("{}: {}", event.kind, event.message));
+                    }
+                }
+                self.store.commit(&changes);
+            }
             Action::List(provider) => self.call(CallKind::List(provider)),
             Action::Launch { provider, batch } => self.call(CallKind::Launch(provider, batch)),
             Action::Terminate { instance, .. } => self.call(CallKind::Terminate(instance)),

@@ -90,6 +90,7 @@ fn draw_type(rng: &mut Rng, provider: &str) -> InstanceTypeSpec {
         addresses: Vec::new(),
         price_per_hour: None,
         watts: None,
+        engine: None,
     }
 }
 

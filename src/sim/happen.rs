@@ -11,7 +11,7 @@ use crate::types::{InstanceId, VariantKey};
 impl World {
     /// One line of the script.
     pub(super) fn happen(&mut self, happening: Happening) {
-        self.note(|| show(&happening));
+        self.tell_story(|| show(&happening));
         match happening {
             Happening::Capacity(kind, available) => {
                 self.cloud.set_available(&kind, Some(available));

@@ -14,7 +14,9 @@ mod fleets;
 mod generate;
 mod happen;
 mod proxies;
+mod report;
 mod rng;
+mod scenario;
 mod settle;
 mod setup;
 mod store;
@@ -25,6 +27,8 @@ mod world;
 use std::fmt;
 
 pub use generate::Profile;
+pub use report::{Report, TypeFigures, play, simulate};
+pub use scenario::{Scenario, ScenarioError, WorldSpec};
 
 use trace::Trace;
 use world::{START, World};
@@ -68,20 +72,20 @@ impl fmt::Display for Outcome {
 /// Plays the world of `seed` with the trouble of `profile`. The same arguments give the same outcome.
 #[must_use]
 pub fn run(seed: u64, profile: Profile) -> Outcome {
-    let outcome = play(seed, profile, Trace::Off);
+    let outcome = play_seed(seed, profile, Trace::Off);
     if outcome.failure.is_none() {
         return outcome;
     }
-    play(seed, profile, Trace::tail(SHOWN_LINES))
+    play_seed(seed, profile, Trace::tail(SHOWN_LINES))
 }
 
 /// As [`run`], with the last `lines` lines of the transcript whatever comes of it.
 #[must_use]
 pub fn run_traced(seed: u64, profile: Profile, lines: usize) -> Outcome {
-    play(seed, profile, Trace::tail(lines))
+    play_seed(seed, profile, Trace::tail(lines))
 }
 
-fn play(seed: u64, profile: Profile, trace: Trace) -> Outcome {
+fn play_seed(seed: u64, profile: Profile, trace: Trace) -> Outcome {
     let mut world = World::new(generate::setup(seed, profile), seed, trace);
     world.advance(START + world.setup.length);
     world.settle();

@@ -45,6 +45,8 @@ pub(super) struct CloudSetup {
     pub(super) stop: Span,
     /// How long an ended instance stays in the lists.
     pub(super) remembered: Span,
+    /// Refusals that name a quota, of a thousand.
+    pub(super) quota_share: u32,
     /// Whether a grant names the address at once.
     pub(super) address_at_grant: bool,
 }

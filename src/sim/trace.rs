@@ -12,7 +12,12 @@ pub(super) enum Trace {
     Off,
     /// The last so many lines.
     Tail(VecDeque<String>, usize),
+    /// The lines that a reader of a scenario wants to see.
+    Story(Vec<String>),
 }
+
+/// Lines of a story; what comes after is left out.
+const STORY_LIMIT: usize = 100_000;
 
 impl Trace {
     /// Keeps the last `lines` lines.
@@ -30,11 +35,28 @@ impl Trace {
         }
     }
 
+    /// Keeps the story.
+    pub(super) fn story() -> Self {
+        Self::Story(Vec::new())
+    }
+
+    /// Adds a line of the story.
+    pub(super) fn tell(&mut self, now: Timestamp, line: impl FnOnce() -> String) {
+        match self {
+            Self::Story(lines) if lines.len() < STORY_LIMIT => {
+                lines.push(format!("{} {}", clock(now), line()));
+            }
+            Self::Story(_) => {}
+            Self::Off | Self::Tail(..) => self.note(now, line),
+        }
+    }
+
     /// The lines that were kept, oldest first.
     pub(super) fn into_lines(self) -> Vec<String> {
         match self {
             Self::Off => Vec::new(),
             Self::Tail(kept, _) => kept.into(),
+            Self::Story(lines) => lines,
         }
     }
 }
