@@ -99,7 +99,7 @@ impl ProxyHalf {
             threads: config.proxy.threads,
             connect_timeout: config.proxy.connect_timeout,
             pool_idle_timeout: config.proxy.pool_idle_timeout,
-            max_body_buffer: config.proxy.max_body_buffer,
+            max_body_buffer: config.proxy.max_body_buffer as u64,
             drain_timeout: config.proxy.drain_timeout,
         };
         let listening = proxy::listen(&options, &router).map_err(|error| AppError::Listen {

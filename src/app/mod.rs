@@ -19,6 +19,7 @@ use std::time::Duration;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use thiserror::Error;
 
+use crate::api::{self, ApiState};
 use crate::config::{self, Config, Mistake, OnExit};
 use crate::control::ManagerError;
 use crate::runtime::tasks::Tasks;
@@ -153,16 +154,14 @@ async fn run_until_told(
         Halves::Manager => None,
     };
     let reloader = reload::Reloader::new(path, &config, manager.as_ref());
-    let state = crate::api::ApiState {
-        manager: manager.as_ref().map(|half| half.handle.clone()),
-        proxy: proxy.as_ref().map(ProxyHalf::readiness),
-        metrics: Some(metrics.clone()),
-        refresh: proxy.as_ref().map(ProxyHalf::refresh).into_iter().collect(),
-        reload: Some(reloader.as_api()),
-        ..Default::default()
-    };
+    let mut state = ApiState::default();
+    state.manager = manager.as_ref().map(|half| half.handle.clone());
+    state.proxy = proxy.as_ref().map(ProxyHalf::readiness);
+    state.metrics = Some(metrics.clone());
+    state.refresh = proxy.as_ref().map(ProxyHalf::refresh).into_iter().collect();
+    state.reload = Some(reloader.as_api());
     let api_stop = tokio_util::sync::CancellationToken::new();
-    let api = crate::api::serve(admin, crate::api::router(state), api_stop.clone());
+    let api = api::serve(admin, api::router(state), api_stop.clone());
     tasks.spawn("admin", api);
     tasks.spawn_until_stopped("metrics-upkeep", upkeep(metrics));
 

@@ -12,6 +12,7 @@ use super::providers::Providers;
 use crate::api::{Reload, ReloadError, ReloadOutcome};
 use crate::config::{self, Config};
 use crate::control::ManagerHandle;
+use crate::types::EndpointName;
 use crate::types::spec::FleetSpec;
 
 /// Reloads the config of this process. Clones are the same one.
@@ -122,7 +123,7 @@ fn fleet_changes(old: &FleetSpec, new: &FleetSpec) -> Vec<String> {
             Some(_) => {}
         }
     }
-    let stays = |name| new.endpoints.iter().any(|endpoint| endpoint.name == *name);
+    let stays = |name: &EndpointName| new.endpoints.iter().any(|endpoint| endpoint.name == *name);
     let gone = old.endpoints.iter().filter(|endpoint| !stays(&endpoint.name));
     changes.extend(gone.map(|endpoint| format!("endpoint {} is gone: it drains", endpoint.name)));
     changes

@@ -43,7 +43,7 @@ pub(super) struct Driver {
     pub(super) tables: watch::Sender<Arc<RoutingTable>>,
     pub(super) spec: watch::Sender<Arc<FleetSpec>>,
     pub(super) phase: watch::Sender<Phase>,
-    pub(super) answers: Vec<Box<dyn FnOnce() + Send>>,
+    pub(super) answers: Vec<Box<dyn FnOnce() + Send + Sync>>,
 }
 
 impl Driver {
@@ -140,7 +140,7 @@ impl Driver {
         Ok(())
     }
 
-    fn answer_later<T: Send + 'static>(
+    fn answer_later<T: Send + Sync + 'static>(
         &mut self,
         reply: tokio::sync::oneshot::Sender<T>,
         answer: T,

@@ -112,8 +112,12 @@ impl Lease {
     /// Resolves when another manager has taken over.
     pub(super) async fn lost(&self) -> ManagerError {
         let mut state = self.state.clone();
-        match state.wait_for(|state| matches!(state, State::Lost(_))).await.as_deref() {
-            Ok(State::Lost(reason)) => self.error(reason),
+        let lost = match state.wait_for(|state| matches!(state, State::Lost(_))).await {
+            Ok(state) => Some(state.clone()),
+            Err(_closed) => None,
+        };
+        match lost {
+            Some(State::Lost(reason)) => self.error(&reason),
             // The renewing task only ends without a word when everything ends.
             _ => std::future::pending().await,
         }

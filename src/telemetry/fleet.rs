@@ -207,6 +207,7 @@ mod tests {
             max_concurrency: 1,
             copies: 1,
             protocol: crate::types::Protocol::Http1,
+            engine: None,
             addresses: vec![],
             price_per_hour: Some(2.5),
             watts: Some(700.0),
