@@ -11,7 +11,6 @@ use forebay::telemetry::logs;
 use forebay::types::Address;
 use forebay::{app, cli, config, sim, worker};
 
-
 /// Capacity-aware instance pools in front of any set of model servers
 #[derive(Debug, Parser)]
 #[command(name = "forebay", version, arg_required_else_help = true)]

@@ -136,6 +136,9 @@ async fn act(
 ) -> Result<(), ManagerError> {
     let stored = store.load().await.map_err(ManagerError::Store)?;
     options.crash.pass(CrashPoint::AfterLoad);
+    for managed in options.providers.values() {
+        managed.provider.adopt(&stored.instances);
+    }
     let limits = options.limits.clone();
     let stop = stop_requested(ends.stop.clone());
     let mut driver = driver(options, store, ends, lease, stored);

@@ -20,6 +20,7 @@
 //!   frames, upgrades and ends; only [`listener`] and [`upstream`] name hyper's connections.
 
 mod admission;
+pub mod bench;
 mod body;
 mod drain_rate;
 mod exchange;
