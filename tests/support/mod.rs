@@ -160,6 +160,17 @@ impl Forebay {
         forebay
     }
 
+    /// A look at processes that somebody else has started in `dir`.
+    pub fn view(
+        process: Process,
+        proxy: SocketAddr,
+        admin: SocketAddr,
+        dir: tempfile::TempDir,
+    ) -> Self {
+        eventually("the admin listener answers", || TcpStream::connect(admin).ok());
+        Self { process, proxy, admin, dir, args: Vec::new() }
+    }
+
     /// The proxy in front of static workers, waiting until all of them are in service.
     pub fn in_front_of(workers: &[(&Worker, u32)], extra: &str) -> Self {
         let mut config = String::from(
