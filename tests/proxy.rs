@@ -113,8 +113,8 @@ fn simultaneous_requests_go_one_to_each_idle_copy() {
 
 #[test]
 fn limits_hold_and_the_excess_waits_at_the_proxy() {
-    let fast = Worker::start(&["--first-token", "50ms"]);
-    let slow = Worker::start(&["--first-token", "100ms"]);
+    let fast = Worker::start(&["--first-token", "50ms", "--max-concurrency", "5"]);
+    let slow = Worker::start(&["--first-token", "100ms", "--max-concurrency", "2"]);
     let forebay = Forebay::in_front_of(&[(&fast, 5), (&slow, 2)], "");
     std::thread::scope(|scope| {
         for _ in 0..40 {
@@ -246,8 +246,11 @@ fn a_broken_stream_never_looks_like_an_end() {
     drop(worker);
     let worker = Worker::start(&["--fail", "cut-body"]);
     let forebay = Forebay::in_front_of(&[(&worker, 8)], "unhealthy_threshold = 1000\n");
-    let answer = chat(&forebay);
-    assert!(!answer.complete, "{}", answer.text());
+    // Here the break may come before the head has left.
+    let mut client = Client::connect(forebay.proxy);
+    client.send("POST", "/v1/chat/completions", &[JSON], CHAT.as_bytes());
+    let answer = client.try_read_answer();
+    assert!(answer.as_ref().is_none_or(|a| !a.complete || a.status == 502), "{answer:?}");
     wait_all_zero(&forebay);
 }
 
@@ -314,7 +317,9 @@ fn the_endpoint_is_named_by_path_header_or_body() {
         let header = [("x-forebay-endpoint", name)];
         assert_eq!(went_to(&http::post(forebay.proxy, "/any", &header, "x")), expected);
         for model in [name.to_owned(), format!("{name}-model")] {
-            let body = format!(r#"{{"messages":[{{"model":"no"}}],"model":"{model}"}}"#);
+            let body = format!(
+                r#"{{"messages":[{{"role":"user","content":"x","model":"no"}}],"model":"{model}"}}"#
+            );
             let answer = http::post(forebay.proxy, "/v1/chat/completions", &[JSON], &body);
             assert_eq!(went_to(&answer), expected);
         }
@@ -323,7 +328,9 @@ fn the_endpoint_is_named_by_path_header_or_body() {
     let mut client = Client::connect(forebay.proxy);
     let head = "POST /v1/chat/completions HTTP/1.1\r\nhost: t\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n";
     client.stream.write_all(head.as_bytes()).expect("sent");
-    for piece in [r#"{"mod"#, r#"el":"sec"#, r#"ond-model","messages":[]}"#] {
+    for piece in
+        [r#"{"mod"#, r#"el":"sec"#, r#"ond-model","messages":[{"role":"user","content":"x"}]}"#]
+    {
         let chunk = format!("{:x}\r\n{piece}\r\n", piece.len());
         client.stream.write_all(chunk.as_bytes()).expect("sent");
         std::thread::sleep(Duration::from_millis(20));
@@ -425,7 +432,7 @@ fn a_hostile_storm_ends_with_every_counter_at_zero() {
     let dropping = Worker::start(&["--fail", "drop-connection"]);
     let forebay = Forebay::in_front_of(
         &[(&good, 6), (&cutting, 6), (&dropping, 6)],
-        "unhealthy_threshold = 100000\nqueue_limit = 64\nqueue_timeout = \"200ms\"\n",
+        "unhealthy_threshold = 1000\nqueue_limit = 64\nqueue_timeout = \"200ms\"\n",
     );
     std::thread::scope(|scope| {
         for thread in 0..24_u64 {
@@ -441,10 +448,10 @@ fn a_hostile_storm_ends_with_every_counter_at_zero() {
     eventually("the workers are idle", || {
         (good.stat("running") + cutting.stat("running") == 0).then_some(())
     });
-    let report = forebay.status();
-    for instance in report["endpoints"][0]["variants"][0]["instances"].as_array().expect("list") {
-        assert_eq!(instance["outstanding"], 0, "{instance}");
-    }
+    eventually("the manager has heard of it", || {
+        let all = forebay.instances();
+        (all.len() == 3 && all.iter().all(|i| i["outstanding"] == 0)).then_some(())
+    });
     // And it still serves.
     eventually("served", || (chat(&forebay).status == 200).then_some(()));
 }

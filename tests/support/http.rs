@@ -42,7 +42,8 @@ pub fn request(
 ) -> Answer {
     let mut client = Client::connect(address);
     client.send(method, path, headers, body);
-    client.read_answer()
+    // The answer to HEAD has the length of the body that it does not have.
+    if method == "HEAD" { client.read_head() } else { client.read_answer() }
 }
 
 /// One connection.
@@ -88,11 +89,17 @@ impl Client {
     }
 
     pub fn read_head(&mut self) -> Answer {
+        self.try_read_head().expect("a head before the connection ends")
+    }
+
+    fn try_read_head(&mut self) -> Option<Answer> {
         let end = loop {
             if let Some(at) = self.buffer.windows(4).position(|w| w == b"\r\n\r\n") {
                 break at;
             }
-            assert!(self.fill(), "the connection ended before a head: {:?}", self.buffer);
+            if !self.fill() {
+                return None;
+            }
         };
         let head = String::from_utf8_lossy(&self.buffer[..end]).into_owned();
         self.buffer.drain(..end + 4);
@@ -102,7 +109,7 @@ impl Client {
             .filter_map(|line| line.split_once(':'))
             .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))
             .collect();
-        Answer { status, headers, body: Vec::new(), complete: false }
+        Some(Answer { status, headers, body: Vec::new(), complete: false })
     }
 
     /// One chunk of a chunked body; `None` at its proper end, `Some(Err)` where it breaks off.
@@ -129,16 +136,21 @@ impl Client {
     }
 
     pub fn read_answer(&mut self) -> Answer {
-        let mut answer = self.read_head();
+        self.try_read_answer().expect("a head before the connection ends")
+    }
+
+    /// `None` when the connection ends before a head.
+    pub fn try_read_answer(&mut self) -> Option<Answer> {
+        let mut answer = self.try_read_head()?;
         if answer.header("transfer-encoding") == Some("chunked") {
             loop {
                 match self.read_chunk() {
                     None => {
                         answer.complete = true;
-                        return answer;
+                        return Some(answer);
                     }
                     Some(Ok(chunk)) => answer.body.extend(chunk),
-                    Some(Err(())) => return answer,
+                    Some(Err(())) => return Some(answer),
                 }
             }
         }
@@ -147,12 +159,12 @@ impl Client {
         while self.buffer.len() < length {
             if !self.fill() {
                 answer.body = std::mem::take(&mut self.buffer);
-                return answer;
+                return Some(answer);
             }
         }
         answer.body = self.buffer.drain(..length).collect();
         answer.complete = true;
-        answer
+        Some(answer)
     }
 
     /// Whether the other side closes the connection.

@@ -205,6 +205,10 @@ impl Forebay {
     }
 
     pub fn status(&self) -> serde_json::Value {
+        // Nobody answers while the manager is down.
+        if TcpStream::connect(self.admin).is_err() {
+            return serde_json::Value::Null;
+        }
         let answer = http::get(self.admin, "/api/v1/status");
         serde_json::from_slice(&answer.body).unwrap_or_default()
     }

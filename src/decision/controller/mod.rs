@@ -277,6 +277,7 @@ impl Controller {
                 self.probed(now, &instance, generation, result);
             }
             Event::Reported(report) => self.reported(now, &report),
+            Event::ProviderNudged(provider) => self.hasten_list(now, &provider),
             Event::Reconfigured(spec) => self.adopt_spec(now, &spec),
         }
         self.settle(now);

@@ -84,6 +84,7 @@ pub(crate) fn fleet(endpoints: &[(&str, VariantSpec)]) -> Arc<FleetSpec> {
                 max_concurrency: 8,
                 copies: 1,
                 protocol: Protocol::Http1,
+                engine: None,
                 addresses: Vec::new(),
                 price_per_hour: Some(2.5),
                 watts: None,
