@@ -1,5 +1,5 @@
 //! Tests of the controller, by theme, over the little [`world`].
 
 mod basics;
-mod specs;
+pub(crate) mod specs;
 mod world;
