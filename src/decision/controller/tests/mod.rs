@@ -1,6 +1,7 @@
 //! Tests of the controller, by theme, over the little [`world`].
 
 mod basics;
+mod chaos;
 mod crash;
 mod machine;
 mod people;
