@@ -5,6 +5,7 @@ mod chaos;
 mod crash;
 mod machine;
 mod people;
+mod races;
 mod reload;
 mod scarcity;
 pub(crate) mod specs;
