@@ -71,7 +71,7 @@ fn disturb(world: &mut World, chance: &mut Jitter) {
         7 => world.mumbling = !world.mumbling,
         8 => {
             let (sick, rejects) = (&mut world.sick, &mut world.rejects);
-            let set = if chance.draw() % 2 == 0 { sick } else { rejects };
+            let set = if chance.draw() & 1 == 0 { sick } else { rejects };
             if !set.remove(&name) {
                 set.insert(name);
             }

@@ -3,6 +3,7 @@
 mod basics;
 mod chaos;
 mod crash;
+mod look;
 mod machine;
 mod people;
 mod races;
