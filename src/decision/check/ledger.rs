@@ -223,6 +223,7 @@ impl Ledger {
             };
             if !ids.insert(id) {
                 fault("is in the batch twice".into());
+                continue;
             }
             let Some(known) = self.instances.get_mut(id) else {
                 fault("has no durable record".into());
