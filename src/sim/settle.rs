@@ -17,6 +17,9 @@ const STILL: Duration = Duration::from_secs(150);
 impl World {
     /// Plays everything that comes after the script.
     pub(super) fn settle(&mut self) {
+        if self.fault.is_some() {
+            return;
+        }
         let plenty = self.calm_down();
         self.advance(self.now + Duration::from_secs(60));
         self.setup.load.burst = 0;

@@ -36,8 +36,13 @@ pub(super) fn check(ledger: &mut Ledger, now: Timestamp, batch: &[Change]) -> Ve
                 delete_instance(ledger, id, &mut found);
             }
             Change::PutVariant(record) => put_variant(ledger, record, &mut found),
-            Change::DeleteVariant(key) => delete_variant(ledger, key, &mut found),
+            Change::DeleteVariant(key) => drop(ledger.variants.remove(key)),
             Change::PutCapacity(_) | Change::DeleteCapacity(_) | Change::Log(_) => {}
+        }
+    }
+    for change in batch {
+        if let Change::DeleteVariant(key) = change {
+            check_deleted_variant(ledger, key, &mut found);
         }
     }
     for variant in &grown {
@@ -87,17 +92,12 @@ fn condemned(ledger: &Ledger, now: Timestamp, known: &Known) -> bool {
         || outdated(ledger, spec, record)
 }
 
-/// Whether the config no longer asks for such an instance.
+/// Whether the config no longer asks for such an instance. A changed model or limit does not condemn
+/// what runs.
 fn outdated(ledger: &Ledger, spec: &VariantSpec, record: &InstanceRecord) -> bool {
-    let Some(pool) = spec.pools.iter().find(|pool| pool.instance_type == record.instance_type)
-    else {
-        return true;
-    };
-    let Some(kind) = ledger.spec.instance_types.get(&record.instance_type) else { return true };
-    pool.model.as_ref().unwrap_or(&spec.model) != &record.model
-        || kind.provider != record.provider
-        || kind.copies != record.copies
-        || kind.max_concurrency != record.max_concurrency
+    let kind = ledger.spec.instance_types.get(&record.instance_type);
+    !spec.pools.iter().any(|pool| pool.instance_type == record.instance_type)
+        || kind.is_none_or(|kind| kind.provider != record.provider)
 }
 
 /// The priority by the present config, or the recorded one where the pool is gone from it.
@@ -298,8 +298,7 @@ fn put_variant(ledger: &mut Ledger, record: &VariantRecord, found: &mut Vec<Viol
     ledger.variants.insert(record.variant.clone(), facts);
 }
 
-fn delete_variant(ledger: &mut Ledger, key: &VariantKey, found: &mut Vec<Violation>) {
-    ledger.variants.remove(key);
+fn check_deleted_variant(ledger: &Ledger, key: &VariantKey, found: &mut Vec<Violation>) {
     if ledger.spec.variant(key).is_some() {
         let problem = "is forgotten and still configured";
         found.push(Violation::WrongName { name: key.to_string(), problem });
