@@ -59,7 +59,7 @@ mod providers;
 mod round;
 mod start;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod timers;
 mod variant;
 mod view;

@@ -1,5 +1,11 @@
 //! Tests of the controller, by theme, over the little [`world`].
 
 mod basics;
-mod specs;
+mod crash;
+mod machine;
+mod people;
+mod reload;
+mod scarcity;
+pub(crate) mod specs;
 mod world;
+mod zero;
