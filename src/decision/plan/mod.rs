@@ -51,6 +51,8 @@ mod shrink;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
+
 use crate::types::record::ProvisionRound;
 use crate::types::spec::VariantSpec;
 use crate::types::{Generation, InstanceId, InstanceState, Timestamp};
@@ -243,9 +245,11 @@ pub fn plan(
     now: Timestamp,
 ) -> Plan {
     let mut plan = Plan::default();
-    provision::provision(spec, seen, previous, now, &mut plan);
     shrink::release_condemned(seen, now, &mut plan);
     shrink::release_surplus(seen, &mut plan);
+    let stays = seen.without(&plan.leave);
+    let seen = stays.as_ref().unwrap_or(seen);
+    provision::provision(spec, seen, previous, now, &mut plan);
     rebalance::rebalance(spec, seen, now, &mut plan);
     if plan.waiting.is_none() {
         let count = seen.count(|m| m.is_counted() && m.state == InstanceState::Starting);
@@ -267,6 +271,17 @@ impl Member {
 }
 
 impl Observed {
+    /// What stays when those have left; `None` if nobody leaves.
+    fn without(&self, leave: &[PlannedLeave]) -> Option<Self> {
+        let leaving: BTreeSet<_> = leave.iter().map(|l| &l.instance).collect();
+        let stays = |m: &&Member| !leaving.contains(&m.id);
+        (!leaving.is_empty()).then(|| Self {
+            members: self.members.iter().filter(stays).cloned().collect(),
+            pools: self.pools.clone(),
+            ..*self
+        })
+    }
+
     /// How many members `which` holds for.
     fn count(&self, which: impl Fn(&Member) -> bool) -> u32 {
         u32::try_from(self.members.iter().filter(|m| which(m)).count()).unwrap_or(u32::MAX)

@@ -160,7 +160,7 @@ fn random_spec(priorities: &[u32], fallback: Fallback, active: bool) -> VariantS
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 3_000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 2_000, ..ProptestConfig::default() })]
 
     #[test]
     fn p1_planning_again_plans_nothing_more(case in cases()) {

@@ -20,13 +20,11 @@ fn survive(n: usize, mut world: World, during: impl Fn(&mut World)) -> Option<Wo
 /// Kills the manager after each number of acts until it lives through the whole of `during`.
 fn sweep(world: impl Fn() -> World, during: impl Fn(&mut World), check: impl Fn(usize, &World)) {
     for n in 0.. {
-        match survive(n, world(), &during) {
-            Some(world) => check(n, &world),
-            None => {
-                assert!(n > 10, "only {n} points were tried");
-                return;
-            }
-        }
+        let Some(world) = survive(n, world(), &during) else {
+            assert!(n > 10, "only {n} points were tried");
+            return;
+        };
+        check(n, &world);
     }
 }
 

@@ -1,5 +1,7 @@
 //! The whole transition table of an instance, as a picture: a changed edge is a visible diff.
 
+use std::fmt::Write;
+
 use crate::decision::controller::{EventKind, Next, Trigger, next};
 use crate::types::InstanceState;
 
@@ -13,7 +15,8 @@ fn the_transition_table() {
                 Next::To(state) => state.to_string(),
                 Next::Gone => "Gone".to_owned(),
             };
-            table += &format!("{:<10} {:<16} {follows}\n", state.as_str(), format!("{trigger:?}"));
+            let trigger = format!("{trigger:?}");
+            writeln!(table, "{:<10} {trigger:<16} {follows}", state.as_str()).expect("a string");
         }
     }
     insta::assert_snapshot!(table);

@@ -1,9 +1,12 @@
 //! Tests of the controller, by theme, over the little [`world`].
 
 mod basics;
+mod chaos;
 mod crash;
+mod look;
 mod machine;
 mod people;
+mod races;
 mod reload;
 mod scarcity;
 pub(crate) mod specs;
