@@ -9,7 +9,7 @@ use crate::types::spec::{Rebalance, VariantSpec};
 use crate::types::{InstanceState, InstanceTypeName, VariantKey};
 
 /// How long the fleet may take to settle: back-offs, windows and hold-offs included.
-const SETTLE_LIMIT: Duration = Duration::from_secs(3 * 3600);
+const SETTLE_LIMIT: Duration = Duration::from_secs(5400);
 /// Between two looks.
 const LOOK: Duration = Duration::from_secs(20);
 /// For how long it must stay as it is.
