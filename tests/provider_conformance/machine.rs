@@ -11,7 +11,7 @@ use forebay::runtime::rng;
 use forebay::runtime::tasks::Tasks;
 use forebay::types::InstanceId;
 use forebay::types::launch::ProviderInstance;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, getpgrp, kill_process};
 use tokio::sync::Notify;
 
 use super::{LIMIT, World, granted, id, instance_type, provider_name, until};
@@ -106,7 +106,8 @@ impl World for Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        let groups: BTreeSet<_> = self.tagged().iter().map(|process| process.group).collect();
+        let mut groups: BTreeSet<_> = self.tagged().iter().map(|process| process.group).collect();
+        groups.remove(&getpgrp().as_raw_nonzero().get());
         for process in processes(|_| true).iter().filter(|p| groups.contains(&p.group)) {
             kill(process.pid, Signal::KILL);
         }
