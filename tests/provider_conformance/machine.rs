@@ -106,10 +106,12 @@ impl World for Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        let mut groups: BTreeSet<_> = self.tagged().iter().map(|process| process.group).collect();
+        let tagged = self.tagged();
+        let mut groups: BTreeSet<_> = tagged.iter().map(|process| process.group).collect();
         groups.remove(&getpgrp().as_raw_nonzero().get());
-        for process in processes(|_| true).iter().filter(|p| groups.contains(&p.group)) {
-            kill(process.pid, Signal::KILL);
+        let family = processes(|_| true).into_iter().filter(|p| groups.contains(&p.group));
+        for pid in tagged.iter().map(|process| process.pid).chain(family.map(|p| p.pid)) {
+            kill(pid, Signal::KILL);
         }
     }
 }
