@@ -53,6 +53,32 @@ pub struct InstanceTypeSpec {
     pub price_per_hour: Option<f64>,
     /// Power draw in watts, a fact for reports.
     pub watts: Option<f64>,
+    /// Which engine its workers are; `None`: not told, so nothing engine-specific is assumed.
+    pub engine: Option<Engine>,
+}
+
+/// The inference engine behind a worker: which health path, overload answers, metric names and drain
+/// habits to expect of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Engine {
+    /// vLLM.
+    #[serde(rename = "vllm")]
+    Vllm,
+    /// SGLang.
+    #[serde(rename = "sglang")]
+    Sglang,
+    /// Text Generation Inference.
+    #[serde(rename = "tgi")]
+    Tgi,
+    /// Triton Inference Server.
+    #[serde(rename = "triton")]
+    Triton,
+    /// The server of llama.cpp.
+    #[serde(rename = "llama.cpp")]
+    LlamaCpp,
+    /// Anything else that speaks OpenAI's API.
+    #[serde(rename = "openai")]
+    OpenAi,
 }
 
 /// An endpoint: a name with one or more variants behind it.

@@ -234,7 +234,7 @@ async fn static_servers_conform() {
         }
     }
     let servers = Servers(provider());
-    servers.0.adopt([]);
+    servers.0.adopt(&[]);
     conforms(servers).await;
 }
 

@@ -1,0 +1,5 @@
+//! Tests of the controller, by theme, over the little [`world`].
+
+mod basics;
+mod specs;
+mod world;
