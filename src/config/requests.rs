@@ -30,6 +30,7 @@ pub(super) fn read(table: &Table<'_>) -> RequestPolicy {
         retry_percent: table.number_or("retry_percent", limits::PERCENT, default.retry_percent),
         caller_header: header(table, "caller_header").unwrap_or(default.caller_header),
         priority_header: header(table, "priority_header"),
+        sticky_header: header(table, "sticky_header"),
         slow_start: limits::duration_or(table, "slow_start", Span::Any, default.slow_start),
         ejection: EjectionPolicy {
             threshold: table.number_or(
