@@ -207,6 +207,7 @@ fn print_errors(lines: impl IntoIterator<Item = impl Display>) {
 
 /// Stands in for modules that other branches bring. Once they are here, delete this and write
 /// `use forebay::{cli, sim, worker};` above.
+#[allow(clippy::unused_async, reason = "the real ones wait for a manager")]
 mod pending {
     pub(crate) mod worker {
         #[derive(Debug, clap::Args)]

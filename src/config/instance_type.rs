@@ -1,6 +1,6 @@
 //! `[instance_type.NAME]`: who provides it and what one instance of it can do.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::limits;
 use super::mistake::Sink;
@@ -23,8 +23,8 @@ pub(super) struct InstanceTypes {
 /// Reads all instance types, and warns of providers that none of them uses.
 pub(super) fn read(root: &Table<'_>, providers: &Providers) -> InstanceTypes {
     let mut types = InstanceTypes::default();
-    let mut servers = Vec::new();
-    let mut used = Vec::new();
+    let mut servers = BTreeMap::new();
+    let mut used = BTreeSet::new();
     for (name, table) in root.named_tables("instance_type") {
         if table.has_only_tables() {
             split_names(*name, &table, &mut types);
@@ -43,7 +43,7 @@ pub(super) fn read(root: &Table<'_>, providers: &Providers) -> InstanceTypes {
         }
     }
     for (name, provider) in &providers.known {
-        if !used.iter().any(|used| used.as_str() == name) {
+        if !used.contains(name.as_str()) {
             let rule = format!("provider \"{name}\" is unused: no instance type names it");
             root.sink().warning(provider.at, rule);
         }
@@ -82,7 +82,7 @@ fn instance_type(
     table: &Table<'_>,
     provider: Option<&Located<ProviderName>>,
     kind: Option<Kind>,
-    servers: &mut Vec<Located<Address>>,
+    servers: &mut BTreeMap<Address, usize>,
 ) -> Option<InstanceTypeSpec> {
     let protocol = table.get::<Protocol>("protocol");
     let capacity = capacity(table, kind);
@@ -121,7 +121,7 @@ fn capacity(table: &Table<'_>, kind: Option<Kind>) -> Option<u32> {
 fn addresses(
     table: &Table<'_>,
     kind: Option<Kind>,
-    servers: &mut Vec<Located<Address>>,
+    servers: &mut BTreeMap<Address, usize>,
 ) -> Vec<Located<Address>> {
     let addresses = match kind {
         Some(Kind::Process) => {
@@ -142,14 +142,16 @@ fn addresses(
         table.sink().error(addresses.at, "`addresses` must name at least one server");
     }
     for address in &addresses.value {
-        match servers.iter().find(|known| known.value == address.value) {
+        match servers.get(&address.value) {
             Some(known) => {
-                let line = table.sink().line(known.at);
+                let line = table.sink().line(*known);
                 let rule =
                     format!("the server {} is already in line {line}; name it once", address.value);
                 table.sink().error(address.at, rule);
             }
-            None => servers.push(address.clone()),
+            None => {
+                servers.insert(address.value.clone(), address.at);
+            }
         }
     }
     addresses.value

@@ -72,8 +72,8 @@ pub fn load(path: &Path) -> Result<(Config, Vec<Mistake>), Vec<Mistake>> {
 /// # Errors
 /// As [`load`].
 pub fn load_str(text: &str, file_name: &str) -> Result<(Config, Vec<Mistake>), Vec<Mistake>> {
-    let (document, syntax) = DeTable::parse_recoverable(text);
-    let syntax = syntax.iter().map(|error| syntax::describe(error, text)).collect();
+    let (mended, syntax) = syntax::mend(text);
+    let (document, _) = DeTable::parse_recoverable(&mended);
     let sink = Sink::new(text, syntax);
     let config = read(&Table::new(document.get_ref(), 0, "the file", &sink));
     let failed = sink.errors() > 0;

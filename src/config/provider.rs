@@ -72,7 +72,7 @@ pub(super) fn read(root: &Table<'_>) -> Providers {
         let kind = kind.map(|found| found.value);
         let config = match kind {
             Some(Kind::Process) => process(&table),
-            Some(Kind::Static) => fixed(&table),
+            Some(Kind::Static) => Some(fixed(&table)),
             None => {
                 ignore_all(&table);
                 None
@@ -103,14 +103,14 @@ fn process(table: &Table<'_>) -> Option<ProviderConfig> {
     })
 }
 
-fn fixed(table: &Table<'_>) -> Option<ProviderConfig> {
+fn fixed(table: &Table<'_>) -> ProviderConfig {
     for key in ["command", "env", "logs"] {
         table.refuse(
             key,
             "has no meaning for a provider of kind \"static\", which launches nothing",
         );
     }
-    Some(ProviderConfig::Static)
+    ProviderConfig::Static
 }
 
 /// Without a kind, nothing can be said about the other keys.
