@@ -9,9 +9,9 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 use forebay::telemetry::logs;
 use forebay::types::Address;
-use forebay::{app, config};
+use forebay::{app, config, worker};
 
-use pending::{cli, sim, worker};
+use pending::{cli, sim};
 
 /// Capacity-aware instance pools in front of any set of model servers
 #[derive(Debug, Parser)]
@@ -209,15 +209,6 @@ fn print_errors(lines: impl IntoIterator<Item = impl Display>) {
 /// `use forebay::{cli, sim, worker};` above.
 #[allow(clippy::unused_async, reason = "the real ones wait for a manager")]
 mod pending {
-    pub(crate) mod worker {
-        #[derive(Debug, clap::Args)]
-        pub(crate) struct WorkerOptions {}
-
-        pub(crate) fn run(_: WorkerOptions) -> Result<(), std::io::Error> {
-            Err(std::io::ErrorKind::Unsupported.into())
-        }
-    }
-
     pub(crate) mod sim {
         pub(crate) fn simulate(_: &std::path::Path, _: u64) -> Result<String, std::io::Error> {
             Err(std::io::ErrorKind::Unsupported.into())
