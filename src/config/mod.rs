@@ -29,7 +29,7 @@ use toml::de::DeTable;
 pub use manager::{ManagerConfig, OnExit, StoreConfig};
 use mistake::Sink;
 pub use mistake::{Mistake, Position, Severity};
-pub use provider::{PLACEHOLDERS, ProviderConfig};
+pub use provider::ProviderConfig;
 pub use proxy::{AdminConfig, ProxyConfig};
 use reader::Table;
 
