@@ -239,7 +239,7 @@ fn mistakes_in_providers() {
             "command = [\"{forebay}\", \"worker\", \"--listen\", \"{address}\"]",
             "command = [\"serve\"]",
             &[
-                "0:11: warning: `command` has neither {address} nor {port}, so the worker is not told where to listen",
+                "0:11: warning: `command` has neither {address} nor {port}; its worker must take FOREBAY_ADDRESS from its environment to know where to listen",
             ],
         ),
         (
@@ -306,6 +306,13 @@ fn mistakes_in_instance_types() {
             "engine = \"vlm\"",
             &[
                 "0:10: error: `engine` must be one of \"vllm\", \"sglang\", \"tgi\", \"triton\", \"llama.cpp\", \"openai\", not \"vlm\"; did you mean \"vllm\"?",
+            ],
+        ),
+        (
+            "max_concurrency = 20",
+            "on_client_abort = \"finsh\"",
+            &[
+                "0:19: error: `on_client_abort` must be one of \"cancel\", \"finish\", not \"finsh\"; did you mean \"finish\"?",
             ],
         ),
         (
@@ -459,6 +466,15 @@ fn mistakes_in_endpoints_and_variants() {
                 "0:25: error: `unhealthy_threshold` must be 1 to 1000, not 0",
                 "1:21: error: `health_interval` must be 1ms to 1year, not 0s",
                 "2:25: error: `rebalance_max_share` must be 0 to 1, not 1.5",
+            ],
+        ),
+        (
+            "health_path = \"/ping\"",
+            "replay = \"always\"\n  ejection_threshold = -1\n  caller_header = \"two words\"",
+            &[
+                "0:12: error: `replay` must be one of \"by_path\", \"before_first_byte\", \"never_sent\", not \"always\"",
+                "1:24: error: `ejection_threshold` must not be negative",
+                "2:19: error: `caller_header` must be the name of a header, such as \"x-api-key\"",
             ],
         ),
         (

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use forebay::config::{self, Config, ProviderConfig};
-use forebay::types::spec::{Fallback, VariantSpec};
+use forebay::types::spec::{Fallback, RequestPolicy, VariantSpec};
 
 fn example(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("config").join(name)
@@ -134,6 +134,7 @@ fn defaults_are_the_documented_ones() {
     assert_eq!(variant.drain_timeout, Duration::from_secs(600));
     assert_eq!(variant.health.path, "/ping");
     assert_eq!(variant.queue.limit, 1_024);
+    assert_eq!(variant.requests, RequestPolicy::default());
     assert_eq!(variant.pools.iter().map(|pool| pool.priority).collect::<Vec<_>>(), [1, 2, 3]);
 }
 
@@ -229,6 +230,9 @@ fn commented_keys_of_the_reference_are_valid_too() {
     assert!(warnings.is_empty(), "{warnings:?}");
     assert!(config.proxy.manager.is_some() && config.manager.on_exit.is_some());
     assert_eq!(config.proxy.threads, 2);
+    let requests = &only_variant(&config).requests;
+    assert_eq!(requests.priority_header.as_deref(), Some("x-priority"));
+    assert_eq!(requests.stall_timeout, Some(Duration::from_secs(60)));
     assert_eq!(only_variant(&config).scale_to_zero_after, Some(Duration::from_secs(900)));
     let p5 = &config.fleet.instance_types["ml.p5.48xlarge"];
     assert!(p5.engine.is_some() && p5.price_per_hour.is_some() && p5.watts.is_some());

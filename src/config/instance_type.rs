@@ -8,7 +8,7 @@ use super::provider::{Kind, Providers};
 use super::reader::{Located, Table};
 use super::suggest;
 use super::values::shortened;
-use crate::types::spec::InstanceTypeSpec;
+use crate::types::spec::{InstanceTypeSpec, OnClientAbort};
 use crate::types::{Address, InstanceTypeName, Protocol, ProviderName};
 
 /// What the file says about instance types. As with providers, wrong ones are known too.
@@ -93,6 +93,7 @@ fn instance_type(
     let amount = |key| table.get_in(key, limits::AMOUNT, f64::to_string).map(|found| found.value);
     let spec = InstanceTypeSpec {
         capacity,
+        on_client_abort: table.or("on_client_abort", OnClientAbort::default()),
         max_concurrency: table.number_or("max_concurrency", limits::CONCURRENCY, 256),
         copies: table.number_or("copies", limits::COPIES, 1),
         protocol: protocol.map_or_else(Protocol::default, |found| found.value),

@@ -145,8 +145,7 @@ fn check_command(command: &Located<Vec<Located<String>>>, sink: &Sink<'_>) {
         }
     }
     if !tells_where {
-        let rule =
-            "`command` has neither {address} nor {port}, so the worker is not told where to listen";
+        let rule = "`command` has neither {address} nor {port}; its worker must take FOREBAY_ADDRESS from its environment to know where to listen";
         sink.warning(command.at, rule);
     }
 }

@@ -111,6 +111,7 @@ impl FakeProvider {
     }
 
     /// Ends an instance from outside, as a crash would. Whether it ran.
+    #[must_use]
     pub fn end(&self, instance: &InstanceId, reason: &str) -> bool {
         self.change(instance, |one| {
             one.status = ProviderStatus::Ended { reason: reason.to_owned() };
@@ -118,11 +119,13 @@ impl FakeProvider {
     }
 
     /// Announces that an instance will be taken away. Whether it ran.
+    #[must_use]
     pub fn interrupt(&self, instance: &InstanceId, at: Timestamp) -> bool {
         self.change(instance, |one| one.interruption_at = Some(at))
     }
 
     /// Makes a running instance one that is accepted and does not run yet, or back. Whether it ran.
+    #[must_use]
     pub fn set_pending(&self, instance: &InstanceId, is_pending: bool) -> bool {
         self.change(instance, |one| {
             one.status = if is_pending { ProviderStatus::Pending } else { ProviderStatus::Running };

@@ -9,6 +9,7 @@ use futures_util::future::BoxFuture;
 
 use super::Provider;
 use crate::types::launch::{LaunchBatch, LaunchOutcome, ProviderInstance};
+use crate::types::record::InstanceRecord;
 use crate::types::{InstanceId, ProviderError};
 
 /// How long each call may take.
@@ -58,6 +59,10 @@ async fn within<T>(
 }
 
 impl Provider for Limited {
+    fn adopt(&self, records: &[InstanceRecord]) {
+        self.inner.adopt(records);
+    }
+
     fn list(&self) -> BoxFuture<'_, Result<Vec<ProviderInstance>, ProviderError>> {
         Box::pin(async { within(self.limits.list, "list", self.inner.list()).await? })
     }

@@ -27,10 +27,15 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 
 use crate::types::launch::{LaunchBatch, LaunchOutcome, ProviderInstance};
+use crate::types::record::InstanceRecord;
 use crate::types::{InstanceId, ProviderError};
 
 /// Runs instances for us. Object-safe; called from many tasks at once.
 pub trait Provider: Send + Sync + 'static {
+    /// Told once, before any other call, what the manager has recorded of its instances. For providers
+    /// that have no memory of their own; others find out what runs by looking.
+    fn adopt(&self, _records: &[InstanceRecord]) {}
+
     /// Everything that carries our owner tag and has not been forgotten by the provider, whatever its
     /// state. Ended instances may be listed for a while (`ProviderStatus::Ended`) or be missing: both
     /// mean that they run no more. One that was granted a moment ago must be listed.

@@ -8,6 +8,7 @@ use futures_util::future::BoxFuture;
 use super::Provider;
 use crate::runtime::clock;
 use crate::types::launch::{LaunchBatch, LaunchOutcome, ProviderInstance};
+use crate::types::record::InstanceRecord;
 use crate::types::{InstanceId, ProviderError, ProviderName};
 
 /// How long provider calls take: a histogram in seconds with the labels `InstanceType` (always `none`),
@@ -64,6 +65,10 @@ fn result_of(outcomes: &[LaunchOutcome]) -> &'static str {
 }
 
 impl Provider for Observed {
+    fn adopt(&self, records: &[InstanceRecord]) {
+        self.inner.adopt(records);
+    }
+
     fn list(&self) -> BoxFuture<'_, Result<Vec<ProviderInstance>, ProviderError>> {
         Box::pin(async {
             let began = clock::monotonic();

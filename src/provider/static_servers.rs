@@ -64,25 +64,6 @@ impl StaticProvider {
         provider
     }
 
-    /// Takes in what was granted before the manager started: the records of this provider's instances
-    /// (others are passed over) that have an address. To be called once before any other call, with
-    /// nothing if nothing is recorded.
-    pub fn adopt<'a>(&self, records: impl IntoIterator<Item = &'a InstanceRecord>) {
-        let mut state = self.state();
-        for record in records.into_iter().filter(|record| record.provider == self.name) {
-            let Some(address) = record.address.clone() else { continue };
-            let granted = Granted {
-                instance_type: record.instance_type.clone(),
-                address,
-                variant: record.variant.clone(),
-                leaves_at: None,
-            };
-            state.granted.insert(record.id.clone(), granted);
-        }
-        state.is_adopted = true;
-        state.note_removed();
-    }
-
     /// Replaces the addresses there are. An instance whose address is no longer among them is listed
     /// with an interruption in ten minutes, so that it is replaced first and drained then.
     pub fn set_addresses(
@@ -192,6 +173,24 @@ impl State {
 }
 
 impl Provider for StaticProvider {
+    /// Takes in what was granted before the manager started: the records of this provider's instances
+    /// (others are passed over) that have an address.
+    fn adopt(&self, records: &[InstanceRecord]) {
+        let mut state = self.state();
+        for record in records.iter().filter(|record| record.provider == self.name) {
+            let Some(address) = record.address.clone() else { continue };
+            let granted = Granted {
+                instance_type: record.instance_type.clone(),
+                address,
+                variant: record.variant.clone(),
+                leaves_at: None,
+            };
+            state.granted.insert(record.id.clone(), granted);
+        }
+        state.is_adopted = true;
+        state.note_removed();
+    }
+
     fn list(&self) -> BoxFuture<'_, Result<Vec<ProviderInstance>, ProviderError>> {
         Box::pin(async { Ok(self.ready()?.list()) })
     }
@@ -254,14 +253,14 @@ mod tests {
         assert!(matches!(launch(&provider, "a").await, Err(ProviderError::Unavailable { .. })));
         let ended = provider.terminate(id("a"), Duration::ZERO).await;
         assert!(matches!(ended, Err(ProviderError::Unavailable { .. })));
-        provider.adopt([]);
+        provider.adopt(&[]);
         assert_eq!(provider.list().await, Ok(vec![]));
     }
 
     #[tokio::test]
     async fn a_failing_server_goes_to_the_end_of_the_queue() {
         let provider = provider(&[1, 2, 3]);
-        provider.adopt([]);
+        provider.adopt(&[]);
         assert_eq!(launch(&provider, "a").await, Ok(address(1)));
         assert_eq!(provider.terminate(id("a"), Duration::ZERO).await, Ok(()));
         assert_eq!(launch(&provider, "b").await, Ok(address(2)));
@@ -278,7 +277,7 @@ mod tests {
     #[tokio::test]
     async fn an_address_that_leaves_the_config_is_announced() {
         let provider = provider(&[1, 2]);
-        provider.adopt([]);
+        provider.adopt(&[]);
         assert_eq!(launch(&provider, "a").await, Ok(address(1)));
         let interruption = async || provider.list().await.expect("answers")[0].interruption_at;
         assert_eq!(interruption().await, None);
@@ -299,7 +298,7 @@ mod tests {
         let other = InstanceTypeName::new("h100").expect("valid");
         let [a100] = addresses(&[1]);
         provider.set_addresses([a100, (other, vec![address(1)])]);
-        provider.adopt([]);
+        provider.adopt(&[]);
         assert!(launch(&provider, "a").await.is_ok());
         let refused = provider.launch(batch("h100", &["b"])).await.remove(0).result;
         assert!(matches!(refused, Err(ProviderError::InsufficientCapacity { .. })));

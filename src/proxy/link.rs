@@ -117,7 +117,10 @@ impl Link {
                     }
                 }
                 Err(error) => {
-                    tracing::warn!(manager = %self.options.manager, %error, "cannot follow the manager's table; serving on with the last one");
+                    if retry == FIRST_RETRY {
+                        let error = &error as &dyn std::error::Error;
+                        tracing::warn!(manager = %self.options.manager, error, "cannot follow the manager's table; serving on with the last one");
+                    }
                     tokio::time::sleep(jittered(retry)).await;
                     retry = (retry * 2).min(LAST_RETRY);
                 }
@@ -150,10 +153,15 @@ impl Link {
         loop {
             let report = self.router.report();
             match self.report(&report).await {
-                Ok(()) => reached = true,
+                Ok(()) if !reached => {
+                    reached = true;
+                    tracing::info!(manager = %self.options.manager, "the manager takes reports again");
+                }
+                Ok(()) => {}
                 Err(error) if reached => {
                     reached = false;
-                    tracing::warn!(manager = %self.options.manager, %error, "cannot report to the manager");
+                    let error = &error as &dyn std::error::Error;
+                    tracing::warn!(manager = %self.options.manager, error, "cannot report to the manager");
                 }
                 Err(_) => {}
             }

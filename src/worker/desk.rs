@@ -20,6 +20,8 @@ pub(super) struct Desk {
     completed: AtomicU64,
     cancelled: AtomicU64,
     failed: AtomicU64,
+    max_running: AtomicUsize,
+    max_waiting: AtomicUsize,
 }
 
 #[derive(Debug)]
@@ -44,6 +46,10 @@ pub(super) struct Counts {
     pub(super) cancelled: u64,
     /// Requests that were refused, or failed as told.
     pub(super) failed: u64,
+    /// The most requests that were ever in a slot at once.
+    pub(super) max_running: usize,
+    /// The most requests that were ever in the queue at once.
+    pub(super) max_waiting: usize,
 }
 
 /// The queue holds as many as it may.
@@ -66,6 +72,8 @@ impl Desk {
             completed: AtomicU64::new(0),
             cancelled: AtomicU64::new(0),
             failed: AtomicU64::new(0),
+            max_running: AtomicUsize::new(0),
+            max_waiting: AtomicUsize::new(0),
         }
     }
 
@@ -97,6 +105,8 @@ impl Desk {
             completed: self.completed.load(Ordering::Relaxed),
             cancelled: self.cancelled.load(Ordering::Relaxed),
             failed: self.failed.load(Ordering::Relaxed),
+            max_running: self.max_running.load(Ordering::Relaxed),
+            max_waiting: self.max_waiting.load(Ordering::Relaxed),
         }
     }
 
@@ -204,8 +214,14 @@ impl Ticket {
         }
         match place {
             Place::Outside => {}
-            Place::Waiting => _ = self.desk.waiting.fetch_add(1, Ordering::Relaxed),
-            Place::Running(_) => _ = self.desk.running.fetch_add(1, Ordering::Relaxed),
+            Place::Waiting => {
+                let now = self.desk.waiting.fetch_add(1, Ordering::Relaxed) + 1;
+                self.desk.max_waiting.fetch_max(now, Ordering::Relaxed);
+            }
+            Place::Running(_) => {
+                let now = self.desk.running.fetch_add(1, Ordering::Relaxed) + 1;
+                self.desk.max_running.fetch_max(now, Ordering::Relaxed);
+            }
         }
         self.place = place;
     }

@@ -5,21 +5,102 @@
 //! [`Controller::handle_timeout`] when [`Controller::poll_timeout`] is due. [`Action::Persist`] must be
 //! durable before any later action is begun; other actions may run side by side and answer by an event
 //! when they are done. An action that never answers delays nothing but itself.
+//!
+//! # Where to read
+//! * `machine`: the life of an instance, one table. `life` applies it and does what each edge entails.
+//! * `start`: what is restored, and how a new spec is taken over.
+//! * `listed`, `launched`, `health`, `drain`, `demand`: what each kind of event means.
+//! * `round`: carries out a [`crate::decision::plan::Plan`] for one variant. All sizes, turns and orders
+//!   of leaving are decided in the planner.
+//! * `commit`: one handled event becomes one `Persist`, one `Publish` if the table changed, and then the
+//!   other actions, in this order.
+//! * `view`, [`preview()`]: what people see.
+//!
+//! # Rules
+//! * **Nothing on a partial picture.** A variant is planned for only after every provider that its pools
+//!   or its instances use has answered one `List`. A provider that hangs delays only those. Instances
+//!   restored as `InService` are published at once, so that traffic goes on.
+//! * **Recorded first.** A launch's record (`Pending`) is durable before the launch, whose id is its
+//!   token. After a crash, or an answer `Unavailable`, the same id is asked for again, or terminated, and
+//!   a record is deleted only when a later list proves that the instance is not there. What a list shows
+//!   and no record knows is an orphan and is terminated.
+//! * **Silence must be certain.** A list proves an instance's absence only if the list was begun after
+//!   the provider last answered about it.
+//! * **Drain.** A leaving instance is out of the table first; it is stopped when every live proxy has
+//!   applied that table or a later one and has nothing outstanding at it, or its deadline has passed. A
+//!   proxy is live for [`PROXY_LEASE`] after a report; for [`RECONNECT_GRACE`] after a start nobody is
+//!   believed to be missing.
+//! * **Failures are not shortage.** A launch that is rejected, or an instance that ends or stays
+//!   unhealthy while it starts (or within [`QUICK_DEATH`] of being in service), blocks its pool for that
+//!   variant, for a time that doubles; other pools are not asked in its place. Blocks and the pace of
+//!   moves are in memory only: a restart tries once more.
+//! * **What a reload changes.** Counts, pools, priorities, limits and policies apply at once;
+//!   `max_concurrency` also to running instances. Models and copies of running instances stay as they
+//!   were launched (changing those is a deployment). Instances of a removed pool leave once they are
+//!   replaced, those of a removed variant at once.
+//! * **Demand is latched.** A request at a variant at zero wakes it once, sized to the need; it goes back
+//!   to zero only after it has served, and then only without a request for `scale_to_zero_after`.
 
+mod commands;
+mod commit;
+mod demand;
+mod drain;
+mod events;
+mod fleet;
+mod health;
+mod jitter;
+mod journal;
+mod launched;
+mod life;
+mod listed;
+mod machine;
+mod preview;
+mod providers;
+mod round;
+mod start;
+#[cfg(test)]
+pub(crate) mod tests;
+mod timers;
+mod variant;
+mod view;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use thiserror::Error;
 
 use crate::types::launch::{LaunchBatch, LaunchOutcome, ProviderInstance};
-use crate::types::record::{Change, StoredState};
+use crate::types::record::{CapacityKey, CapacityRecord, Change, StoredState};
 use crate::types::report::ProxyReport;
 use crate::types::spec::FleetSpec;
 use crate::types::status::{Explanation, FleetStatus};
 use crate::types::table::RoutingTable;
 use crate::types::{
-    Address, EndpointName, Generation, InstanceId, ProviderError, ProviderName, Timestamp,
-    VariantKey,
+    Address, EndpointName, Generation, InstanceId, InstanceTypeName, Protocol, ProviderError,
+    ProviderName, ProxyId, Timestamp, VariantKey,
 };
+
+pub use events::EventKind;
+pub use machine::{Next, Trigger, next};
+pub use preview::preview;
+
+use drain::Proxy;
+use fleet::Fleet;
+use jitter::Jitter;
+use journal::Journal;
+use providers::ProviderView;
+use timers::Timers;
+use variant::Variant;
+
+/// A proxy that has not reported for this long is forgotten.
+pub const PROXY_LEASE: Duration = Duration::from_secs(10);
+/// After a start, proxies have this long to report before they are believed not to exist.
+pub const RECONNECT_GRACE: Duration = Duration::from_secs(3);
+/// An instance that dies this soon after coming into service counts as one that failed to start.
+pub const QUICK_DEATH: Duration = Duration::from_secs(30);
+/// The longest that a pool without capacity is not asked first.
+pub const HOLD_CAP: Duration = Duration::from_secs(300);
 
 /// What has happened.
 #[derive(Debug, Clone)]
@@ -58,6 +139,8 @@ pub enum Event {
     Reported(ProxyReport),
     /// The operator wants another fleet from now on.
     Reconfigured(Arc<FleetSpec>),
+    /// A provider has news (an instance ended, an address is known): list it soon.
+    ProviderNudged(ProviderName),
 }
 
 /// What is to be done.
@@ -92,7 +175,7 @@ pub enum Action {
         /// The path of the GET.
         path: String,
         /// How long the answer may take.
-        timeout: std::time::Duration,
+        timeout: Duration,
     },
     /// Hand this table to every proxy.
     Publish(Arc<RoutingTable>),
@@ -101,7 +184,30 @@ pub enum Action {
 /// The state of the whole fleet and what is under way.
 #[derive(Debug)]
 pub struct Controller {
-    actions: std::collections::VecDeque<Action>,
+    epoch: u64,
+    started_at: Timestamp,
+    spec: Arc<FleetSpec>,
+    jitter: Jitter,
+    fleet: Fleet,
+    variants: BTreeMap<VariantKey, Variant>,
+    providers: BTreeMap<ProviderName, ProviderView>,
+    proxies: BTreeMap<ProxyId, Proxy>,
+    capacities: BTreeMap<CapacityKey, CapacityRecord>,
+    capacity_errors: BTreeMap<(VariantKey, InstanceTypeName), u64>,
+    /// What each type speaks, also those that have left the config while instances of them run.
+    protocols: BTreeMap<InstanceTypeName, Protocol>,
+    next_generation: u64,
+    journal: Journal,
+    timers: Timers,
+    /// Variants to be planned for before the event is done with.
+    dirty: BTreeSet<VariantKey>,
+    /// Instances whose timers are to be set anew.
+    touched: BTreeSet<InstanceId>,
+    table: Arc<RoutingTable>,
+    table_dirty: bool,
+    /// Actions that follow the commit of what led to them.
+    after: Vec<Action>,
+    actions: VecDeque<Action>,
 }
 
 /// Why a command was not taken.
@@ -147,11 +253,11 @@ pub enum CommandError {
     },
 }
 
-#[allow(unused_variables, clippy::needless_pass_by_value, clippy::unused_self, reason = "to come")]
 impl Controller {
     /// A controller that goes on from `stored`. `epoch` is the lease's and becomes the table's;
     /// `seed` is the origin of all its jitter.
     #[must_use]
+    #[allow(clippy::needless_pass_by_value, reason = "the caller shares its spec with it for good")]
     pub fn new(
         epoch: u64,
         now: Timestamp,
@@ -159,14 +265,30 @@ impl Controller {
         stored: StoredState,
         seed: u64,
     ) -> Self {
-        Self { actions: std::collections::VecDeque::new() }
+        Self::start(epoch, now, &spec, stored, seed)
     }
 
     /// Takes in what has happened.
-    pub fn handle_event(&mut self, now: Timestamp, event: Event) {}
+    pub fn handle_event(&mut self, now: Timestamp, event: Event) {
+        match event {
+            Event::Listed { provider, result } => self.listed(now, &provider, result),
+            Event::Launched { provider, outcomes } => self.launched(now, &provider, outcomes),
+            Event::Terminated { instance, result } => self.terminated(now, &instance, result),
+            Event::Probed { instance, generation, result } => {
+                self.probed(now, &instance, generation, result);
+            }
+            Event::Reported(report) => self.reported(now, &report),
+            Event::ProviderNudged(provider) => self.hasten_list(now, &provider),
+            Event::Reconfigured(spec) => self.adopt_spec(now, &spec),
+        }
+        self.settle(now);
+    }
 
     /// Does what is due at `now`.
-    pub fn handle_timeout(&mut self, now: Timestamp) {}
+    pub fn handle_timeout(&mut self, now: Timestamp) {
+        self.wake_due(now);
+        self.settle(now);
+    }
 
     /// The next thing to do, in order; `None` when there is nothing for now.
     pub fn poll_action(&mut self) -> Option<Action> {
@@ -176,7 +298,7 @@ impl Controller {
     /// When [`Controller::handle_timeout`] is to be called at the latest.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Timestamp> {
-        None
+        self.timers.next()
     }
 
     /// Sets how many instances a variant should have (`variant` may be left out where there is one).
@@ -190,7 +312,7 @@ impl Controller {
         variant: Option<&str>,
         count: u32,
     ) -> Result<VariantKey, CommandError> {
-        Err(CommandError::UnknownEndpoint(endpoint.to_owned()))
+        self.command_desired(now, endpoint, variant, count)
     }
 
     /// Drains one instance and lets it go; the fleet replaces it if it is then below its size.
@@ -198,13 +320,13 @@ impl Controller {
     /// # Errors
     /// [`CommandError::UnknownInstance`].
     pub fn drain(&mut self, now: Timestamp, instance: &str) -> Result<(), CommandError> {
-        Err(CommandError::UnknownInstance(instance.to_owned()))
+        self.command_drain(now, instance)
     }
 
     /// The fleet as it is.
     #[must_use]
     pub fn status(&self, now: Timestamp) -> FleetStatus {
-        FleetStatus::default()
+        self.view_status(now)
     }
 
     /// Why an endpoint's fleet is what it is.
@@ -212,6 +334,19 @@ impl Controller {
     /// # Errors
     /// [`CommandError::UnknownEndpoint`].
     pub fn explain(&self, now: Timestamp, endpoint: &str) -> Result<Explanation, CommandError> {
-        Err(CommandError::UnknownEndpoint(endpoint.to_owned()))
+        self.view_explanation(now, endpoint)
+    }
+
+    /// Launches refused for lack of capacity or quota since this controller started, one for each
+    /// instance refused: what `forebay_capacity_errors_total` counts.
+    #[must_use]
+    pub fn capacity_errors(&self) -> &BTreeMap<(VariantKey, InstanceTypeName), u64> {
+        &self.capacity_errors
+    }
+
+    /// The table that was last handed to [`Action::Publish`].
+    #[must_use]
+    pub fn table(&self) -> &Arc<RoutingTable> {
+        &self.table
     }
 }

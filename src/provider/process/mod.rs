@@ -102,8 +102,9 @@ struct Shared {
     config: ProcessConfig,
     capacity: Mutex<BTreeMap<InstanceTypeName, Option<u32>>>,
     scanner: Scanner,
-    /// Held over the whole of each call; taken before `table`, and only on threads that may block.
-    call: Mutex<()>,
+    /// Held over the whole of each call, and waited for without a thread: if the kernel holds up one
+    /// call, the others that pile up behind it cost nothing.
+    call: Arc<tokio::sync::Mutex<()>>,
     table: Mutex<Table>,
     ports: Mutex<Ports>,
     nudge: Arc<Notify>,
@@ -126,7 +127,7 @@ impl ProcessProvider {
             capacity: Mutex::new(config.capacity.clone()),
             config,
             scanner,
-            call: Mutex::default(),
+            call: Arc::default(),
             table: Mutex::default(),
             ports: Mutex::default(),
             nudge,
@@ -140,15 +141,18 @@ impl ProcessProvider {
         *locked(&self.shared.capacity) = capacity;
     }
 
-    /// Runs `work` where it may block. It goes on to its end even if the caller stops waiting.
+    /// Runs `work` where it may block, one after the other. Once begun, it goes on to its end even if
+    /// the caller stops waiting.
     async fn blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Arc<Shared>) -> T + Send + 'static,
     ) -> Result<T, ProviderError> {
         let shared = self.shared.clone();
+        let call = shared.call.clone().lock_owned().await;
         let done = tokio::task::spawn_blocking(move || {
-            let _call = locked(&shared.call);
-            work(&shared)
+            let done = work(&shared);
+            drop(call);
+            done
         });
         done.await.map_err(|error| ProviderError::unavailable(format!("call broke off: {error}")))
     }

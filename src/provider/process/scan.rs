@@ -6,7 +6,7 @@
 //! at the next scan and never remembered. And a worker's descendants inherit its environment, so a tag
 //! alone does not make a worker: see [`Snapshot::instances`].
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -47,6 +47,7 @@ pub(super) struct Tags {
 struct Process {
     key: ProcessKey,
     group: i32,
+    session: i32,
     has_execed: bool,
     tags: Option<Arc<Tags>>,
 }
@@ -66,8 +67,9 @@ pub(super) struct Found {
 }
 
 impl Snapshot {
-    /// Every instance that has at least one process. Its leader is the oldest that leads a process
-    /// group and has called `exec`: the one that was launched is both and older than all it started.
+    /// Every instance that has at least one process. The one that was launched leads a process group
+    /// and no session (who leads a group cannot become the leader of a session), has called `exec`, and
+    /// is older than all that it started.
     pub(super) fn instances(&self) -> BTreeMap<InstanceId, Found> {
         let mut found: BTreeMap<InstanceId, Found> = BTreeMap::new();
         for process in &self.0 {
@@ -78,7 +80,9 @@ impl Snapshot {
                 processes: Vec::new(),
             });
             entry.processes.push(process.key);
-            let leads = process.has_execed && process.group == process.key.pid;
+            let leads = process.has_execed
+                && process.group == process.key.pid
+                && process.session != process.key.pid;
             if leads && entry.leader.is_none_or(|leader| process.key < leader) {
                 entry.leader = Some(process.key);
                 entry.tags = tags.clone();
@@ -88,28 +92,26 @@ impl Snapshot {
     }
 
     /// The processes that belong to an instance: those with its tags, wherever they went, and those in
-    /// its leader's process group, whatever their environment.
+    /// a process group with one of them or in its leader's group, whatever their environment.
     pub(super) fn members(
         &self,
         instance: &InstanceId,
         leader: Option<ProcessKey>,
     ) -> Vec<ProcessKey> {
+        let has_tags =
+            |p: &&Process| p.tags.as_ref().is_some_and(|tags| tags.instance == *instance);
+        let mut groups: HashSet<i32> = self.0.iter().filter(has_tags).map(|p| p.group).collect();
         // A process group outlives its leader, and its id is not given out again while it does. Once
         // it is empty, the id may come back as another process' group, which that process leads.
-        let group = leader.filter(|leader| {
-            !self
-                .0
-                .iter()
-                .any(|p| p.key.pid == leader.pid && p.key.start_ticks != leader.start_ticks)
-        });
-        self.0
-            .iter()
-            .filter(|p| {
-                p.tags.as_ref().is_some_and(|tags| tags.instance == *instance)
-                    || group.is_some_and(|leader| p.group == leader.pid)
-            })
-            .map(|p| p.key)
-            .collect()
+        let is_another = |p: &Process, leader: ProcessKey| {
+            p.key.pid == leader.pid && p.key.start_ticks != leader.start_ticks
+        };
+        if let Some(leader) = leader
+            && !self.0.iter().any(|p| is_another(p, leader))
+        {
+            groups.insert(leader.pid);
+        }
+        self.0.iter().filter(|p| groups.contains(&p.group)).map(|p| p.key).collect()
     }
 }
 
@@ -156,6 +158,7 @@ impl Scanner {
             processes.push(Process {
                 key: stat.key,
                 group: stat.group,
+                session: stat.session,
                 has_execed: stat.has_execed(),
                 tags,
             });
@@ -221,6 +224,7 @@ struct Stat {
     key: ProcessKey,
     state: u8,
     group: i32,
+    session: i32,
     flags: u64,
 }
 
@@ -229,7 +233,7 @@ impl Stat {
         Self::parse(pid, &fs::read(format!("/proc/{pid}/stat")).ok()?)
     }
 
-    /// The fields are those of proc_pid_stat(5). The second one, the command's name in parentheses,
+    /// The fields are those of `proc_pid_stat(5)`. The second one, the command's name in parentheses,
     /// may itself hold blanks and parentheses: counting starts after the last one.
     fn parse(pid: i32, stat: &[u8]) -> Option<Self> {
         let after_name = stat.iter().rposition(|byte| *byte == b')')? + 1;
@@ -239,6 +243,7 @@ impl Stat {
             key: ProcessKey { pid, start_ticks: fields.get(19)?.parse().ok()? },
             state: *fields.first()?.as_bytes().first()?,
             group: fields.get(2)?.parse().ok()?,
+            session: fields.get(3)?.parse().ok()?,
             flags: fields.get(6)?.parse().ok()?,
         })
     }
@@ -264,6 +269,7 @@ mod tests {
         Process {
             key: ProcessKey { start_ticks, pid },
             group,
+            session: 1,
             has_execed: true,
             tags: tags.cloned(),
         }
@@ -283,7 +289,7 @@ mod tests {
         let text = b"42 (a) R 7 (b) S 1 41 40 0 -1 4194368 1 2 3 4 5 6 7 8 20 0 1 0 777 9 9\n";
         let stat = Stat::parse(42, text).expect("well-formed");
         assert_eq!(stat.key, ProcessKey { pid: 42, start_ticks: 777 });
-        assert_eq!((stat.state, stat.group), (b'S', 41));
+        assert_eq!((stat.state, stat.group, stat.session), (b'S', 41, 40));
         assert!(!stat.has_execed());
         assert!(Stat::parse(42, b"42 (a) S 1").is_none());
     }
@@ -314,7 +320,8 @@ mod tests {
         let found = snapshot.instances();
         let leader = found.values().next().expect("one").leader.expect("leads");
         assert_eq!(leader.pid, 20);
-        let only_children = Snapshot(vec![process(21, 5, 20, Some(&ours))]);
+        let a_session = Process { session: 22, ..process(22, 6, 22, Some(&ours)) };
+        let only_children = Snapshot(vec![process(21, 5, 20, Some(&ours)), a_session]);
         assert!(only_children.instances().values().all(|found| found.leader.is_none()));
     }
 

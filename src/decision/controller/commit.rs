@@ -1,0 +1,191 @@
+//! Ends the handling of an event: whoever is due is woken, rounds run until nothing is left to decide,
+//! and what changed becomes one `Persist`, one `Publish` if the table changed, then the other actions.
+
+use std::sync::Arc;
+
+use crate::types::record::Change;
+use crate::types::spec::{EndpointSpec, VariantSpec};
+use crate::types::table::{BackendRoute, EndpointRoute, RoutingTable, TableVersion, VariantRoute};
+use crate::types::{InstanceState, Timestamp, VariantKey};
+
+use super::fleet::{Instance, Launch};
+use super::timers::Waiter;
+use super::{Action, Controller};
+
+/// Rounds within one event; more than are ever needed, so that a mistake cannot spin.
+const ROUNDS_MAX: usize = 8;
+
+impl Controller {
+    /// Decides and commits until there is nothing left for `now`.
+    pub(super) fn settle(&mut self, now: Timestamp) {
+        for _ in 0..ROUNDS_MAX {
+            self.decide(now);
+            let newly_out = self.commit();
+            if !newly_out {
+                break;
+            }
+            self.check_drains(now);
+            if self.dirty.is_empty() && self.touched.is_empty() {
+                break;
+            }
+        }
+    }
+
+    fn decide(&mut self, now: Timestamp) {
+        for _ in 0..ROUNDS_MAX {
+            for key in std::mem::take(&mut self.dirty) {
+                self.round(now, &key);
+            }
+            self.rearm();
+            if !self.wake_due(now) && self.dirty.is_empty() {
+                break;
+            }
+        }
+    }
+
+    /// Wakes everybody whose timer is due; each once. Returns whether there was one.
+    pub(super) fn wake_due(&mut self, now: Timestamp) -> bool {
+        let mut due = Vec::new();
+        while let Some(waiter) = self.timers.pop_due(now) {
+            due.push(waiter);
+        }
+        let any = !due.is_empty();
+        for waiter in due {
+            match waiter {
+                Waiter::Reconnect => self.check_drains(now),
+                Waiter::Instance(id) => self.instance_due(now, &id),
+                Waiter::Variant(key) => {
+                    self.dirty.insert(key);
+                }
+                Waiter::Provider(name) => self.list_due(now, &name),
+                Waiter::Proxy(id) => self.forget_proxy(now, &id),
+            }
+        }
+        any
+    }
+
+    /// Sets the timers of the instances that were looked at.
+    fn rearm(&mut self) {
+        for id in std::mem::take(&mut self.touched) {
+            let due = self.fleet.get(&id).and_then(|instance| {
+                let key = &instance.record.variant;
+                let asks_again = instance.state() == InstanceState::Pending
+                    && matches!(instance.launch, Launch::Due(_));
+                if asks_again && self.unheard_provider(key).is_some() {
+                    return None;
+                }
+                let startup =
+                    self.variants.get(key).map(super::variant::Variant::startup_allowance);
+                instance.due(startup.unwrap_or_default())
+            });
+            self.timers.set(Waiter::Instance(id), due);
+        }
+    }
+
+    /// Hands out what is to be done. Returns whether an instance has just left the table.
+    fn commit(&mut self) -> bool {
+        let changes = self.take_changes();
+        if !changes.is_empty() {
+            self.actions.push_back(Action::Persist(changes));
+        }
+        let newly_out = self.publish();
+        self.actions.extend(self.after.drain(..));
+        newly_out
+    }
+
+    fn take_changes(&mut self) -> Vec<Change> {
+        let mut changes = Vec::new();
+        for key in std::mem::take(&mut self.journal.variants) {
+            changes.push(match self.variants.get(&key) {
+                Some(variant) => Change::PutVariant(variant.record.clone()),
+                None => Change::DeleteVariant(key),
+            });
+        }
+        for id in std::mem::take(&mut self.journal.instances) {
+            changes.push(match self.fleet.get(&id) {
+                Some(instance) => Change::PutInstance(instance.record.clone()),
+                None => Change::DeleteInstance(id),
+            });
+        }
+        for key in std::mem::take(&mut self.journal.capacities) {
+            changes.push(match self.capacities.get(&key) {
+                Some(record) => Change::PutCapacity(record.clone()),
+                None => Change::DeleteCapacity(key),
+            });
+        }
+        changes.extend(std::mem::take(&mut self.journal.new_events).into_iter().map(Change::Log));
+        changes
+    }
+
+    /// Publishes the table if it differs from the last. Returns whether an instance has left it.
+    fn publish(&mut self) -> bool {
+        if !std::mem::take(&mut self.table_dirty) {
+            return false;
+        }
+        let endpoints: Vec<_> = self.spec.endpoints.iter().map(|e| self.route(e)).collect();
+        let revision = self.table.version.revision;
+        if revision == 0 || endpoints != self.table.endpoints {
+            let version = TableVersion { epoch: self.epoch, revision: revision + 1 };
+            let table = RoutingTable { format: RoutingTable::FORMAT, version, endpoints };
+            self.table = Arc::new(table);
+            self.actions.push_back(Action::Publish(self.table.clone()));
+        }
+        let version = self.table.version;
+        let mut newly_out = false;
+        let draining: Vec<_> = self
+            .fleet
+            .in_state(InstanceState::Draining)
+            .filter(|i| i.out_since.is_none())
+            .map(|i| i.record.id.clone())
+            .collect();
+        for id in draining {
+            if let Some(instance) = self.fleet.get_mut(&id) {
+                instance.out_since = Some(version);
+                newly_out = true;
+            }
+        }
+        newly_out
+    }
+
+    fn route(&self, endpoint: &EndpointSpec) -> EndpointRoute {
+        let variants = endpoint.variants.iter().map(|variant| {
+            let key = VariantKey { endpoint: endpoint.name.clone(), variant: variant.name.clone() };
+            self.route_variant(&key, variant)
+        });
+        EndpointRoute { name: endpoint.name.clone(), variants: variants.collect() }
+    }
+
+    fn route_variant(&self, key: &VariantKey, spec: &VariantSpec) -> VariantRoute {
+        VariantRoute {
+            name: spec.name.clone(),
+            model: spec.model.clone(),
+            weight: spec.weight,
+            strategy: spec.routing,
+            queue_limit: spec.queue.limit,
+            queue_timeout_ms: u64::try_from(spec.queue.timeout.as_millis()).unwrap_or(u64::MAX),
+            hold_when_empty: spec.min_instance_count == 0,
+            requests: spec.requests.clone(),
+            backends: self.fleet.of(key).filter_map(|i| self.backend(i)).collect(),
+        }
+    }
+
+    fn backend(&self, instance: &Instance) -> Option<BackendRoute> {
+        let record = &instance.record;
+        if record.state != InstanceState::InService {
+            return None;
+        }
+        let kind = self.spec.instance_types.get(&record.instance_type);
+        Some(BackendRoute {
+            instance: record.id.clone(),
+            generation: record.generation,
+            instance_type: record.instance_type.clone(),
+            address: record.address.clone()?,
+            model: record.model.clone(),
+            copies: record.copies,
+            max_concurrency: record.max_concurrency,
+            protocol: self.protocols.get(&record.instance_type).copied().unwrap_or_default(),
+            engine: kind.and_then(|kind| kind.engine),
+            on_client_abort: kind.map(|kind| kind.on_client_abort).unwrap_or_default(),
+        })
+    }
+}

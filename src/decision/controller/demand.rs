@@ -1,0 +1,118 @@
+//! To zero and back: what the proxies see clients ask for, latched until something serves it.
+
+use std::time::Duration;
+
+use crate::types::report::ProxyReport;
+use crate::types::spec::VariantSpec;
+use crate::types::{InstanceState, Timestamp, VariantKey};
+
+use super::Controller;
+use super::events::{EventKind, Span};
+
+/// A variant with requests is looked at again this soon, to see whether it is idle.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+impl Controller {
+    /// Takes in a report's demand. `first` says that this proxy was not known before: its count of
+    /// arrivals is then the base to count from, unless the proxy has only just started.
+    pub(super) fn note_demand(&mut self, now: Timestamp, report: &ProxyReport, first: bool) {
+        let started_just_now = first && report.applied.epoch == 0;
+        for demand in &report.variants {
+            let others = self.demand_but(&demand.variant, report);
+            let serves = self.serves(&demand.variant);
+            let Some(variant) = self.variants.get_mut(&demand.variant) else { continue };
+            let base = variant.arrivals.insert(report.proxy.clone(), demand.arrivals);
+            let grew = match base {
+                Some(base) => demand.arrivals != base && demand.arrivals > 0,
+                None => started_just_now && demand.arrivals > 0,
+            };
+            let here = u64::from(demand.queued) + u64::from(demand.outstanding);
+            if here > 0 || grew {
+                variant.last_busy_at = now;
+            }
+            if !serves && (demand.queued > 0 || grew) {
+                let need = (here + others).max(1);
+                if need > variant.latched_demand {
+                    variant.latched_demand = need;
+                    self.dirty.insert(demand.variant.clone());
+                }
+            }
+        }
+    }
+
+    fn demand_but(&self, key: &VariantKey, report: &ProxyReport) -> u64 {
+        let others = self.proxies.iter().filter(|(id, _)| **id != report.proxy);
+        others
+            .filter_map(|(_, p)| p.demand.get(key))
+            .map(|(queued, running)| u64::from(*queued) + u64::from(*running))
+            .sum()
+    }
+
+    /// Requests waiting, and requests running, over all proxies.
+    pub(super) fn demand(&self, key: &VariantKey) -> (u64, u64) {
+        let all = self.proxies.values().filter_map(|p| p.demand.get(key));
+        all.fold((0, 0), |(q, r), (queued, running)| {
+            (q + u64::from(*queued), r + u64::from(*running))
+        })
+    }
+
+    fn serves(&self, key: &VariantKey) -> bool {
+        self.fleet.of(key).any(|i| i.state() == InstanceState::InService)
+    }
+
+    /// Wakes a variant, or lets it go to zero. Returns when it may go to zero at the earliest.
+    pub(super) fn follow_demand(
+        &mut self,
+        now: Timestamp,
+        key: &VariantKey,
+        spec: &VariantSpec,
+    ) -> Option<Timestamp> {
+        if spec.min_instance_count > 0 {
+            return None;
+        }
+        let (queued, running) = self.demand(key);
+        let serves = self.serves(key);
+        let slots = self.slots_of_first_pool(spec);
+        let variant = self.variants.get_mut(key)?;
+        let desired = variant.record.desired;
+        if variant.latched_demand > 0 && (desired == 0 || variant.waking) {
+            let need = u32::try_from(variant.latched_demand.div_ceil(slots)).unwrap_or(u32::MAX);
+            let need = need.clamp(1, spec.max_instance_count.max(1));
+            if need > desired {
+                let requests = variant.latched_demand;
+                variant.waking = true;
+                variant.record.desired = need;
+                self.journal.variants.insert(key.clone());
+                let message = format!(
+                    "{requests} requests wake {key}: {need} instances desired, {slots} requests each"
+                );
+                self.log(now, EventKind::Woken, key, None, message);
+            }
+            return None;
+        }
+        let after = spec.scale_to_zero_after?;
+        if desired == 0 || !serves || variant.waking || !variant.record.was_in_service {
+            return None;
+        }
+        let at = variant.last_busy_at + after;
+        if queued + running > 0 {
+            return Some(at.max(now + LOOK_AGAIN));
+        }
+        if now < at {
+            return Some(at);
+        }
+        variant.record.desired = 0;
+        self.journal.variants.insert(key.clone());
+        let message =
+            format!("{key} goes from {desired} instances to zero: no request for {}", Span(after));
+        self.log(now, EventKind::ToZero, key, None, message);
+        None
+    }
+
+    /// Requests that one instance of the most preferred pool takes at once.
+    fn slots_of_first_pool(&self, spec: &VariantSpec) -> u64 {
+        let first = spec.pools.first();
+        let kind = first.and_then(|p| self.spec.instance_types.get(&p.instance_type));
+        kind.map_or(1, |t| u64::from(t.max_concurrency) * u64::from(t.copies)).max(1)
+    }
+}

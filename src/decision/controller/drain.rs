@@ -1,0 +1,192 @@
+//! Proxies and the way out: whose reports count, when a draining instance may be stopped, and the
+//! termination that is repeated until the provider's list no longer shows it.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::decision::plan::backoff::backoff;
+use crate::types::report::ProxyReport;
+use crate::types::table::TableVersion;
+use crate::types::{Generation, InstanceId, InstanceState, ProviderError, Timestamp, VariantKey};
+
+use super::events::{EventKind, Leave};
+use super::fleet::{Launch, NEVER};
+use super::machine::Trigger;
+use super::timers::Waiter;
+use super::{Action, Controller, PROXY_LEASE, RECONNECT_GRACE};
+
+/// Proxies that are followed at once.
+const PROXIES_MAX: usize = 1_024;
+/// A termination that was never answered is repeated after this long.
+const STOP_PATIENCE: Duration = Duration::from_secs(60);
+const STOP_RETRY_BASE: Duration = Duration::from_secs(1);
+const STOP_RETRY_CAP: Duration = Duration::from_secs(60);
+/// One that was accepted is repeated if the list still shows the instance after this long.
+const STOP_AGAIN_BASE: Duration = Duration::from_secs(30);
+const STOP_AGAIN_CAP: Duration = Duration::from_secs(300);
+
+/// A proxy's last report, as far as it is needed.
+#[derive(Debug, Clone)]
+pub(super) struct Proxy {
+    pub(super) applied: TableVersion,
+    pub(super) reported_at: Timestamp,
+    /// Requests at each instance, with the start they belong to, and broken connections so far.
+    pub(super) outstanding: BTreeMap<InstanceId, (Generation, u32, u64)>,
+    /// Requests waiting and running for each variant.
+    pub(super) demand: BTreeMap<VariantKey, (u32, u32)>,
+}
+
+impl Controller {
+    pub(super) fn reported(&mut self, now: Timestamp, report: &ProxyReport) {
+        let id = report.proxy.clone();
+        if report.leaving {
+            self.forget_proxy(now, &id);
+            return;
+        }
+        let before = self.proxies.remove(&id);
+        if before.is_none() && self.proxies.len() >= PROXIES_MAX {
+            let message =
+                format!("proxy {id} is not followed: {PROXIES_MAX} others report already");
+            self.log_global(now, EventKind::TooManyProxies, message);
+            return;
+        }
+        let mut suspects = Vec::new();
+        let mut outstanding = BTreeMap::new();
+        for backend in &report.backends {
+            let Some(instance) = self.fleet.get(&backend.instance) else { continue };
+            let broken = before
+                .as_ref()
+                .and_then(|p| p.outstanding.get(&backend.instance))
+                .map_or(backend.connect_failures, |(_, _, failures)| *failures);
+            if backend.connect_failures > broken && instance.state() == InstanceState::InService {
+                suspects.push(backend.instance.clone());
+            }
+            let counts = (backend.generation, backend.outstanding, backend.connect_failures);
+            outstanding.insert(backend.instance.clone(), counts);
+        }
+        self.note_demand(now, report, before.is_none());
+        let demand = report
+            .variants
+            .iter()
+            .filter(|d| self.variants.contains_key(&d.variant))
+            .map(|d| (d.variant.clone(), (d.queued, d.outstanding)))
+            .collect();
+        let proxy = Proxy { applied: report.applied, reported_at: now, outstanding, demand };
+        self.proxies.insert(id.clone(), proxy);
+        self.timers.set(Waiter::Proxy(id), Some(now + PROXY_LEASE));
+        for suspect in suspects {
+            self.suspect(now, &suspect);
+        }
+        self.check_drains(now);
+    }
+
+    /// A proxy is gone, or has not been heard of for its lease.
+    pub(super) fn forget_proxy(&mut self, now: Timestamp, id: &crate::types::ProxyId) {
+        self.proxies.remove(id);
+        self.timers.set(Waiter::Proxy(id.clone()), None);
+        for variant in self.variants.values_mut() {
+            variant.arrivals.remove(id);
+        }
+        self.check_drains(now);
+    }
+
+    /// Requests at an instance, over all proxies.
+    pub(super) fn outstanding(&self, id: &InstanceId, generation: Generation) -> u64 {
+        let at = |p: &Proxy| match p.outstanding.get(id) {
+            Some((start, count, _)) if *start == generation => u64::from(*count),
+            _ => 0,
+        };
+        self.proxies.values().map(at).sum()
+    }
+
+    pub(super) fn check_drains(&mut self, now: Timestamp) {
+        let draining: Vec<_> =
+            self.fleet.in_state(InstanceState::Draining).map(|i| i.record.id.clone()).collect();
+        for id in draining {
+            self.check_drain(now, &id);
+        }
+    }
+
+    pub(super) fn check_drain(&mut self, now: Timestamp, id: &InstanceId) {
+        let Some(instance) = self.fleet.get(id) else { return };
+        let record = &instance.record;
+        let outstanding = self.outstanding(id, record.generation);
+        if record.drain_deadline.is_some_and(|deadline| deadline <= now) {
+            let because = format!("its drain deadline passed with {outstanding} requests at it");
+            let leave = Leave::new(EventKind::DrainExpired, because);
+            self.apply(now, id, Trigger::DrainExpired, Some(&leave));
+            return;
+        }
+        let Some(out_since) = instance.out_since else { return };
+        let confirmed = self.proxies.values().all(|p| p.applied >= out_since);
+        if now >= self.started_at + RECONNECT_GRACE && confirmed && outstanding == 0 {
+            let because = match self.proxies.len() {
+                0 => "there is no proxy that could send it anything".to_owned(),
+                n => format!("it is out of the table of all {n} proxies and its requests are done"),
+            };
+            let leave = Leave::new(EventKind::Drained, because);
+            self.apply(now, id, Trigger::Drained, Some(&leave));
+        }
+    }
+
+    /// Sends a termination that is due.
+    pub(super) fn stop_due(&mut self, now: Timestamp, id: &InstanceId) {
+        let Some(instance) = self.fleet.get_mut(id) else { return };
+        if let Launch::InFlight(give_up) = instance.launch {
+            // A termination that overtakes its launch would stop nothing.
+            if now < give_up {
+                return;
+            }
+            instance.launch = Launch::Answered;
+        }
+        if instance.stop.next_at > now {
+            return;
+        }
+        instance.stop.next_at = now + STOP_PATIENCE;
+        let provider = instance.record.provider.clone();
+        self.touched.insert(id.clone());
+        self.after.push(Action::Terminate { provider, instance: id.clone() });
+    }
+
+    pub(super) fn terminated(
+        &mut self,
+        now: Timestamp,
+        id: &InstanceId,
+        result: Result<(), ProviderError>,
+    ) {
+        let draw = self.jitter.draw();
+        let Some(instance) = self.fleet.get_mut(id) else { return };
+        if instance.state() != InstanceState::Stopping {
+            return;
+        }
+        self.touched.insert(id.clone());
+        let attempt = instance.stop.attempts.saturating_add(1);
+        instance.stop.attempts = attempt;
+        let provider = instance.record.provider.clone();
+        match result {
+            Ok(()) | Err(ProviderError::NotFound) => {
+                instance.stop.next_at =
+                    now + backoff(STOP_AGAIN_BASE, STOP_AGAIN_CAP, attempt, draw);
+                if instance.provable_from == NEVER {
+                    instance.provable_from =
+                        self.providers.get(&provider).map_or(0, |p| p.lists) + 1;
+                }
+                self.hasten_list(now, &provider);
+            }
+            Err(error) => {
+                let wish = match &error {
+                    ProviderError::Unavailable { retry_after, .. } => *retry_after,
+                    _ => None,
+                };
+                let wait = backoff(STOP_RETRY_BASE, STOP_RETRY_CAP, attempt, draw);
+                instance.stop.next_at = now + wish.unwrap_or(wait).max(wait);
+                if attempt == 1 {
+                    let key = instance.record.variant.clone();
+                    let message =
+                        format!("{provider} did not take the termination: {error}; asked again");
+                    self.log(now, EventKind::StopFailed, &key, Some(id), message);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,195 @@
+//! What the controller knows of each instance beyond its durable record, and the indices over them. Plain
+//! bookkeeping; what it means is decided in [`super::life`] and the files beside it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use crate::types::record::{CapacityKey, InstanceRecord};
+use crate::types::table::TableVersion;
+use crate::types::{InstanceId, InstanceState, ProviderName, Timestamp, VariantKey};
+
+/// Where the launch of an instance stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Launch {
+    /// Asked for by an earlier manager, or about to be; the provider's list will tell.
+    Unknown,
+    /// To be asked for (again), with the same id, at this moment.
+    Due(Timestamp),
+    /// Asked for; given up for unanswered at this moment.
+    InFlight(Timestamp),
+    /// The provider has said what became of it.
+    Answered,
+}
+
+/// Where the health probes of an instance stand.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Probe {
+    pub(super) next_at: Timestamp,
+    pub(super) sent_at: Timestamp,
+    /// A probe is out; given up for unanswered at this moment.
+    pub(super) in_flight: Option<Timestamp>,
+    /// Failures in a row.
+    pub(super) failures: u32,
+    /// The last failure, in words.
+    pub(super) last: Option<String>,
+}
+
+/// Where the termination of an instance stands.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Stop {
+    pub(super) next_at: Timestamp,
+    pub(super) attempts: u32,
+}
+
+/// An announced end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Interruption {
+    pub(super) at: Timestamp,
+    /// When it drains at the latest, replaced or not.
+    pub(super) drain_at: Timestamp,
+}
+
+/// An instance: its durable record and what is under way for it.
+#[derive(Debug, Clone)]
+pub(super) struct Instance {
+    pub(super) record: InstanceRecord,
+    pub(super) launch: Launch,
+    pub(super) launch_attempts: u32,
+    /// The number of the first list whose silence on this instance proves that it does not exist: one
+    /// begun after the provider last answered about it.
+    pub(super) provable_from: u64,
+    /// The provider has accepted it but does not run it yet.
+    pub(super) provider_pending: bool,
+    pub(super) probe: Probe,
+    pub(super) stop: Stop,
+    pub(super) interruption: Option<Interruption>,
+    /// The first published table without it, once it drains.
+    pub(super) out_since: Option<TableVersion>,
+}
+
+/// A list's number that no list reaches: silence proves nothing.
+pub(super) const NEVER: u64 = u64::MAX;
+
+impl Instance {
+    pub(super) fn new(record: InstanceRecord, launch: Launch) -> Self {
+        Self {
+            record,
+            launch,
+            launch_attempts: 0,
+            provable_from: 1,
+            provider_pending: false,
+            probe: Probe::default(),
+            stop: Stop::default(),
+            interruption: None,
+            out_since: None,
+        }
+    }
+
+    pub(super) fn state(&self) -> InstanceState {
+        self.record.state
+    }
+
+    pub(super) fn capacity_key(&self) -> CapacityKey {
+        CapacityKey {
+            provider: self.record.provider.clone(),
+            instance_type: self.record.instance_type.clone(),
+            zone: None,
+        }
+    }
+
+    /// When it is looked at next, apart from what a plan wants. `startup` is the whole allowance from
+    /// granted to healthy.
+    pub(super) fn due(&self, startup: Duration) -> Option<Timestamp> {
+        let probe = || {
+            let next = self.record.address.as_ref().map(|_| self.probe.next_at);
+            self.probe.in_flight.or(next)
+        };
+        match self.state() {
+            InstanceState::Pending => match self.launch {
+                Launch::Due(at) | Launch::InFlight(at) => Some(at),
+                Launch::Unknown | Launch::Answered => None,
+            },
+            InstanceState::Starting => {
+                let deadline = self.record.granted_at.map(|at| at + startup);
+                probe().into_iter().chain(deadline).min()
+            }
+            InstanceState::InService => probe(),
+            InstanceState::Draining => self.record.drain_deadline,
+            InstanceState::Stopping => match self.launch {
+                Launch::InFlight(at) => Some(at),
+                _ => Some(self.stop.next_at),
+            },
+        }
+    }
+}
+
+/// All instances, indexed.
+#[derive(Debug, Default)]
+pub(super) struct Fleet {
+    instances: BTreeMap<InstanceId, Instance>,
+    by_variant: BTreeMap<VariantKey, BTreeSet<InstanceId>>,
+    by_state: BTreeMap<InstanceState, BTreeSet<InstanceId>>,
+}
+
+impl Fleet {
+    pub(super) fn insert(&mut self, instance: Instance) {
+        let record = &instance.record;
+        self.by_variant.entry(record.variant.clone()).or_default().insert(record.id.clone());
+        self.by_state.entry(record.state).or_default().insert(record.id.clone());
+        self.instances.insert(record.id.clone(), instance);
+    }
+
+    pub(super) fn remove(&mut self, id: &InstanceId) -> Option<Instance> {
+        let instance = self.instances.remove(id)?;
+        if let Some(members) = self.by_variant.get_mut(&instance.record.variant) {
+            members.remove(id);
+            if members.is_empty() {
+                self.by_variant.remove(&instance.record.variant);
+            }
+        }
+        self.by_state.entry(instance.record.state).or_default().remove(id);
+        Some(instance)
+    }
+
+    /// Sets the state, and nothing else.
+    pub(super) fn set_state(&mut self, id: &InstanceId, state: InstanceState) {
+        if let Some(instance) = self.instances.get_mut(id) {
+            self.by_state.entry(instance.record.state).or_default().remove(id);
+            instance.record.state = state;
+            self.by_state.entry(state).or_default().insert(id.clone());
+        }
+    }
+
+    pub(super) fn get(&self, id: &InstanceId) -> Option<&Instance> {
+        self.instances.get(id)
+    }
+
+    pub(super) fn get_mut(&mut self, id: &InstanceId) -> Option<&mut Instance> {
+        self.instances.get_mut(id)
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Instance> {
+        self.instances.values()
+    }
+
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Instance> {
+        self.instances.values_mut()
+    }
+
+    /// A variant's instances, by id.
+    pub(super) fn of(&self, variant: &VariantKey) -> impl Iterator<Item = &Instance> {
+        let ids = self.by_variant.get(variant).into_iter().flatten();
+        ids.filter_map(|id| self.instances.get(id))
+    }
+
+    pub(super) fn in_state(&self, state: InstanceState) -> impl Iterator<Item = &Instance> {
+        let ids = self.by_state.get(&state).into_iter().flatten();
+        ids.filter_map(|id| self.instances.get(id))
+    }
+
+    /// The ids of what runs at a provider.
+    pub(super) fn at(&self, provider: &ProviderName) -> Vec<InstanceId> {
+        let there = self.iter().filter(|i| i.record.provider == *provider);
+        there.map(|i| i.record.id.clone()).collect()
+    }
+}

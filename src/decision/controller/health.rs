@@ -1,0 +1,181 @@
+//! Health probes: when they are sent, what their answers mean, and the clocks of an instance that starts.
+
+use std::time::Duration;
+
+use crate::types::{Generation, InstanceId, InstanceState, Timestamp};
+
+use super::events::{EventKind, Leave, Span};
+use super::listed::FORCED_DRAIN;
+use super::machine::Trigger;
+use super::{Action, Controller, QUICK_DEATH};
+
+/// A probe's answer may come this much later than its own time limit before it is given up.
+const PROBE_SLACK: Duration = Duration::from_secs(2);
+/// News from a proxy brings the next probe forward, but not closer than this to the last.
+const PROBE_LEAST: Duration = Duration::from_millis(500);
+/// The longest piece of a failed probe's words that is kept.
+const WORDS: usize = 300;
+
+impl Controller {
+    /// An instance's timer has come: looks at whatever it may be about.
+    pub(super) fn instance_due(&mut self, now: Timestamp, id: &InstanceId) {
+        let Some(instance) = self.fleet.get(id) else { return };
+        self.touched.insert(id.clone());
+        match instance.state() {
+            InstanceState::Pending => self.launch_due(now, id),
+            InstanceState::Starting => {
+                if !self.give_up_starting(now, id) {
+                    self.probe_due(now, id);
+                }
+            }
+            InstanceState::InService => self.probe_due(now, id),
+            InstanceState::Draining => self.check_drain(now, id),
+            InstanceState::Stopping => self.stop_due(now, id),
+        }
+    }
+
+    fn give_up_starting(&mut self, now: Timestamp, id: &InstanceId) -> bool {
+        let Some(instance) = self.fleet.get(id) else { return false };
+        let Some(spec) = self.variants.get(&instance.record.variant).and_then(|v| v.spec.clone())
+        else {
+            return false;
+        };
+        let granted = instance.record.granted_at.unwrap_or(now);
+        let (startup, download) = (spec.startup_timeout, spec.model_download_timeout);
+        if now < granted + startup + download {
+            return false;
+        }
+        let record = instance.record.clone();
+        let took = Span(now.since(granted));
+        let clocks = if download.is_zero() {
+            format!("startup_timeout {}", Span(startup))
+        } else {
+            format!("model_download_timeout {} + startup_timeout {}", Span(download), Span(startup))
+        };
+        let kind = &record.instance_type;
+        let (event, reason) = if instance.provider_pending || record.address.is_none() {
+            let reason = format!("{kind} did not run {took} after its grant ({clocks})");
+            (EventKind::DownloadTimeout, reason)
+        } else {
+            let last = instance.probe.last.as_deref().unwrap_or("no answer yet");
+            let reason =
+                format!("{kind} ran but was not healthy {took} after its grant ({clocks}): {last}");
+            (EventKind::StartupTimeout, reason)
+        };
+        let leave = Leave::new(event, reason.clone());
+        self.apply(now, id, Trigger::TimedOut, Some(&leave));
+        self.fail_pool(now, event, &record, &reason);
+        true
+    }
+
+    fn probe_due(&mut self, now: Timestamp, id: &InstanceId) {
+        let Some(instance) = self.fleet.get(id) else { return };
+        let generation = instance.record.generation;
+        if instance.probe.in_flight.is_some_and(|give_up| give_up <= now) {
+            let unanswered = Err("the probe was never answered".to_owned());
+            self.probed(now, id, generation, unanswered);
+        }
+        self.send_probe(now, id);
+    }
+
+    fn send_probe(&mut self, now: Timestamp, id: &InstanceId) {
+        let Some(instance) = self.fleet.get_mut(id) else { return };
+        let Some(spec) = self.variants.get(&instance.record.variant).and_then(|v| v.spec.as_ref())
+        else {
+            return;
+        };
+        let probes = matches!(instance.state(), InstanceState::Starting | InstanceState::InService);
+        let probe = &mut instance.probe;
+        if !probes || probe.in_flight.is_some() || probe.next_at > now {
+            return;
+        }
+        let Some(address) = instance.record.address.clone() else { return };
+        probe.in_flight = Some(now + spec.health.timeout + PROBE_SLACK);
+        probe.sent_at = now;
+        self.touched.insert(id.clone());
+        self.after.push(Action::Probe {
+            instance: id.clone(),
+            generation: instance.record.generation,
+            address,
+            path: spec.health.path.clone(),
+            timeout: spec.health.timeout,
+        });
+    }
+
+    pub(super) fn probed(
+        &mut self,
+        now: Timestamp,
+        id: &InstanceId,
+        generation: Generation,
+        result: Result<(), String>,
+    ) {
+        let Some(instance) = self.fleet.get_mut(id) else { return };
+        if instance.record.generation != generation || instance.probe.in_flight.take().is_none() {
+            return;
+        }
+        self.touched.insert(id.clone());
+        let healthy = result.is_ok();
+        let before = instance.probe.failures;
+        match result {
+            Ok(()) => {
+                instance.probe.failures = 0;
+                instance.probe.last = None;
+            }
+            Err(words) => {
+                instance.probe.failures = before.saturating_add(1);
+                instance.probe.last = Some(words.chars().take(WORDS).collect());
+            }
+        }
+        if healthy {
+            self.apply(now, id, Trigger::Healthy, None);
+        } else {
+            self.judge_failure(now, id);
+        }
+        self.schedule_probe(now, id);
+    }
+
+    fn judge_failure(&mut self, now: Timestamp, id: &InstanceId) {
+        let Some(instance) = self.fleet.get(id) else { return };
+        let Some(spec) = self.variants.get(&instance.record.variant).and_then(|v| v.spec.as_ref())
+        else {
+            return;
+        };
+        let failures = instance.probe.failures;
+        if instance.state() != InstanceState::InService
+            || failures < spec.health.unhealthy_threshold
+        {
+            return;
+        }
+        let record = instance.record.clone();
+        let last = instance.probe.last.clone().unwrap_or_default();
+        let because = format!("{failures} probes failed in a row, the last: {last}");
+        let leave = Leave::new(EventKind::Unhealthy, because.clone()).within(FORCED_DRAIN);
+        self.apply(now, id, Trigger::Unhealthy, Some(&leave));
+        if now.since(record.in_service_at.unwrap_or(now)) < QUICK_DEATH {
+            self.fail_pool(now, EventKind::Unhealthy, &record, &because);
+        }
+    }
+
+    fn schedule_probe(&mut self, now: Timestamp, id: &InstanceId) {
+        let Some(instance) = self.fleet.get_mut(id) else { return };
+        let Some(spec) = self.variants.get(&instance.record.variant).and_then(|v| v.spec.as_ref())
+        else {
+            return;
+        };
+        let interval = match instance.state() {
+            InstanceState::Starting => spec.health.startup_interval,
+            _ => spec.health.interval,
+        };
+        instance.probe.next_at = now + self.jitter.around(interval).max(Duration::from_millis(1));
+    }
+
+    /// A proxy could not reach it: probes and lists soon instead of when they are due.
+    pub(super) fn suspect(&mut self, now: Timestamp, id: &InstanceId) {
+        let Some(instance) = self.fleet.get_mut(id) else { return };
+        let soon = (instance.probe.sent_at + PROBE_LEAST).max(now);
+        instance.probe.next_at = instance.probe.next_at.min(soon);
+        let provider = instance.record.provider.clone();
+        self.touched.insert(id.clone());
+        self.hasten_list(now, &provider);
+    }
+}

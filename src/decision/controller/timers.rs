@@ -1,0 +1,52 @@
+//! What is due when: one entry for each thing that waits, replaced whenever its owner is looked at. A
+//! timer carries no data; whatever is woken looks at its own state.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::types::{InstanceId, ProviderName, ProxyId, Timestamp, VariantKey};
+
+/// Who waits.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Waiter {
+    /// For the proxies to have had time to come back after a start.
+    Reconnect,
+    Instance(InstanceId),
+    Variant(VariantKey),
+    Provider(ProviderName),
+    Proxy(ProxyId),
+}
+
+/// All timers.
+#[derive(Debug, Default)]
+pub(super) struct Timers {
+    by_time: BTreeSet<(Timestamp, Waiter)>,
+    by_waiter: BTreeMap<Waiter, Timestamp>,
+}
+
+impl Timers {
+    /// Wakes `waiter` at `at`, or never; what was set before is forgotten.
+    pub(super) fn set(&mut self, waiter: Waiter, at: Option<Timestamp>) {
+        if let Some(old) = self.by_waiter.remove(&waiter) {
+            self.by_time.remove(&(old, waiter.clone()));
+        }
+        if let Some(at) = at {
+            self.by_waiter.insert(waiter.clone(), at);
+            self.by_time.insert((at, waiter));
+        }
+    }
+
+    /// Takes the first that is due.
+    pub(super) fn pop_due(&mut self, now: Timestamp) -> Option<Waiter> {
+        if self.next()? > now {
+            return None;
+        }
+        let (_, waiter) = self.by_time.pop_first()?;
+        self.by_waiter.remove(&waiter);
+        Some(waiter)
+    }
+
+    /// When the first is due.
+    pub(super) fn next(&self) -> Option<Timestamp> {
+        self.by_time.first().map(|(at, _)| *at)
+    }
+}
