@@ -438,6 +438,12 @@ fn mistakes_in_endpoints_and_variants() {
             "max_instance_count = 0",
             &["0:24: error: `max_instance_count` must be 1 to 100000, not 0"],
         ),
+    ]);
+}
+
+#[test]
+fn mistakes_in_how_a_variants_requests_and_instances_are_treated() {
+    assert_cases(&[
         (
             "routing = \"RANDOM\"",
             "routing = \"LEAST_OUTSTANDING_REQUEST\"",
