@@ -52,12 +52,10 @@ pub(super) fn read(table: &Table<'_>) -> RequestPolicy {
 
 fn header(table: &Table<'_>, key: &'static str) -> Option<String> {
     let found = table.get::<String>(key)?;
-    match HeaderName::from_bytes(found.value.as_bytes()) {
-        Ok(name) => Some(name.as_str().to_owned()),
-        Err(_) => {
-            let rule = format!("`{key}` must be the name of a header, such as \"x-api-key\"");
-            table.sink().error(found.at, rule);
-            None
-        }
+    if let Ok(name) = HeaderName::from_bytes(found.value.as_bytes()) {
+        return Some(name.as_str().to_owned());
     }
+    let rule = format!("`{key}` must be the name of a header, such as \"x-api-key\"");
+    table.sink().error(found.at, rule);
+    None
 }

@@ -66,7 +66,7 @@ pub enum Engine {
     /// vLLM.
     #[serde(rename = "vllm")]
     Vllm,
-    /// SGLang.
+    /// `SGLang`.
     #[serde(rename = "sglang")]
     Sglang,
     /// Text Generation Inference.
@@ -78,7 +78,7 @@ pub enum Engine {
     /// The server of llama.cpp.
     #[serde(rename = "llama.cpp")]
     LlamaCpp,
-    /// Anything else that speaks OpenAI's API.
+    /// Any other that speaks the `/v1` API.
     #[serde(rename = "openai")]
     OpenAi,
 }
