@@ -124,6 +124,7 @@ pub(super) fn setup(seed: u64, profile: Profile) -> Setup {
             address_at_grant: rng.chance(500),
         },
         faults: if trouble.faults { faults(rng) } else { Faults::default() },
+        troubled: trouble.faults || trouble.workers > 0 || trouble.configs > 0,
         proxies: rng.from_to(1, 3),
         report_every: Duration::from_millis(rng.from_to(500, 2000).into()),
         message: (Duration::from_millis(1), Duration::from_millis(1 + quick)),

@@ -5,9 +5,10 @@ use std::collections::BTreeSet;
 use super::driver::PROXY_SILENCE;
 use super::world::World;
 use crate::decision::controller::Action;
+use crate::types::launch::LaunchBatch;
 use crate::types::record::Change;
 use crate::types::spec::Rebalance;
-use crate::types::{InstanceId, InstanceState, VariantKey};
+use crate::types::{InstanceId, InstanceState, InstanceTypeName, VariantKey};
 
 impl World {
     /// Checks an action that is about to be carried out.
@@ -17,11 +18,28 @@ impl World {
         {
             self.blame(format!("nothing was left to do, and {what}"));
         }
+        if let Action::Launch { batch, .. } = action
+            && let Some(better) = self.passed_over(batch)
+        {
+            self.blame(format!("{:?} is launched and {better} was never refused", batch.instances));
+        }
         if let Action::Terminate { instance, .. } = action
             && let Some(why) = self.still_serving(instance)
         {
             self.blame(format!("{instance} is terminated while {why}"));
         }
+    }
+
+    /// A better type than the one of a batch that nothing has ever spoken against.
+    fn passed_over(&self, batch: &LaunchBatch) -> Option<&InstanceTypeName> {
+        if self.setup.troubled {
+            return None;
+        }
+        let spec = self.fleet.variant(&batch.variant)?;
+        let own = spec.pools.iter().find(|pool| pool.instance_type == batch.instance_type)?;
+        let better = spec.pools.iter().filter(|pool| pool.priority < own.priority);
+        let mut kinds = better.map(|pool| &pool.instance_type);
+        kinds.find(|kind| self.cloud.refusals.get(*kind).is_none_or(|count| *count == 0))
     }
 
     /// What an action changes of a fleet that is as it should be.
