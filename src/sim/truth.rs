@@ -47,20 +47,16 @@ impl World {
         match action {
             Action::Launch { batch, .. } => Some(format!("{:?} is launched", batch.instances)),
             Action::Terminate { instance, .. } => Some(format!("{instance} is terminated")),
-            Action::Persist(changes) => changes.iter().find_map(|change| match change {
-                Change::PutInstance(record) => {
-                    let before = self.store.instances.get(&record.id).map(|r| r.state);
-                    (before != Some(record.state))
-                        .then(|| format!("{} becomes {}", record.id, record.state))
-                }
-                Change::DeleteInstance(id) => Some(format!("{id} is deleted")),
-                Change::PutVariant(record) => {
-                    let before = self.store.variants.get(&record.variant).map(|v| v.desired);
-                    (before != Some(record.desired))
-                        .then(|| format!("{} is to have {}", record.variant, record.desired))
-                }
-                _ => None,
-            }),
+            // Old capacity memory may be forgotten at any time.
+            Action::Persist(changes)
+                if changes.iter().all(|change| matches!(change, Change::DeleteCapacity(_))) =>
+            {
+                None
+            }
+            Action::Persist(changes) => Some(format!("{changes:?} are written")),
+            Action::Publish(table) if self.published.is_some() => {
+                Some(format!("table {} is published", table.version))
+            }
             Action::List(_) | Action::Probe { .. } | Action::Publish(_) => None,
         }
     }
