@@ -126,7 +126,7 @@ pub(super) fn setup(seed: u64, profile: Profile) -> Setup {
         faults: if trouble.faults { faults(rng) } else { Faults::default() },
         troubled: trouble.faults || trouble.workers > 0 || trouble.configs > 0,
         proxies: rng.from_to(1, 3),
-        report_every: Duration::from_millis(rng.from_to(500, 2000).into()),
+        report_every: Duration::from_millis(rng.from_to(700, 2500).into()),
         message: (Duration::from_millis(1), Duration::from_millis(1 + quick)),
         load: load(rng, trouble.zero),
         script: script.lines,

@@ -47,9 +47,11 @@ impl World {
         match action {
             Action::Launch { batch, .. } => Some(format!("{:?} is launched", batch.instances)),
             Action::Terminate { instance, .. } => Some(format!("{instance} is terminated")),
-            // Old capacity memory may be forgotten at any time.
+            // Old capacity memory may be forgotten, and a late answer logged, at any time.
             Action::Persist(changes)
-                if changes.iter().all(|change| matches!(change, Change::DeleteCapacity(_))) =>
+                if changes
+                    .iter()
+                    .all(|c| matches!(c, Change::DeleteCapacity(_) | Change::Log(_))) =>
             {
                 None
             }
@@ -82,12 +84,15 @@ impl World {
         })
     }
 
-    /// Whether the manager can know of a proxy's requests: it has been heard since it started, and is
-    /// not cut off.
+    /// Whether the manager can know of a proxy's requests: it has been heard lately, or could have been
+    /// (a manager that has just started must wait for that).
     fn must_be_known(&self, proxy: usize) -> bool {
-        let Some((life, at)) = self.proxies[proxy].heard else { return false };
-        let fresh = self.manager.as_ref().is_some_and(|manager| manager.life == life);
-        !self.silent(proxy) || (fresh && self.now.since(at) < PROXY_SILENCE)
+        let state = &self.proxies[proxy];
+        let Some((life, at)) = state.heard else { return false };
+        let same = self.manager.as_ref().is_some_and(|manager| manager.life == life);
+        let turn = self.setup.report_every + self.setup.message.1;
+        (same && self.now.since(at) < PROXY_SILENCE)
+            || (!self.silent(proxy) && self.now.since(state.silent_until) > turn)
     }
 
     /// Why the fleet is not yet what it should be, with all the capacity it needs and nothing failing.

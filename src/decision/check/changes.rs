@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::Violation;
-use super::ledger::{Known, Ledger};
+use super::ledger::{Heard, Known, Ledger};
 use super::table::wrong;
 use crate::types::record::{CapacityKey, Change, InstanceRecord, VariantRecord};
 use crate::types::spec::{Fallback, Rebalance, VariantSpec};
@@ -281,23 +281,17 @@ fn not_over(
     let Some(left_at) = known.left_at else {
         return Some("no table without it has been published".into());
     };
-    ledger.proxies.values().find_map(|(at, report)| {
-        if report.leaving || now.since(*at) >= ledger.proxy_silence {
+    ledger.proxies.iter().find_map(|(proxy, heard)| {
+        let Heard { at, applied, busy } = heard;
+        if now.since(*at) >= ledger.proxy_silence {
             return None;
         }
-        if report.applied < left_at {
-            return Some(format!(
-                "proxy {} routes by {}, it left with {left_at}",
-                report.proxy, report.applied
-            ));
+        if *applied < left_at {
+            return Some(format!("proxy {proxy} routes by {applied}, it left with {left_at}"));
         }
-        report
-            .backends
-            .iter()
-            .find(|b| {
-                b.instance == before.id && b.generation == before.generation && b.outstanding > 0
-            })
-            .map(|b| format!("proxy {} has {} requests there", report.proxy, b.outstanding))
+        busy.iter()
+            .find(|(instance, start, _)| *instance == before.id && *start == before.generation)
+            .map(|(_, _, outstanding)| format!("proxy {proxy} has {outstanding} requests there"))
     })
 }
 

@@ -28,7 +28,7 @@ pub struct Ledger {
     /// Types whose last launch was refused for lack of capacity, as recorded.
     pub(super) refusing: BTreeSet<(ProviderName, InstanceTypeName)>,
     pub(super) next_generation: u64,
-    pub(super) proxies: BTreeMap<ProxyId, (Timestamp, ProxyReport)>,
+    pub(super) proxies: BTreeMap<ProxyId, Heard>,
     pub(super) proxy_silence: Duration,
     pub(super) listed: BTreeMap<ProviderName, BTreeMap<InstanceId, ProviderInstance>>,
     listing: BTreeMap<ProviderName, u64>,
@@ -62,6 +62,26 @@ pub(super) struct Known {
     pub(super) tabled: bool,
     /// The first table without it, once it had been in one.
     pub(super) left_at: Option<TableVersion>,
+}
+
+/// What a live proxy last said.
+#[derive(Debug)]
+pub(super) struct Heard {
+    pub(super) at: Timestamp,
+    pub(super) applied: TableVersion,
+    /// Instances with requests of it.
+    pub(super) busy: Vec<(InstanceId, Generation, u32)>,
+}
+
+impl Heard {
+    fn of(now: Timestamp, report: &ProxyReport) -> Self {
+        let busy = report.backends.iter().filter(|backend| backend.outstanding > 0);
+        Self {
+            at: now,
+            applied: report.applied,
+            busy: busy.map(|b| (b.instance.clone(), b.generation, b.outstanding)).collect(),
+        }
+    }
 }
 
 impl Ledger {
@@ -130,8 +150,12 @@ impl Ledger {
             }
             Event::Reported(report) => {
                 let silence = self.proxy_silence;
-                self.proxies.retain(|_, (at, _)| now.since(*at) < silence);
-                self.proxies.insert(report.proxy.clone(), (now, report.clone()));
+                self.proxies.retain(|_, heard| now.since(heard.at) < silence);
+                if report.leaving {
+                    self.proxies.remove(&report.proxy);
+                } else {
+                    self.proxies.insert(report.proxy.clone(), Heard::of(now, report));
+                }
             }
             Event::Reconfigured(spec) => self.spec = Arc::clone(spec),
         }
