@@ -1,1 +1,214 @@
-fn main() {}
+//! The command line and exit codes: 0 done, 1 the thing asked for failed, 2 bad usage. Results go to
+//! standard output, errors to standard error, one line each.
+
+use std::fmt::Display;
+use std::io::{ErrorKind, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use forebay::telemetry::logs;
+use forebay::types::Address;
+use forebay::{app, cli, config, sim, worker};
+
+/// Capacity-aware instance pools in front of any set of model servers
+#[derive(Debug, Parser)]
+#[command(name = "forebay", version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the proxy and the manager in one process
+    Serve(ConfigFile),
+    /// Run the proxy alone; it takes its routing table from a manager
+    Proxy(ConfigFile),
+    /// Run the manager alone
+    Manager(ConfigFile),
+    /// Print every mistake in a config with its line
+    Check(ConfigFile),
+    /// Run a stand-in model server
+    Worker(worker::WorkerOptions),
+    /// Run the real deciders against a simulated cloud and print what happened
+    Simulate {
+        /// The scenario
+        #[arg(value_name = "FILE")]
+        scenario: PathBuf,
+        /// Everything random follows from it; the same seed makes the same run
+        #[arg(long, value_name = "N")]
+        seed: u64,
+    },
+    /// Show the endpoints, pools and instances of a running manager
+    Status {
+        #[command(flatten)]
+        admin: Admin,
+        /// Print JSON instead of a table
+        #[arg(long)]
+        json: bool,
+    },
+    /// Set how many instances a variant should have
+    Scale {
+        /// Which one; the variant may be left out where there is only one
+        #[arg(value_name = "ENDPOINT[/VARIANT]")]
+        target: String,
+        /// The desired instance count
+        #[arg(value_name = "N")]
+        count: u32,
+        #[command(flatten)]
+        admin: Admin,
+    },
+    /// Drain and remove one instance; the fleet replaces it if it is then below its desired count
+    Drain {
+        /// Its id, as `forebay status` shows it
+        #[arg(value_name = "INSTANCE")]
+        instance: String,
+        #[command(flatten)]
+        admin: Admin,
+    },
+    /// Tell why an endpoint's fleet is what it is: the last decisions with their reasons and figures
+    Explain {
+        /// Which one
+        #[arg(value_name = "ENDPOINT")]
+        endpoint: String,
+        #[command(flatten)]
+        admin: Admin,
+        /// Print JSON instead of lines
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print what the manager would do now; does nothing
+    Plan(ConfigFile),
+}
+
+#[derive(Debug, Args)]
+struct ConfigFile {
+    /// The configuration (TOML)
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+}
+
+#[derive(Debug, Args)]
+struct Admin {
+    /// The running manager's management address
+    #[arg(
+        long = "admin",
+        value_name = "URL",
+        env = "FOREBAY_ADMIN",
+        default_value = "http://127.0.0.1:8081"
+    )]
+    url: Address,
+}
+
+fn main() -> ExitCode {
+    let command = Cli::parse().command;
+    match logs::init().map_err(describe).and_then(|()| run(command)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(lines) => {
+            print_errors(lines.lines().map(|line| format!("forebay: {line}")));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Does what was asked for. An error is text for people, one or more lines.
+fn run(command: Command) -> Result<(), String> {
+    match command {
+        Command::Serve(file) => app::serve(&file.config).map_err(describe),
+        Command::Proxy(file) => app::proxy(&file.config).map_err(describe),
+        Command::Manager(file) => app::manager(&file.config).map_err(describe),
+        Command::Check(file) => check(&file.config),
+        Command::Plan(file) => print(app::plan(&file.config)),
+        Command::Worker(options) => worker::run(options).map_err(describe),
+        Command::Simulate { scenario, seed } => simulate(&scenario, seed),
+        Command::Status { admin, json } => ask(async |url| cli::status(url, json).await, &admin),
+        Command::Scale { target, count, admin } => {
+            ask(async |url| cli::scale(url, &target, count).await, &admin)
+        }
+        Command::Drain { instance, admin } => {
+            ask(async |url| cli::drain(url, &instance).await, &admin)
+        }
+        Command::Explain { endpoint, admin, json } => {
+            ask(async |url| cli::explain(url, &endpoint, json).await, &admin)
+        }
+    }
+}
+
+/// Puts a question to a running manager and prints its answer.
+fn ask<E: Display>(
+    question: impl AsyncFnOnce(&str) -> Result<String, E>,
+    admin: &Admin,
+) -> Result<(), String> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| format!("cannot start a runtime: {error}"))?;
+    print(runtime.block_on(question(&admin.url.to_string())))
+}
+
+fn check(path: &Path) -> Result<(), String> {
+    let name = path.display();
+    match config::load(path) {
+        Ok((config, warnings)) => {
+            print_errors(&warnings);
+            let endpoints = counted(config.fleet.endpoints.len(), "endpoint");
+            let types = counted(config.fleet.instance_types.len(), "instance type");
+            print(Ok::<_, String>(format!("{name}: ok ({endpoints}, {types})")))
+        }
+        Err(mistakes) => {
+            print_errors(&mistakes);
+            let errors = mistakes.iter().filter(|mistake| mistake.is_error()).count();
+            Err(format!("{name} has {}", counted(errors, "mistake")))
+        }
+    }
+}
+
+/// Plays a scenario and prints the report; one that breaks a rule is a failure.
+fn simulate(scenario: &Path, seed: u64) -> Result<(), String> {
+    let name = scenario.display().to_string();
+    let text = std::fs::read_to_string(scenario).map_err(|error| format!("{name}: {error}"))?;
+    let report = sim::simulate(&text, &name, seed).map_err(|error| error.to_string())?;
+    let failure = report.failure.clone();
+    print(Ok::<_, String>(report.to_string()))?;
+    failure.map_or(Ok(()), |failure| Err(format!("seed {seed}: {failure}")))
+}
+
+fn counted(count: usize, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+}
+
+/// An error with its whole chain of causes, on one line if it is one.
+fn describe(error: impl std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        let inner_text = inner.to_string();
+        if !text.contains(&inner_text) {
+            text = format!("{text}: {inner_text}");
+        }
+        cause = inner.source();
+    }
+    text
+}
+
+/// Prints a result on a line of its own. A reader that has gone away is not an error.
+fn print<E: Display>(result: Result<String, E>) -> Result<(), String> {
+    let text = result.map_err(|error| error.to_string())?;
+    let newline = if text.is_empty() || text.ends_with('\n') { "" } else { "\n" };
+    let mut out = std::io::stdout().lock();
+    match write!(out, "{text}{newline}").and_then(|()| out.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            Err(format!("cannot write to standard output: {error}"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Prints lines to standard error; there is nowhere left to report that it cannot be written to.
+fn print_errors(lines: impl IntoIterator<Item = impl Display>) {
+    let mut out = std::io::stderr().lock();
+    for line in lines {
+        let _ = writeln!(out, "{line}");
+    }
+}

@@ -1,1 +1,110 @@
-//! To come.
+//! The configuration file: what it may say, and the validated form of it. Two layers: the file as it
+//! stands (TOML values with their places, through [`reader`]) and [`Config`], in which everything is
+//! within its limits and refers to things that exist. **All** mistakes are reported at once, each with
+//! its line; unknown keys are mistakes; lines that are no TOML do not hide those in the rest.
+//!
+//! Each section has its file, which names its keys, their defaults and their rules. `config/reference.toml`
+//! shows every key. Start with [`load`].
+
+mod endpoint;
+mod instance_type;
+mod limits;
+mod manager;
+mod mistake;
+mod provider;
+mod proxy;
+mod reader;
+mod requests;
+mod suggest;
+mod syntax;
+mod values;
+mod variant;
+
+use std::collections::BTreeMap;
+use std::io::Read as _;
+use std::path::Path;
+use std::sync::Arc;
+
+use toml::de::DeTable;
+
+pub use manager::{ManagerConfig, OnExit, StoreConfig};
+use mistake::Sink;
+pub use mistake::{Mistake, Position, Severity};
+pub use provider::{PLACEHOLDERS, ProviderConfig};
+pub use proxy::{AdminConfig, ProxyConfig};
+use reader::Table;
+
+use crate::types::ProviderName;
+use crate::types::spec::FleetSpec;
+
+/// The largest file that is read, in bytes.
+const MAX_FILE: u64 = 4 << 20;
+
+/// A validated configuration. Equal ones mean the same.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// The data plane.
+    pub proxy: ProxyConfig,
+    /// The management listener.
+    pub admin: AdminConfig,
+    /// The control plane.
+    pub manager: ManagerConfig,
+    /// The control plane's durable state.
+    pub store: StoreConfig,
+    /// Where instances come from; every instance type's provider is in it.
+    pub providers: BTreeMap<ProviderName, ProviderConfig>,
+    /// What should run.
+    pub fleet: Arc<FleetSpec>,
+}
+
+/// Reads and validates the file at `path`. The second part of a success are warnings.
+///
+/// # Errors
+/// Everything that is wrong with it, in its order; at least one is an error, warnings are among them.
+pub fn load(path: &Path) -> Result<(Config, Vec<Mistake>), Vec<Mistake>> {
+    let name = path.display().to_string();
+    let text = read_file(path)
+        .map_err(|reason| vec![Mistake::of_file(&name, format!("cannot be read: {reason}"))])?;
+    load_str(&text, &name)
+}
+
+/// Validates `text`, which mistakes say is from `file_name`.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_str(text: &str, file_name: &str) -> Result<(Config, Vec<Mistake>), Vec<Mistake>> {
+    let (document, syntax) = DeTable::parse_recoverable(text);
+    let syntax = syntax.iter().map(|error| syntax::describe(error, text)).collect();
+    let sink = Sink::new(text, syntax);
+    let config = read(&Table::new(document.get_ref(), 0, "the file", &sink));
+    let failed = sink.errors() > 0;
+    let mistakes = sink.into_mistakes(file_name);
+    if failed { Err(mistakes) } else { Ok((config, mistakes)) }
+}
+
+/// Reads every section, those first that others refer to.
+fn read(root: &Table<'_>) -> Config {
+    let (proxy, admin) = proxy::read(root);
+    let (manager, store) = manager::read(root);
+    let providers = provider::read(root);
+    let types = instance_type::read(root, &providers);
+    let endpoints = endpoint::read(root, &types);
+    if endpoints.is_empty() && proxy.manager.is_none() && root.sink().errors() == 0 {
+        let rule = "there is no [[endpoint]], so nothing will be served";
+        root.sink().warning(0, rule);
+    }
+    let fleet = Arc::new(FleetSpec { instance_types: types.specs, endpoints });
+    Config { proxy, admin, manager, store, providers: providers.configs, fleet }
+}
+
+fn read_file(path: &Path) -> Result<String, String> {
+    let file = std::fs::File::open(path).map_err(|error| error.to_string())?;
+    let mut bytes = Vec::new();
+    file.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(|error| error.to_string())?;
+    if bytes.len() as u64 > MAX_FILE {
+        return Err(format!("it is larger than {} MiB", MAX_FILE >> 20));
+    }
+    String::from_utf8(bytes).map_err(|error| {
+        format!("it is not UTF-8 text (from byte {} on)", error.utf8_error().valid_up_to())
+    })
+}

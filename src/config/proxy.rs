@@ -1,0 +1,130 @@
+//! `[proxy]` and `[admin]`: the listeners and what the data plane needs beside the routing table.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::limits::{self, Span};
+use super::reader::Table;
+use super::values::ByteCount;
+use crate::types::Address;
+
+/// The data plane's own settings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProxyConfig {
+    /// Where clients' requests arrive.
+    pub listen: SocketAddr,
+    /// Worker threads, one runtime each; at least 1.
+    pub threads: usize,
+    /// How long connecting to an instance may take.
+    pub connect_timeout: Duration,
+    /// How long an unused connection to an instance is kept.
+    pub pool_idle_timeout: Duration,
+    /// Bytes of a request's body that may be held to find out which model it asks for.
+    pub max_body_buffer: usize,
+    /// The manager's management API, for a proxy that runs alone.
+    pub manager: Option<Address>,
+    /// Where the last routing table is kept, for a start without a manager.
+    pub table_path: PathBuf,
+    /// How long running requests may take to finish once the proxy has been told to end.
+    pub drain_timeout: Duration,
+}
+
+/// The management listener.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AdminConfig {
+    /// Where metrics, health and the management API are served.
+    pub listen: SocketAddr,
+}
+
+const MAX_BODY_BUFFER: u64 = 1 << 30;
+
+/// Reads both sections, because their listeners must not clash.
+pub(super) fn read(root: &Table<'_>) -> (ProxyConfig, AdminConfig) {
+    let proxy = root.table("proxy");
+    let admin = root.table("admin");
+    let listen = proxy.as_ref().and_then(|table| table.get::<SocketAddr>("listen"));
+    let admin_listen = admin.as_ref().and_then(|table| table.get::<SocketAddr>("listen"));
+    let proxy_address = listen.as_ref().map_or(([127, 0, 0, 1], 8080).into(), |found| found.value);
+    let admin_address =
+        admin_listen.as_ref().map_or(([127, 0, 0, 1], 8081).into(), |found| found.value);
+    let sink = root.sink();
+    if let Some(at) = admin_listen.as_ref().or(listen.as_ref()).map(|found| found.at)
+        && clash(proxy_address, admin_address)
+    {
+        sink.error(
+            at,
+            format!(
+                "`listen` of [admin] ({admin_address}) and of [proxy] ({proxy_address}) take the same \
+                 port; give them different ones"
+            ),
+        );
+    }
+    let config = proxy_config(proxy.as_ref(), proxy_address);
+    if let (Some(table), Some(manager)) = (&proxy, &config.manager)
+        && !manager.is_tls()
+        && manager.authority() == admin_address.to_string()
+        && let Some(found) = table.get::<Address>("manager")
+    {
+        sink.error(
+            found.at,
+            format!(
+                "`manager` is this proxy's own [admin] address ({admin_address}); name the manager's, \
+                 and give this proxy another `listen` in [admin]"
+            ),
+        );
+    }
+    (config, AdminConfig { listen: admin_address })
+}
+
+fn proxy_config(table: Option<&Table<'_>>, listen: SocketAddr) -> ProxyConfig {
+    let span = |key, span: Span, default: u64| {
+        let default = Duration::from_secs(default);
+        table.map_or(default, |table| limits::duration_or(table, key, span, default))
+    };
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let threads = table.and_then(|table| table.get_in("threads", 1..=1_024, u32::to_string));
+    let buffer = ByteCount(0)..=ByteCount(MAX_BODY_BUFFER);
+    let buffer = table.and_then(|table| {
+        table.get_in("max_body_buffer", buffer, |count| format!("{} bytes", count.0))
+    });
+    ProxyConfig {
+        listen,
+        threads: threads.map_or(cores, |found| found.value as usize),
+        connect_timeout: span("connect_timeout", Span::Positive, 2),
+        pool_idle_timeout: span("pool_idle_timeout", Span::Any, 3),
+        max_body_buffer: buffer
+            .and_then(|found| usize::try_from(found.value.0).ok())
+            .unwrap_or(1 << 20),
+        manager: table.and_then(|table| table.get("manager")).map(|found| found.value),
+        table_path: table
+            .map_or_else(default_table, |table| table.or("table_path", default_table())),
+        drain_timeout: span("drain_timeout", Span::Any, 600),
+    }
+}
+
+fn default_table() -> PathBuf {
+    "forebay-table.json".into()
+}
+
+/// Whether both cannot be bound at once. Port 0 takes any free port and never clashes.
+fn clash(a: SocketAddr, b: SocketAddr) -> bool {
+    let same_ip = a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified();
+    a.port() == b.port() && a.port() != 0 && same_ip
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn listeners_clash_on_the_same_port_where_their_addresses_meet() {
+        let clash = |a: &str, b: &str| {
+            super::clash(a.parse().expect("address"), b.parse().expect("address"))
+        };
+        assert!(clash("127.0.0.1:80", "127.0.0.1:80"));
+        assert!(clash("0.0.0.0:80", "127.0.0.1:80"));
+        assert!(clash("127.0.0.1:80", "[::]:80"));
+        assert!(!clash("127.0.0.1:80", "127.0.0.2:80"));
+        assert!(!clash("127.0.0.1:80", "127.0.0.1:81"));
+        assert!(!clash("127.0.0.1:0", "127.0.0.1:0"));
+    }
+}

@@ -1,0 +1,259 @@
+//! The pretend cloud: what its providers run, and what they answer. It honours the contract of
+//! [`crate::provider`]'s trait to the letter, and no more than the letter.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::rng::Rng;
+use super::setup::{CloudSetup, Faults};
+use crate::types::launch::{Grant, LaunchBatch, LaunchOutcome, ProviderInstance, ProviderStatus};
+use crate::types::{
+    Address, InstanceId, InstanceTypeName, ProviderError, ProviderName, Timestamp, VariantKey,
+};
+
+/// All providers together.
+#[derive(Debug)]
+pub(super) struct Cloud {
+    setup: CloudSetup,
+    pub(super) rejecting: BTreeSet<InstanceTypeName>,
+    /// Every instance ever launched whose end has not been forgotten yet.
+    pub(super) machines: BTreeMap<InstanceId, Machine>,
+    /// Addresses in use; the lowest free one is taken next, so that they are used again.
+    addresses: BTreeSet<u32>,
+    /// Launches refused for lack of capacity, by type.
+    pub(super) refusals: BTreeMap<InstanceTypeName, u64>,
+    pub(super) launches: BTreeMap<InstanceTypeName, u64>,
+}
+
+/// One instance as it really is.
+#[derive(Debug)]
+pub(super) struct Machine {
+    pub(super) provider: ProviderName,
+    pub(super) instance_type: InstanceTypeName,
+    pub(super) variant: VariantKey,
+    slot: u32,
+    address: Address,
+    address_from: Timestamp,
+    running_at: Timestamp,
+    /// When it would be healthy first; `None`: never.
+    healthy_at: Option<Timestamp>,
+    pub(super) sick_until: Timestamp,
+    /// It is dead and its provider has not noticed.
+    pub(super) dead: bool,
+    pub(super) interruption_at: Option<Timestamp>,
+    /// When it was told to stop.
+    pub(super) stopping_at: Option<Timestamp>,
+    pub(super) ended: Option<Ended>,
+    /// When it will end by itself.
+    pub(super) dies_at: Option<Timestamp>,
+}
+
+/// That an instance runs no more.
+#[derive(Debug)]
+pub(super) struct Ended {
+    reason: String,
+    /// Until when it is listed.
+    listed_until: Timestamp,
+}
+
+impl Machine {
+    /// Whether it runs, or is about to, and nobody has told it to stop.
+    pub(super) fn lives(&self) -> bool {
+        self.ended.is_none() && self.stopping_at.is_none()
+    }
+
+    /// Whether it could serve a request.
+    pub(super) fn serves(&self, now: Timestamp) -> bool {
+        self.ended.is_none() && !self.dead && self.healthy_at.is_some_and(|at| at <= now)
+    }
+
+    fn status(&self, now: Timestamp) -> ProviderStatus {
+        match (&self.ended, self.stopping_at) {
+            (Some(ended), _) => ProviderStatus::Ended { reason: ended.reason.clone() },
+            (None, Some(_)) => ProviderStatus::Stopping,
+            (None, None) if self.running_at <= now => ProviderStatus::Running,
+            (None, None) => ProviderStatus::Pending,
+        }
+    }
+}
+
+impl Cloud {
+    pub(super) fn new(setup: CloudSetup) -> Self {
+        Self {
+            setup,
+            rejecting: BTreeSet::new(),
+            machines: BTreeMap::new(),
+            addresses: BTreeSet::new(),
+            refusals: BTreeMap::new(),
+            launches: BTreeMap::new(),
+        }
+    }
+
+    /// From now on at most `available` instances of a type are run; `None` lifts the limit.
+    pub(super) fn set_available(&mut self, kind: &InstanceTypeName, available: Option<u32>) {
+        match available {
+            Some(available) => drop(self.setup.available.insert(kind.clone(), available)),
+            None => drop(self.setup.available.remove(kind)),
+        }
+    }
+
+    /// How many of a type may run at once, if that is limited.
+    pub(super) fn available(&self, kind: &InstanceTypeName) -> Option<u32> {
+        self.setup.available.get(kind).copied()
+    }
+
+    /// Carries out a launch. An id that is known starts nothing.
+    pub(super) fn launch(
+        &mut self,
+        now: Timestamp,
+        provider: &ProviderName,
+        batch: &LaunchBatch,
+        faults: Faults,
+        rng: &mut Rng,
+    ) -> Vec<LaunchOutcome> {
+        batch
+            .instances
+            .iter()
+            .map(|id| {
+                let result = self.launch_one(now, provider, id, batch, faults, rng);
+                LaunchOutcome { instance: id.clone(), result }
+            })
+            .collect()
+    }
+
+    fn launch_one(
+        &mut self,
+        now: Timestamp,
+        provider: &ProviderName,
+        id: &InstanceId,
+        batch: &LaunchBatch,
+        faults: Faults,
+        rng: &mut Rng,
+    ) -> Result<Grant, ProviderError> {
+        let at_grant = self.setup.address_at_grant;
+        if let Some(machine) = self.machines.get(id) {
+            return Ok(Grant { address: at_grant.then(|| machine.address.clone()) });
+        }
+        let kind = &batch.instance_type;
+        if self.rejecting.contains(kind) {
+            return Err(ProviderError::Rejected { reason: format!("no image for {kind}") });
+        }
+        let running = self.running(kind);
+        if self.available(kind).is_some_and(|available| running >= available) {
+            *self.refusals.entry(kind.clone()).or_default() += 1;
+            let reason = format!("{running} of {kind} run and no more are to be had");
+            return Err(if rng.chance(self.setup.quota_share) {
+                ProviderError::QuotaExceeded { reason }
+            } else {
+                ProviderError::InsufficientCapacity { reason }
+            });
+        }
+        *self.launches.entry(kind.clone()).or_default() += 1;
+        let machine = self.make(now, provider, batch, faults, rng);
+        let address = at_grant.then(|| machine.address.clone());
+        self.machines.insert(id.clone(), machine);
+        Ok(Grant { address })
+    }
+
+    fn make(
+        &mut self,
+        now: Timestamp,
+        provider: &ProviderName,
+        batch: &LaunchBatch,
+        faults: Faults,
+        rng: &mut Rng,
+    ) -> Machine {
+        let kind = &batch.instance_type;
+        let startup = self.setup.startup_by_type.get(kind).copied().unwrap_or(self.setup.startup);
+        let startup = rng.span(startup);
+        let running_at = now + startup / 2;
+        let slot = (0..).find(|slot| !self.addresses.contains(slot)).unwrap_or(0);
+        self.addresses.insert(slot);
+        let socket = std::net::SocketAddr::from(([10, 0, 0, 1], 9000 + (slot % 50_000) as u16));
+        Machine {
+            provider: provider.clone(),
+            instance_type: kind.clone(),
+            variant: batch.variant.clone(),
+            slot,
+            address: Address::http(socket),
+            address_from: if self.setup.address_at_grant { now } else { running_at },
+            running_at,
+            healthy_at: (!rng.chance(faults.never_healthy)).then_some(now + startup),
+            sick_until: Timestamp(0),
+            dead: false,
+            interruption_at: None,
+            stopping_at: None,
+            ended: None,
+            dies_at: rng.chance(faults.dies_young).then_some(now + startup / 3),
+        }
+    }
+
+    /// Instances of a type that hold capacity.
+    pub(super) fn running(&self, kind: &InstanceTypeName) -> u32 {
+        let held = |m: &&Machine| m.ended.is_none() && m.instance_type == *kind;
+        u32::try_from(self.machines.values().filter(held).count()).unwrap_or(u32::MAX)
+    }
+
+    /// What `provider` lists at this moment.
+    pub(super) fn list(&self, now: Timestamp, provider: &ProviderName) -> Vec<ProviderInstance> {
+        self.machines
+            .iter()
+            .filter(|(_, m)| m.provider == *provider)
+            .filter(|(_, m)| m.ended.as_ref().is_none_or(|ended| ended.listed_until > now))
+            .map(|(id, m)| ProviderInstance {
+                id: id.clone(),
+                instance_type: m.instance_type.clone(),
+                variant: Some(m.variant.clone()),
+                address: (m.address_from <= now).then(|| m.address.clone()),
+                status: m.status(now),
+                interruption_at: m.interruption_at,
+            })
+            .collect()
+    }
+
+    /// Tells an instance to stop; when it will have ended, if that was news.
+    pub(super) fn terminate(
+        &mut self,
+        now: Timestamp,
+        id: &InstanceId,
+        rng: &mut Rng,
+    ) -> Result<Option<Timestamp>, ProviderError> {
+        let machine = self.machines.get_mut(id).ok_or(ProviderError::NotFound)?;
+        match &machine.ended {
+            Some(ended) if ended.listed_until <= now => Err(ProviderError::NotFound),
+            None if machine.stopping_at.is_none() => {
+                machine.stopping_at = Some(now);
+                Ok(Some(now + rng.span(self.setup.stop)))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Ends an instance.
+    pub(super) fn end(&mut self, now: Timestamp, id: &InstanceId, reason: &str, rng: &mut Rng) {
+        let listed_until = now + rng.span(self.setup.remembered);
+        if let Some(machine) = self.machines.get_mut(id).filter(|m| m.ended.is_none()) {
+            machine.ended = Some(Ended { reason: reason.to_owned(), listed_until });
+            self.addresses.remove(&machine.slot);
+        }
+    }
+
+    /// How a probe of `address` is answered: by whoever listens there now.
+    pub(super) fn probe(&self, now: Timestamp, address: &Address) -> Result<(), String> {
+        let machine = self
+            .machines
+            .values()
+            .find(|m| m.ended.is_none() && m.running_at <= now && m.address == *address)
+            .ok_or("connection refused")?;
+        match machine.healthy_at {
+            _ if machine.dead => Err("timed out".into()),
+            _ if machine.sick_until > now => Err("status 500".into()),
+            Some(at) if at <= now => Ok(()),
+            _ => Err("status 503".into()),
+        }
+    }
+
+    /// Forgets what ended long ago.
+    pub(super) fn forget(&mut self, now: Timestamp) {
+        self.machines.retain(|_, m| m.ended.as_ref().is_none_or(|e| e.listed_until > now));
+    }
+}

@@ -1,0 +1,368 @@
+//! The manager's side of the world: starts a controller, feeds it, carries out its actions in their
+//! order and lets it die between any two of them. The ledger sees everything first.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::setup::Faults;
+use super::world::{Due, World};
+use crate::decision::check::Ledger;
+use crate::decision::controller::{Action, Controller, Event, PROXY_LEASE};
+use crate::types::launch::{LaunchBatch, LaunchOutcome};
+use crate::types::record::Change;
+use crate::types::{
+    Address, Generation, InstanceId, InstanceState, ProviderError, ProviderName, Timestamp,
+};
+
+/// Actions in one turn before the manager is said to have no limit.
+const TURN_LIMIT: u32 = 5_000;
+/// After which a provider's own time limit ends a call.
+const CALL_LIMIT: Duration = Duration::from_secs(60);
+/// After how long without a report a proxy is taken for gone.
+pub(super) const PROXY_SILENCE: Duration = PROXY_LEASE;
+
+/// A manager that runs.
+pub(super) struct Manager {
+    pub(super) life: u64,
+    pub(super) controller: Controller,
+    ledger: Ledger,
+}
+
+/// A call on its way.
+#[derive(Debug)]
+pub(super) struct Call {
+    life: u64,
+    what: CallKind,
+    /// When its true answer arrives; `None` if another answer was sent already.
+    answer_at: Option<Timestamp>,
+}
+
+#[derive(Debug)]
+enum CallKind {
+    List(ProviderName),
+    Launch(ProviderName, LaunchBatch),
+    Terminate(InstanceId),
+    Probe { instance: InstanceId, generation: Generation, address: Address, limit: Duration },
+}
+
+impl World {
+    /// Starts a manager from what is durable and from the config as it is now.
+    pub(super) fn boot(&mut self) {
+        if self.manager.is_some() {
+            return;
+        }
+        self.lives += 1;
+        let stored = self.store.load();
+        let ledger = Ledger::new(Arc::clone(&self.fleet), &stored, PROXY_SILENCE);
+        let fleet = Arc::clone(&self.fleet);
+        let (life, seed) = (self.lives, self.rng.next());
+        let controller = Controller::new(life, self.now, fleet, stored, seed);
+        self.tell_story(|| format!("manager {life} starts"));
+        self.manager = Some(Manager { life, controller, ledger });
+        self.turn();
+    }
+
+    /// Kills the manager; another starts after `down`.
+    pub(super) fn crash_now(&mut self, down: Duration) {
+        self.crash = None;
+        if self.manager.take().is_some() {
+            self.published = None;
+            self.tally.crashes += 1;
+            self.tell_story(|| format!("the manager dies, back in {down:?}"));
+            self.agenda.enter(self.now + down, Due::Boot);
+        }
+    }
+
+    /// Tells the manager, if there is one, what has happened.
+    pub(super) fn tell(&mut self, event: &Event) {
+        let now = self.now;
+        if self.manager.is_none() {
+            return;
+        }
+        self.note(|| format!("  event {}", show_event(event)));
+        if let Some(manager) = &mut self.manager {
+            manager.ledger.note_event(now, event);
+            manager.controller.handle_event(now, event.clone());
+            self.turn();
+        }
+    }
+
+    /// Lets the manager do what is due.
+    pub(super) fn manager_timeout(&mut self) {
+        if let Some(manager) = &mut self.manager {
+            manager.controller.handle_timeout(self.now);
+            self.turn();
+        }
+    }
+
+    /// The operator asks for a drain.
+    pub(super) fn drain_instance(&mut self, instance: &InstanceId) {
+        if let Some(manager) = &mut self.manager {
+            manager.ledger.note_drain(instance.as_str());
+            let taken = manager.controller.drain(self.now, instance.as_str());
+            if let Err(error) = taken {
+                self.blame(format!("drain of the recorded {instance} is refused: {error}"));
+            }
+            self.turn();
+        }
+    }
+
+    /// Carries out the actions of one turn.
+    pub(super) fn turn(&mut self) {
+        for _ in 0..TURN_LIMIT {
+            if let Some((0, down)) = self.crash {
+                return self.crash_now(down);
+            }
+            let Some(manager) = &mut self.manager else { return };
+            let Some(action) = manager.controller.poll_action() else { return };
+            let violations = manager.ledger.check_action(self.now, &action);
+            self.note(|| format!("  action {}", show_action(&action)));
+            for violation in violations {
+                self.blame(violation.to_string());
+            }
+            if self.fault.is_some() {
+                return;
+            }
+            self.tally.actions += 1;
+            if let Some((left, _)) = &mut self.crash {
+                *left -= 1;
+            }
+            self.check_truth(&action);
+            self.execute(action);
+        }
+        self.blame(format!("more than {TURN_LIMIT} actions in one turn"));
+    }
+
+    fn execute(&mut self, action: Action) {
+        match action {
+            Action::Persist(changes) => {
+                for change in &changes {
+                    if let Change::Log(event) = change {
+                        self.tell_story(|| format!("{}: {}", event.kind, event.message));
+                    }
+                }
+                self.store.commit(&changes);
+            }
+            Action::List(provider) => self.call(CallKind::List(provider)),
+            Action::Launch { provider, batch } => self.call(CallKind::Launch(provider, batch)),
+            Action::Terminate { instance, .. } => self.call(CallKind::Terminate(instance)),
+            Action::Probe { instance, generation, address, timeout, .. } => {
+                self.call(CallKind::Probe { instance, generation, address, limit: timeout });
+            }
+            Action::Publish(table) => {
+                self.published = Some(Arc::clone(&table));
+                for proxy in 0..self.proxies.len() {
+                    self.connect(proxy);
+                }
+            }
+        }
+    }
+
+    /// Sends a call on its way, and draws what goes wrong with it.
+    fn call(&mut self, what: CallKind) {
+        let life = self.manager.as_ref().map_or(0, |manager| manager.life);
+        let (there, back) = if let CallKind::Probe { .. } = what {
+            let probe = (Duration::from_millis(1), Duration::from_millis(30));
+            (self.rng.span(probe), self.rng.span(probe))
+        } else {
+            let latency = self.setup.cloud.latency;
+            (self.rng.span(latency), self.rng.span(latency))
+        };
+        let plain = (Some(self.now + there), Some(self.now + there + back), None);
+        let faults = self.setup.faults;
+        let (carry_at, answer_at, excuse_at) = match what {
+            CallKind::Probe { .. } => plain,
+            _ => self.draw_fault(faults, there, back).unwrap_or(plain),
+        };
+        if let Some(at) = excuse_at {
+            let event = Box::new(what.unavailable());
+            self.agenda.enter(at, Due::Answer { life, event });
+        }
+        if let Some(at) = carry_at {
+            self.agenda.enter(at, Due::Carry(Box::new(Call { life, what, answer_at })));
+        }
+    }
+
+    /// When a faulty call is carried out, truly answered, and answered with `Unavailable`.
+    #[allow(clippy::type_complexity, reason = "three optional moments, taken apart at once")]
+    fn draw_fault(
+        &mut self,
+        faults: Faults,
+        there: Duration,
+        back: Duration,
+    ) -> Option<(Option<Timestamp>, Option<Timestamp>, Option<Timestamp>)> {
+        let (now, soon) = (self.now, self.now + there + back);
+        if self.rng.chance(faults.lost_before) {
+            Some((None, None, Some(soon)))
+        } else if self.rng.chance(faults.lost_after) {
+            Some((Some(now + there), None, Some(soon)))
+        } else if self.rng.chance(faults.hangs) {
+            let done = self.rng.chance(500).then_some(now + there);
+            Some((done, None, Some(now + CALL_LIMIT)))
+        } else if self.rng.chance(faults.late) {
+            let later = self.rng.span((Duration::ZERO, Duration::from_secs(30)));
+            Some((Some(soon + later), None, Some(soon)))
+        } else if self.rng.chance(faults.slow) {
+            let span = (Duration::from_secs(1), Duration::from_secs(15));
+            let at = now + self.rng.span(span);
+            Some((Some(at), Some(at + self.rng.span(span)), None))
+        } else {
+            None
+        }
+    }
+
+    /// A call reaches whom it is for. One of a manager that has died since may never have been sent.
+    pub(super) fn carry_out(&mut self, call: Call) {
+        let alive = self.manager.as_ref().is_some_and(|manager| manager.life == call.life);
+        if !alive && self.rng.chance(500) {
+            return;
+        }
+        let mut answer_at = call.answer_at;
+        let event = match call.what {
+            CallKind::List(provider) => {
+                self.cloud.forget(self.now);
+                let result = Ok(self.cloud.list(self.now, &provider));
+                Event::Listed { provider, result }
+            }
+            CallKind::Launch(provider, batch) => {
+                let outcomes = self.launch(&provider, &batch);
+                Event::Launched { provider, outcomes }
+            }
+            CallKind::Terminate(instance) => {
+                let result = self.terminate(&instance);
+                Event::Terminated { instance, result }
+            }
+            CallKind::Probe { instance, generation, address, limit } => {
+                let result = self.cloud.probe(self.now, &address);
+                if result.as_ref().is_err_and(|reason| reason == "timed out") {
+                    answer_at = Some(self.now + limit);
+                }
+                Event::Probed { instance, generation, result }
+            }
+        };
+        if let Some(at) = answer_at {
+            self.agenda.enter(at, Due::Answer { life: call.life, event: Box::new(event) });
+        }
+    }
+
+    fn launch(&mut self, provider: &ProviderName, batch: &LaunchBatch) -> Vec<LaunchOutcome> {
+        let faults = self.setup.faults;
+        let outcomes = self.cloud.launch(self.now, provider, batch, faults, &mut self.rng);
+        for id in &batch.instances {
+            if let Some(at) = self.cloud.machines.get(id).and_then(|machine| machine.dies_at) {
+                let (instance, reason) = (id.clone(), "exit code 1");
+                self.agenda.enter(at, Due::MachineEnds { instance, reason });
+            }
+        }
+        self.note(|| format!("cloud {}", show_outcomes(&outcomes)));
+        outcomes
+    }
+
+    fn terminate(&mut self, instance: &InstanceId) -> Result<(), ProviderError> {
+        let ends_at = self.cloud.terminate(self.now, instance, &mut self.rng)?;
+        if let Some(at) = ends_at {
+            self.fail_requests(instance);
+            let (instance, reason) = (instance.clone(), "terminated");
+            self.agenda.enter(at, Due::MachineEnds { instance, reason });
+        }
+        Ok(())
+    }
+}
+
+impl CallKind {
+    /// The answer of a provider that gives none.
+    fn unavailable(&self) -> Event {
+        let error = ProviderError::unavailable("no answer");
+        match self {
+            Self::List(provider) => {
+                Event::Listed { provider: provider.clone(), result: Err(error) }
+            }
+            Self::Launch(provider, batch) => Event::Launched {
+                provider: provider.clone(),
+                outcomes: batch
+                    .instances
+                    .iter()
+                    .map(|id| LaunchOutcome { instance: id.clone(), result: Err(error.clone()) })
+                    .collect(),
+            },
+            Self::Terminate(instance) => {
+                Event::Terminated { instance: instance.clone(), result: Err(error) }
+            }
+            Self::Probe { instance, generation, .. } => Event::Probed {
+                instance: instance.clone(),
+                generation: *generation,
+                result: Err("no answer".into()),
+            },
+        }
+    }
+}
+
+fn show_outcomes(outcomes: &[LaunchOutcome]) -> String {
+    let shown: Vec<String> = outcomes
+        .iter()
+        .map(|outcome| match &outcome.result {
+            Ok(_) => format!("{} granted", outcome.instance),
+            Err(error) => format!("{} {}", outcome.instance, error.kind()),
+        })
+        .collect();
+    shown.join(", ")
+}
+
+fn show_event(event: &Event) -> String {
+    match event {
+        Event::Listed { provider, result: Ok(list) } => {
+            let shown: Vec<String> =
+                list.iter().map(|i| format!("{} {:?}", i.id, i.status)).collect();
+            format!("listed {provider}: {}", shown.join(", "))
+        }
+        Event::Launched { outcomes, .. } => format!("launched: {}", show_outcomes(outcomes)),
+        Event::Reported(report) => {
+            let busy: Vec<String> = report
+                .backends
+                .iter()
+                .filter(|b| b.outstanding > 0)
+                .map(|b| format!("{}={}", b.instance, b.outstanding))
+                .collect();
+            format!("{} reports {} {}", report.proxy, report.applied, busy.join(" "))
+        }
+        Event::Reconfigured(_) => "reconfigured".into(),
+        other => format!("{other:?}"),
+    }
+}
+
+fn show_action(action: &Action) -> String {
+    match action {
+        Action::Persist(changes) => {
+            let shown: Vec<String> = changes.iter().map(show_change).collect();
+            format!("persist {}", shown.join("; "))
+        }
+        Action::Launch { provider, batch } => {
+            format!("launch {:?} at {provider}", batch.instances)
+        }
+        Action::Probe { instance, .. } => format!("probe {instance}"),
+        Action::Publish(table) => {
+            let backends = table.endpoints.iter().flat_map(|e| &e.variants);
+            let ids: Vec<&str> =
+                backends.flat_map(|v| &v.backends).map(|b| b.instance.as_str()).collect();
+            format!("publish {} [{}]", table.version, ids.join(" "))
+        }
+        other => format!("{other:?}"),
+    }
+}
+
+fn show_change(change: &Change) -> String {
+    match change {
+        Change::PutInstance(record) if record.state == InstanceState::Pending => {
+            format!("{} Pending at priority {}", record.id, record.priority)
+        }
+        Change::PutInstance(record) => format!("{} {}", record.id, record.state),
+        Change::DeleteInstance(id) => format!("delete {id}"),
+        Change::PutVariant(v) => format!("{} desired {} {:?}", v.variant, v.desired, v.round),
+        Change::DeleteVariant(key) => format!("delete {key}"),
+        Change::PutCapacity(record) => {
+            format!("{} refused {} times", record.key.instance_type, record.refusals)
+        }
+        Change::DeleteCapacity(key) => format!("{} has capacity", key.instance_type),
+        Change::Log(event) => format!("log {}: {}", event.kind, event.message),
+    }
+}

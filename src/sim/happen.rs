@@ -1,0 +1,164 @@
+//! What the script does to the world.
+
+use std::sync::Arc;
+
+use super::setup::Happening;
+use super::world::{Due, World};
+use crate::decision::controller::Event;
+use crate::types::spec::FleetSpec;
+use crate::types::{InstanceId, VariantKey};
+
+impl World {
+    /// One line of the script.
+    pub(super) fn happen(&mut self, happening: Happening) {
+        self.tell_story(|| show(&happening));
+        match happening {
+            Happening::Capacity(kind, available) => {
+                self.cloud.set_available(&kind, Some(available));
+            }
+            Happening::Rejecting(kind, true) => drop(self.cloud.rejecting.insert(kind)),
+            Happening::Rejecting(kind, false) => drop(self.cloud.rejecting.remove(&kind)),
+            Happening::Desired(key, count) => self.set_desired(&key, count),
+            Happening::Drain { pick } => {
+                if let Some(instance) = self.pick_recorded(pick) {
+                    self.drain_instance(&instance);
+                }
+            }
+            Happening::Reconfigure(fleet) => self.reconfigure(fleet),
+            Happening::Crash { after, down } => self.crash = Some((after, down)),
+            Happening::Kill { pick, noticed: true } => {
+                if let Some(instance) = self.pick_living(pick) {
+                    self.machine_ends(&instance, "killed");
+                }
+            }
+            Happening::Kill { pick, noticed: false } => {
+                if let Some(instance) = self.pick_living(pick) {
+                    self.fail_requests(&instance);
+                    self.with_machine(&instance, |machine| machine.dead = true);
+                }
+            }
+            Happening::Sicken { pick, lasts } => {
+                if let Some(instance) = self.pick_living(pick) {
+                    let until = self.now + lasts;
+                    self.with_machine(&instance, |machine| machine.sick_until = until);
+                }
+            }
+            Happening::Interrupt { pick, notice } => {
+                if let Some(instance) = self.pick_living(pick) {
+                    let at = self.now + notice;
+                    self.with_machine(&instance, |machine| machine.interruption_at = Some(at));
+                    let reason = "interrupted";
+                    self.agenda.enter(at, Due::MachineEnds { instance, reason });
+                }
+            }
+            Happening::Load(load) => self.setup.load = load,
+            Happening::Faults(faults) => self.setup.faults = faults,
+            proxy => self.happen_to_proxy(&proxy),
+        }
+    }
+
+    fn happen_to_proxy(&mut self, happening: &Happening) {
+        match *happening {
+            Happening::ProxyJoins => self.add_proxy(),
+            Happening::ProxyRestart { pick, down, renamed } => {
+                if let Some(proxy) = self.pick_proxy(pick) {
+                    self.proxies[proxy].die();
+                    self.agenda.enter(self.now + down, Due::ProxyUp { proxy, renamed });
+                }
+            }
+            Happening::ProxyLeaves { pick } => {
+                let staying = self.proxies.iter().filter(|proxy| !proxy.leaving).count();
+                if let Some(proxy) = self.pick_proxy(pick).filter(|_| staying > 1) {
+                    self.proxies[proxy].leaving = true;
+                    self.proxies[proxy].give_up();
+                    self.let_go(proxy);
+                }
+            }
+            Happening::ProxySilent { pick, lasts } => {
+                if let Some(proxy) = self.pick_proxy(pick) {
+                    self.proxies[proxy].silent_until = self.now + lasts;
+                    self.agenda.enter(self.now + lasts, Due::ProxyUp { proxy, renamed: false });
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// The operator's command, and what must have come of it.
+    pub(super) fn set_desired(&mut self, key: &VariantKey, count: u32) {
+        let now = self.now;
+        let Some(manager) = &mut self.manager else { return };
+        let variant = Some(key.variant.as_str());
+        let taken = manager.controller.set_desired(now, key.endpoint.as_str(), variant, count);
+        let life = manager.life;
+        let allowed = self.fleet.variant(key).is_some_and(|spec| {
+            (spec.min_instance_count..=spec.max_instance_count).contains(&count)
+        });
+        if taken.is_ok() != allowed {
+            self.blame(format!("setting {key} to {count} gives {taken:?}"));
+        }
+        self.turn();
+        let same_life = self.manager.as_ref().is_some_and(|manager| manager.life == life);
+        let durable = self.store.variants.get(key).map(|record| record.desired);
+        if allowed && same_life && durable != Some(count) {
+            self.blame(format!("{key} was set to {count} and {durable:?} is durable"));
+        }
+    }
+
+    /// The operator's new config, which a manager that is down finds when it starts.
+    pub(super) fn reconfigure(&mut self, fleet: Arc<FleetSpec>) {
+        self.fleet = Arc::clone(&fleet);
+        self.tell(&Event::Reconfigured(fleet));
+    }
+
+    fn with_machine(
+        &mut self,
+        instance: &InstanceId,
+        change: impl FnOnce(&mut super::cloud::Machine),
+    ) {
+        self.note(|| format!("it is {instance}"));
+        if let Some(machine) = self.cloud.machines.get_mut(instance) {
+            change(machine);
+        }
+    }
+
+    fn pick_living(&self, pick: u64) -> Option<InstanceId> {
+        let living = self.cloud.machines.iter().filter(|(_, m)| m.lives() && !m.dead);
+        choose(&living.map(|(id, _)| id.clone()).collect::<Vec<_>>(), pick)
+    }
+
+    fn pick_recorded(&self, pick: u64) -> Option<InstanceId> {
+        let recorded = self.store.instances.values().filter(|r| !r.state.is_leaving());
+        choose(&recorded.map(|r| r.id.clone()).collect::<Vec<_>>(), pick)
+    }
+
+    fn pick_proxy(&self, pick: u64) -> Option<usize> {
+        let up = (0..self.proxies.len()).filter(|p| self.proxies[*p].up && !self.silent(*p));
+        choose(&up.collect::<Vec<_>>(), pick)
+    }
+}
+
+fn choose<T: Clone>(items: &[T], pick: u64) -> Option<T> {
+    let at = pick.checked_rem(items.len() as u64)?;
+    items.get(usize::try_from(at).ok()?).cloned()
+}
+
+fn show(happening: &Happening) -> String {
+    match happening {
+        Happening::Reconfigure(fleet) => {
+            let variants: Vec<String> = fleet
+                .variants()
+                .map(|(endpoint, variant)| {
+                    let pools: Vec<String> = variant
+                        .pools
+                        .iter()
+                        .map(|pool| format!("{}@{}", pool.instance_type, pool.priority))
+                        .collect();
+                    format!("{}/{} [{}]", endpoint.name, variant.name, pools.join(" "))
+                })
+                .collect();
+            format!("operator: new config: {}", variants.join(", "))
+        }
+        other => format!("happens: {other:?}"),
+    }
+}

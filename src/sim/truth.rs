@@ -1,0 +1,188 @@
+//! Checks with the world's truth: what no controller can know, and what must hold all the same.
+
+use std::collections::BTreeSet;
+
+use super::driver::PROXY_SILENCE;
+use super::world::World;
+use crate::decision::controller::Action;
+use crate::types::record::Change;
+use crate::types::spec::Rebalance;
+use crate::types::{InstanceId, InstanceState, VariantKey};
+
+impl World {
+    /// Checks an action that is about to be carried out.
+    pub(super) fn check_truth(&mut self, action: &Action) {
+        if self.frozen
+            && let Some(what) = self.disturbs(action)
+        {
+            self.blame(format!("nothing was left to do, and {what}"));
+        }
+        if let Action::Terminate { instance, .. } = action
+            && let Some(why) = self.still_serving(instance)
+        {
+            self.blame(format!("{instance} is terminated while {why}"));
+        }
+    }
+
+    /// What an action changes of a fleet that is as it should be.
+    fn disturbs(&self, action: &Action) -> Option<String> {
+        match action {
+            Action::Launch { batch, .. } => Some(format!("{:?} is launched", batch.instances)),
+            Action::Terminate { instance, .. } => Some(format!("{instance} is terminated")),
+            Action::Persist(changes) => changes.iter().find_map(|change| match change {
+                Change::PutInstance(record) => {
+                    let before = self.store.instances.get(&record.id).map(|r| r.state);
+                    (before != Some(record.state))
+                        .then(|| format!("{} becomes {}", record.id, record.state))
+                }
+                Change::DeleteInstance(id) => Some(format!("{id} is deleted")),
+                Change::PutVariant(record) => {
+                    let before = self.store.variants.get(&record.variant).map(|v| v.desired);
+                    (before != Some(record.desired))
+                        .then(|| format!("{} is to have {}", record.variant, record.desired))
+                }
+                _ => None,
+            }),
+            Action::List(_) | Action::Probe { .. } | Action::Publish(_) => None,
+        }
+    }
+
+    /// Why requests at an instance would be cut off before their time.
+    fn still_serving(&self, instance: &InstanceId) -> Option<String> {
+        let machine = self.cloud.machines.get(instance).filter(|m| m.serves(self.now))?;
+        let over = machine.stopping_at.is_some()
+            || machine.interruption_at.is_some_and(|at| at <= self.now)
+            || self
+                .store
+                .instances
+                .get(instance)
+                .and_then(|record| record.drain_deadline)
+                .is_some_and(|at| at <= self.now);
+        if over {
+            return None;
+        }
+        (0..self.proxies.len()).find_map(|proxy| {
+            let outstanding = self.proxies[proxy].outstanding_at(instance);
+            (outstanding > 0 && self.must_be_known(proxy))
+                .then(|| format!("{} has {outstanding} requests there", self.proxies[proxy].id))
+        })
+    }
+
+    /// Whether the manager can know of a proxy's requests: it has been heard since it started, and is
+    /// not cut off.
+    fn must_be_known(&self, proxy: usize) -> bool {
+        let Some((life, at)) = self.proxies[proxy].heard else { return false };
+        let fresh = self.manager.as_ref().is_some_and(|manager| manager.life == life);
+        !self.silent(proxy) || (fresh && self.now.since(at) < PROXY_SILENCE)
+    }
+
+    /// Why the fleet is not yet what it should be, with all the capacity it needs and nothing failing.
+    pub(super) fn unsettled(&self, plenty: bool) -> Option<String> {
+        let Some(manager) = &self.manager else { return Some("there is no manager".into()) };
+        let running: BTreeSet<_> = self
+            .cloud
+            .machines
+            .iter()
+            .filter(|(_, machine)| machine.ended.is_none())
+            .map(|(id, _)| id)
+            .collect();
+        let recorded: BTreeSet<_> = self.store.instances.keys().collect();
+        if running != recorded {
+            return Some(format!("the cloud runs {running:?}, the store has {recorded:?}"));
+        }
+        if let Some(record) =
+            self.store.instances.values().find(|r| r.state != InstanceState::InService)
+        {
+            return Some(format!("{} is {}", record.id, record.state));
+        }
+        let configured: BTreeSet<VariantKey> = self
+            .fleet
+            .variants()
+            .map(|(e, v)| VariantKey { endpoint: e.name.clone(), variant: v.name.clone() })
+            .collect();
+        let kept: BTreeSet<VariantKey> = self.store.variants.keys().cloned().collect();
+        if configured != kept {
+            return Some(format!("variants {configured:?} are configured, {kept:?} recorded"));
+        }
+        configured
+            .iter()
+            .find_map(|key| self.unsettled_variant(key, plenty))
+            .or_else(|| self.unsettled_proxies())
+            .or_else(|| self.unsettled_view(&manager.controller.status(self.now)))
+    }
+
+    fn unsettled_variant(&self, key: &VariantKey, plenty: bool) -> Option<String> {
+        let spec = self.fleet.variant(key)?;
+        let desired = self.store.variants.get(key).map_or(0, |record| record.desired);
+        let instances: Vec<_> =
+            self.store.instances.values().filter(|r| r.variant == *key).collect();
+        if instances.len() != desired as usize {
+            return Some(format!("{key} has {} instances of {desired}", instances.len()));
+        }
+        if spec.scale_to_zero_after.is_some() && spec.min_instance_count == 0 && desired > 0 {
+            return Some(format!("{key} is idle and has {desired} instances"));
+        }
+        let first = spec.pools.iter().map(|pool| pool.priority).min()?;
+        for record in instances {
+            let pool = spec.pools.iter().find(|pool| pool.instance_type == record.instance_type);
+            let Some(pool) = pool else {
+                return Some(format!("{} is of a pool that is not configured", record.id));
+            };
+            let active = spec.rebalance.mode == Rebalance::Active && plenty;
+            if active && pool.priority > first {
+                return Some(format!("{} is fallback and need not be", record.id));
+            }
+        }
+        None
+    }
+
+    fn unsettled_proxies(&self) -> Option<String> {
+        let Some(table) = &self.published else {
+            return Some("no table has been published".into());
+        };
+        let tabled: BTreeSet<_> = table
+            .endpoints
+            .iter()
+            .flat_map(|e| &e.variants)
+            .flat_map(|v| &v.backends)
+            .map(|backend| &backend.instance)
+            .collect();
+        let recorded: BTreeSet<_> = self.store.instances.keys().collect();
+        if tabled != recorded {
+            return Some(format!("the table has {tabled:?}, the store {recorded:?}"));
+        }
+        self.proxies.iter().filter(|proxy| proxy.up).find_map(|proxy| {
+            if proxy.applied() != table.version {
+                return Some(format!("{} routes by {}", proxy.id, proxy.applied()));
+            }
+            let left = proxy.outstanding() + proxy.queued();
+            (left > 0).then(|| format!("{} still has {left} requests", proxy.id))
+        })
+    }
+
+    /// The view that operators get must agree with what is.
+    fn unsettled_view(&self, status: &crate::types::status::FleetStatus) -> Option<String> {
+        let variants = status
+            .endpoints
+            .iter()
+            .flat_map(|endpoint| endpoint.variants.iter().map(move |v| (endpoint.name.clone(), v)));
+        for (endpoint, variant) in variants {
+            let key = VariantKey { endpoint, variant: variant.name.clone() };
+            let desired = self.store.variants.get(&key).map_or(0, |record| record.desired);
+            let pools: u32 = variant.pools.iter().map(|pool| pool.current_instance_count).sum();
+            let shown = [
+                variant.desired_instance_count,
+                variant.in_service_instance_count,
+                pools,
+                u32::try_from(variant.instances.len()).unwrap_or(u32::MAX),
+            ];
+            if shown != [desired; 4] {
+                return Some(format!("the status of {key} shows {shown:?}, desired {desired}"));
+            }
+            if variant.queued > 0 || variant.instances.iter().any(|i| i.outstanding > 0) {
+                return Some(format!("the status of {key} shows requests, there are none"));
+            }
+        }
+        None
+    }
+}
