@@ -17,6 +17,7 @@
 //! | [`proxy`] | the data plane: listeners, the life of a request, upstream connections |
 //! | [`control`] | the control plane: drives the controller, executes its actions, publishes the table |
 //! | [`api`] | the management HTTP: status, scaling, metrics, the table feed |
+//! | [`cli`] | the client's side of the management API |
 //! | [`telemetry`] | every metric, named once; logs |
 //! | [`runtime`] | the clock, randomness, tasks |
 //! | [`worker`] | the stand-in model server |
@@ -35,6 +36,7 @@
 
 pub mod api;
 pub mod app;
+pub mod cli;
 pub mod config;
 pub mod control;
 pub mod decision;

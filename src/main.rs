@@ -9,9 +9,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 use forebay::telemetry::logs;
 use forebay::types::Address;
-use forebay::{app, config};
-
-use pending::{cli, sim, worker};
+use forebay::{app, cli, config, sim, worker};
 
 /// Capacity-aware instance pools in front of any set of model servers
 #[derive(Debug, Parser)]
@@ -123,7 +121,7 @@ fn run(command: Command) -> Result<(), String> {
         Command::Check(file) => check(&file.config),
         Command::Plan(file) => print(app::plan(&file.config)),
         Command::Worker(options) => worker::run(options).map_err(describe),
-        Command::Simulate { scenario, seed } => print(sim::simulate(&scenario, seed)),
+        Command::Simulate { scenario, seed } => simulate(&scenario, seed),
         Command::Status { admin, json } => ask(async |url| cli::status(url, json).await, &admin),
         Command::Scale { target, count, admin } => {
             ask(async |url| cli::scale(url, &target, count).await, &admin)
@@ -166,6 +164,16 @@ fn check(path: &Path) -> Result<(), String> {
     }
 }
 
+/// Plays a scenario and prints the report; one that breaks a rule is a failure.
+fn simulate(scenario: &Path, seed: u64) -> Result<(), String> {
+    let name = scenario.display().to_string();
+    let text = std::fs::read_to_string(scenario).map_err(|error| format!("{name}: {error}"))?;
+    let report = sim::simulate(&text, &name, seed).map_err(|error| error.to_string())?;
+    let failure = report.failure.clone();
+    print(Ok::<_, String>(report.to_string()))?;
+    failure.map_or(Ok(()), |failure| Err(format!("seed {seed}: {failure}")))
+}
+
 fn counted(count: usize, what: &str) -> String {
     format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
@@ -202,44 +210,5 @@ fn print_errors(lines: impl IntoIterator<Item = impl Display>) {
     let mut out = std::io::stderr().lock();
     for line in lines {
         let _ = writeln!(out, "{line}");
-    }
-}
-
-/// Stands in for modules that other branches bring. Once they are here, delete this and write
-/// `use forebay::{cli, sim, worker};` above.
-mod pending {
-    pub(crate) mod worker {
-        #[derive(Debug, clap::Args)]
-        pub(crate) struct WorkerOptions {}
-
-        pub(crate) fn run(_: WorkerOptions) -> Result<(), std::io::Error> {
-            Err(std::io::ErrorKind::Unsupported.into())
-        }
-    }
-
-    pub(crate) mod sim {
-        pub(crate) fn simulate(_: &std::path::Path, _: u64) -> Result<String, std::io::Error> {
-            Err(std::io::ErrorKind::Unsupported.into())
-        }
-    }
-
-    pub(crate) mod cli {
-        use std::io::{Error, ErrorKind};
-
-        pub(crate) async fn status(_: &str, _: bool) -> Result<String, Error> {
-            Err(ErrorKind::Unsupported.into())
-        }
-
-        pub(crate) async fn scale(_: &str, _: &str, _: u32) -> Result<String, Error> {
-            Err(ErrorKind::Unsupported.into())
-        }
-
-        pub(crate) async fn drain(_: &str, _: &str) -> Result<String, Error> {
-            Err(ErrorKind::Unsupported.into())
-        }
-
-        pub(crate) async fn explain(_: &str, _: &str, _: bool) -> Result<String, Error> {
-            Err(ErrorKind::Unsupported.into())
-        }
     }
 }

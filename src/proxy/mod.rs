@@ -1,1 +1,43 @@
-//! To come.
+//! The data plane's shell: listeners, the life of a request, connections to workers.
+//!
+//! Start with [`request`], which tells the life of a request from top to bottom; [`admission`] has the one
+//! place that chooses, reserves and counts; [`router`] the published table. The proxy never calls the
+//! manager and never waits for it: it is handed tables ([`Router::apply`]) and tells what it counts
+//! ([`Router::report`]).
+//!
+//! # What it is built on, and why
+//!
+//! * **hyper** on one single-threaded runtime per core (tokio's `LocalRuntime`), each with its own listener:
+//!   tasks never move between threads, so connections and pools need no lock. Its HTTP/1.1 is the cheapest
+//!   of the well-kept ones: about 16 µs of CPU a request in this shape, where the pingora proxy crate takes
+//!   31 to 36 and HAProxy 16.
+//! * **pingora's smaller crates** were looked at one by one. `pingora-runtime`'s no-steal runtime is what
+//!   `LocalRuntime` gives without a dependency, and more strictly. `pingora-timeout`'s coarse timers pay
+//!   where every request arms several timers; a request here arms one only when it has to connect or wait.
+//!   `pingora-limits` estimates what we must count exactly. `pingora-ketama` is for sticky routing, when that
+//!   comes. So none of them is taken yet.
+//! * **Who parses is kept apart from what a request is**: [`request`] and [`exchange`] deal in heads, body
+//!   frames, upgrades and ends; only [`listener`] and [`upstream`] name hyper's connections.
+
+mod admission;
+mod attempt;
+pub mod bench;
+mod body;
+mod drain_rate;
+mod exchange;
+mod headers;
+pub mod link;
+mod listener;
+mod model_field;
+mod refusal;
+mod request;
+mod resolve;
+mod retry;
+mod router;
+mod slot;
+mod snapshot;
+mod upstream;
+mod vitals;
+
+pub use listener::{Listening, ProxyOptions, listen};
+pub use router::Router;

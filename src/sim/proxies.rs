@@ -229,6 +229,9 @@ impl Proxy {
                 generation,
                 outstanding,
                 connect_failures: 0,
+
+                progressed: false,
+                stalled: false,
             })
             .collect();
         let variants = self

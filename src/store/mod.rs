@@ -4,7 +4,10 @@
 //!
 //! Calls block for as long as the disk takes; `control` makes them from a thread that may.
 
+#[cfg(test)]
+mod conformance;
 pub mod memory;
+mod presence;
 pub mod sqlite;
 
 use std::time::Duration;
@@ -13,6 +16,9 @@ use thiserror::Error;
 
 use crate::types::Timestamp;
 use crate::types::record::{Change, StoredState};
+
+/// Events that a store keeps and loads, newest first to stay.
+pub const EVENT_LIMIT: usize = 10_000;
 
 /// Keeps the manager's records.
 pub trait Store: Send + 'static {
@@ -76,4 +82,10 @@ pub enum StoreError {
     /// The disk or the database failed.
     #[error("store failed: {0}")]
     Io(String),
+}
+
+/// The epoch after `latest`. A new store begins at the second in which it is made, so that epochs, and
+/// with them the versions of routing tables, also grow when somebody deletes a store and starts anew.
+fn next_epoch(latest: u64, now: Timestamp) -> u64 {
+    if latest == 0 { (now.0 / 1000).max(1) } else { latest.saturating_add(1) }
 }

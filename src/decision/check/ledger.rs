@@ -158,6 +158,7 @@ impl Ledger {
                 }
             }
             Event::Reconfigured(spec) => self.spec = Arc::clone(spec),
+            Event::ProviderNudged(_) => {}
         }
     }
 

@@ -139,6 +139,8 @@ pub enum Event {
     Reported(ProxyReport),
     /// The operator wants another fleet from now on.
     Reconfigured(Arc<FleetSpec>),
+    /// A provider has news (an instance ended, an address is known): list it soon.
+    ProviderNudged(ProviderName),
 }
 
 /// What is to be done.
@@ -276,6 +278,7 @@ impl Controller {
                 self.probed(now, &instance, generation, result);
             }
             Event::Reported(report) => self.reported(now, &report),
+            Event::ProviderNudged(provider) => self.hasten_list(now, &provider),
             Event::Reconfigured(spec) => self.adopt_spec(now, &spec),
         }
         self.settle(now);

@@ -408,6 +408,9 @@ impl World {
                 generation: record.generation,
                 outstanding: *outstanding,
                 connect_failures: 0,
+
+                progressed: false,
+                stalled: false,
             })
         });
         let variants = self.spec.endpoints.iter().map(|e| DemandReport {

@@ -1,0 +1,176 @@
+//! The two halves as they run in this process, and the tie between them.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use tokio::sync::watch;
+
+use super::AppError;
+use super::providers::Providers;
+use crate::config::Config;
+use crate::control::{Manager, ManagerError, ManagerHandle, ManagerOptions, OnExit};
+use crate::proxy::link::{self, LinkOptions, REPORT_INTERVAL, REPORT_SPACING};
+use crate::proxy::{self, Listening, ProxyOptions, Router};
+use crate::runtime::rng;
+use crate::runtime::tasks::Tasks;
+use crate::store::sqlite::SqliteStore;
+use crate::types::ProxyId;
+use crate::types::report::ProxyReport;
+use crate::types::table::RoutingTable;
+
+/// How often rates are brought up to date.
+const TICK: Duration = Duration::from_millis(250);
+
+/// The manager, running.
+pub(super) struct ManagerHalf {
+    pub(super) handle: ManagerHandle,
+    pub(super) providers: Providers,
+    has_ended: watch::Receiver<bool>,
+    outcome: Arc<Mutex<Option<Result<(), ManagerError>>>>,
+}
+
+impl ManagerHalf {
+    pub(super) fn start(config: &Config, tasks: &Tasks) -> Result<Self, AppError> {
+        let path = &config.store.path;
+        let store = SqliteStore::open(path)
+            .map_err(|error| AppError::Store { path: path.display().to_string(), error })?;
+        let (providers, managed) = Providers::build(config, tasks);
+        let mut options = ManagerOptions::new(Arc::clone(&config.fleet), managed);
+        options.crash = crate::control::crash::CrashPoints::from_environment()
+            .map_err(|error| AppError::Start(std::io::Error::other(error)))?;
+        let (manager, handle) = Manager::new(options, Box::new(store));
+        let (ended, has_ended) = watch::channel(false);
+        let outcome = Arc::new(Mutex::new(None));
+        let slot = Arc::clone(&outcome);
+        tasks.spawn("manager", async move {
+            let outcome = manager.run().await;
+            *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(outcome);
+            ended.send_replace(true);
+        });
+        Ok(Self { handle, providers, has_ended, outcome })
+    }
+
+    /// Resolves once the manager has ended, whoever asked it to.
+    pub(super) async fn ended(&self) {
+        let mut has_ended = self.has_ended.clone();
+        // An error means that its task is gone, which is an end too.
+        drop(has_ended.wait_for(|ended| *ended).await);
+    }
+
+    /// Tells it to end and waits for that.
+    pub(super) async fn stop(self, on_exit: OnExit) -> Result<(), AppError> {
+        self.handle.stop(on_exit);
+        self.ended().await;
+        let outcome = self.outcome.lock().unwrap_or_else(PoisonError::into_inner).take();
+        Ok(outcome.unwrap_or(Ok(()))?)
+    }
+}
+
+/// The proxy, running.
+pub(super) struct ProxyHalf {
+    router: Arc<Router>,
+    listening: Listening,
+    drain_timeout: Duration,
+}
+
+impl ProxyHalf {
+    /// Listens, and follows the manager: the one in this process, or the one that the config names.
+    pub(super) fn start(
+        config: &Config,
+        manager: Option<&ManagerHalf>,
+        tasks: &Tasks,
+    ) -> Result<Self, AppError> {
+        let id = format!("proxy-{}-{}", std::process::id(), rng::unique_suffix());
+        let id = ProxyId::new(id).map_err(|error| AppError::Start(std::io::Error::other(error)))?;
+        let router = Router::new(id);
+        match manager {
+            Some(half) => tie(&half.handle, &router, tasks),
+            None => {
+                let options = LinkOptions {
+                    manager: config.proxy.manager.clone().ok_or(AppError::NoManager)?,
+                    table_path: config.proxy.table_path.clone(),
+                };
+                link::start(&options, &router, tasks).map_err(AppError::Table)?;
+            }
+        }
+        let options = ProxyOptions {
+            listen: config.proxy.listen,
+            threads: config.proxy.threads,
+            connect_timeout: config.proxy.connect_timeout,
+            pool_idle_timeout: config.proxy.pool_idle_timeout,
+            max_body_buffer: config.proxy.max_body_buffer as u64,
+            drain_timeout: config.proxy.drain_timeout,
+        };
+        let listening = proxy::listen(&options, &router).map_err(|error| AppError::Listen {
+            address: options.listen,
+            what: "requests",
+            error,
+        })?;
+        tracing::info!(address = %listening.address(), threads = options.threads, "the proxy listens");
+        tasks.spawn_until_stopped("rates", tick(Arc::clone(&router)));
+        Ok(Self { router, listening, drain_timeout: options.drain_timeout })
+    }
+
+    pub(super) fn readiness(&self) -> crate::api::Readiness {
+        let router = Arc::clone(&self.router);
+        Arc::new(move || {
+            if router.version().revision > 0 {
+                Ok(())
+            } else {
+                Err("the proxy has no routing table yet".to_owned())
+            }
+        })
+    }
+
+    pub(super) fn refresh(&self) -> crate::api::Refresh {
+        let router = Arc::clone(&self.router);
+        Arc::new(move || {
+            router.refresh_gauges();
+            std::future::ready(()).boxed()
+        })
+    }
+
+    /// Accepts nothing more and waits until the requests that run have finished.
+    pub(super) async fn stop(self) {
+        let outstanding = self.router.outstanding();
+        tracing::info!(outstanding, limit = ?self.drain_timeout, "the proxy accepts nothing more");
+        // Waiting for threads blocks.
+        drop(tokio::task::spawn_blocking(move || self.listening.stop()).await);
+    }
+}
+
+async fn tick(router: Arc<Router>) {
+    loop {
+        tokio::time::sleep(TICK).await;
+        router.tick(TICK.as_secs_f64());
+    }
+}
+
+/// Ties proxy and manager of one process: tables one way, reports the other.
+fn tie(manager: &ManagerHandle, router: &Arc<Router>, tasks: &Tasks) {
+    let (mut tables, follower) = (manager.tables(), Arc::clone(router));
+    tasks.spawn_until_stopped("table-follower", async move {
+        loop {
+            let table: Arc<RoutingTable> = Arc::clone(&tables.borrow_and_update());
+            follower.apply(&table);
+            if tables.changed().await.is_err() {
+                return;
+            }
+        }
+    });
+    let (manager, router, stopping) = (manager.clone(), Arc::clone(router), tasks.stopping());
+    tasks.spawn("reporter", async move {
+        while !stopping.is_cancelled() {
+            // A manager that does not act (yet) needs no report.
+            drop(manager.report(router.report()).await);
+            tokio::time::sleep(REPORT_SPACING).await;
+            tokio::select! {
+                () = router.report_wanted() => {}
+                () = tokio::time::sleep(REPORT_INTERVAL) => {}
+                () = stopping.cancelled() => {}
+            }
+        }
+        drop(manager.report(ProxyReport { leaving: true, ..router.report() }).await);
+    });
+}

@@ -1,0 +1,153 @@
+//! The client's side of the management API: what `forebay status`, `scale`, `drain` and `explain` do.
+//! Each function answers with the text to print, or with an error that says what to do.
+
+mod client;
+mod render;
+
+use serde::Deserialize;
+use serde_json::json;
+use thiserror::Error;
+
+use client::Client;
+
+use crate::runtime::clock;
+use crate::types::status::{Explanation, FleetStatus};
+use crate::types::{EndpointName, InstanceId, VariantName};
+
+/// Why a command failed.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum CliError {
+    /// The command line makes no sense; exit code 2.
+    #[error("{0}")]
+    Usage(String),
+    /// Nobody answers there.
+    #[error(
+        "cannot reach the manager at {admin}: {reason}; is it running? set --admin or FOREBAY_ADMIN"
+    )]
+    Unreachable {
+        /// Where it was looked for.
+        admin: String,
+        /// What happened.
+        reason: String,
+    },
+    /// The manager refused.
+    #[error("{0}")]
+    Refused(String),
+    /// Whoever answers is no manager of this kind.
+    #[error("{admin} gave an answer that is not understood: {reason}; is it a forebay manager?")]
+    NotUnderstood {
+        /// Who answered.
+        admin: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+impl CliError {
+    /// The exit code that goes with it.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        if matches!(self, Self::Usage(_)) { 2 } else { 1 }
+    }
+}
+
+/// The fleet, as aligned tables, or as the very JSON of the API.
+///
+/// # Errors
+/// [`CliError`].
+pub async fn status(admin: &str, json: bool) -> Result<String, CliError> {
+    let client = Client::new(admin)?;
+    let answer = client.get("/api/v1/status").await?;
+    let status: FleetStatus = client.understand(&answer)?;
+    Ok(if json { answer } else { render::status(&status, clock::now()) })
+}
+
+/// Sets the desired instance count of `target`, an `ENDPOINT` or `ENDPOINT/VARIANT`.
+///
+/// # Errors
+/// [`CliError`].
+pub async fn scale(admin: &str, target: &str, count: u32) -> Result<String, CliError> {
+    let (endpoint, variant) = match target.split_once('/') {
+        Some((endpoint, variant)) => (endpoint, Some(name::<VariantName>(variant)?)),
+        None => (target, None),
+    };
+    let endpoint: EndpointName = name(endpoint)?;
+    let client = Client::new(admin)?;
+    let body = json!({ "variant": variant, "desired_instance_count": count });
+    let path = format!("/api/v1/endpoints/{endpoint}/scale");
+    let scaled: Scaled = client.understand(&client.post(&path, &body).await?)?;
+    let Scaled { endpoint, variant, desired_instance_count } = scaled;
+    Ok(format!("{endpoint}/{variant} is to have {desired_instance_count} instances"))
+}
+
+/// Drains `instance` and lets it go.
+///
+/// # Errors
+/// [`CliError`].
+pub async fn drain(admin: &str, instance: &str) -> Result<String, CliError> {
+    let instance: InstanceId = name(instance)?;
+    let client = Client::new(admin)?;
+    client.post(&format!("/api/v1/instances/{instance}/drain"), &json!({})).await?;
+    Ok(format!("{instance} drains and will be removed"))
+}
+
+/// Why the fleet of `endpoint` is what it is.
+///
+/// # Errors
+/// [`CliError`].
+pub async fn explain(admin: &str, endpoint: &str, json: bool) -> Result<String, CliError> {
+    let endpoint: EndpointName = name(endpoint)?;
+    let client = Client::new(admin)?;
+    let answer = client.get(&format!("/api/v1/endpoints/{endpoint}/explain")).await?;
+    let explanation: Explanation = client.understand(&answer)?;
+    Ok(if json { answer } else { render::explanation(&explanation) })
+}
+
+#[derive(Deserialize)]
+struct Scaled {
+    endpoint: EndpointName,
+    variant: VariantName,
+    desired_instance_count: u32,
+}
+
+fn name<T: std::str::FromStr<Err = crate::types::ids::InvalidName>>(
+    text: &str,
+) -> Result<T, CliError> {
+    text.parse().map_err(|error: crate::types::ids::InvalidName| CliError::Usage(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn mistakes_on_the_command_line_are_usage_errors() {
+        let admin = "http://127.0.0.1:1";
+        for error in [
+            scale(admin, "no such/name", 1).await,
+            scale(admin, "e/v/w", 1).await,
+            drain(admin, "../x").await,
+            explain(admin, "", false).await,
+            status("127.0.0.1:8081", false).await,
+            status("http://127.0.0.1:1/path", false).await,
+            status("https://127.0.0.1:1", false).await,
+        ] {
+            let error = error.expect_err("wrong");
+            assert_eq!(error.exit_code(), 2, "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn nobody_there_says_what_to_do() {
+        let free = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("binds");
+        let admin = format!("http://{}", free.local_addr().expect("bound"));
+        drop(free);
+        let error = status(&admin, false).await.expect_err("nobody listens");
+        assert_eq!(error.exit_code(), 1);
+        let text = error.to_string();
+        let expected = format!("cannot reach the manager at {admin}: ");
+        assert!(text.starts_with(&expected), "{text}");
+        assert!(text.to_lowercase().contains("connection refused"), "{text}");
+        assert!(text.ends_with("is it running? set --admin or FOREBAY_ADMIN"), "{text}");
+    }
+}

@@ -1,0 +1,172 @@
+//! Asks instances whether they are healthy: one GET, any 2xx in time is a yes. What an instance sends
+//! along is read up to a limit, so that its connection can be used again, and thrown away.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Method, Request, header};
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use tokio::sync::{Semaphore, mpsc};
+use tokio::time::timeout;
+
+use crate::decision::controller::Event;
+use crate::runtime::tasks::Tasks;
+use crate::types::{Address, Generation, InstanceId};
+
+/// Probes under way at once.
+const PROBES: usize = 256;
+/// Bytes read of an answer.
+const BODY_LIMIT: usize = 64 * 1024;
+/// How long a connection waits for the next probe.
+const IDLE: Duration = Duration::from_secs(3);
+
+/// What asks the instances.
+#[derive(Clone)]
+pub(super) struct Prober {
+    client: Client<HttpConnector, Empty<Bytes>>,
+    slots: Arc<Semaphore>,
+    events: mpsc::Sender<Event>,
+    tasks: Tasks,
+}
+
+/// One question.
+pub(super) struct Probe {
+    pub(super) instance: InstanceId,
+    pub(super) generation: Generation,
+    pub(super) address: Address,
+    pub(super) path: String,
+    pub(super) timeout: Duration,
+}
+
+impl Prober {
+    pub(super) fn new(events: mpsc::Sender<Event>) -> Self {
+        let client = Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(IDLE)
+            .pool_max_idle_per_host(1)
+            .build_http();
+        Self { client, slots: Arc::new(Semaphore::new(PROBES)), events, tasks: Tasks::new() }
+    }
+
+    /// Asks, and answers with [`Event::Probed`].
+    pub(super) fn probe(&self, probe: Probe) {
+        let prober = self.clone();
+        self.tasks.spawn_until_stopped("probe", async move {
+            // The wait for a slot is ours and must not count against the instance.
+            let slot = prober.slots.acquire().await;
+            let result = match timeout(probe.timeout, prober.ask(&probe)).await {
+                Ok(result) => result,
+                Err(_elapsed) => Err(format!("no answer in {:?}", probe.timeout)),
+            };
+            drop(slot);
+            let (instance, generation) = (probe.instance, probe.generation);
+            // The driver is only gone when everything ends.
+            let _ = prober.events.send(Event::Probed { instance, generation, result }).await;
+        });
+    }
+
+    /// Drops every probe that is under way.
+    pub(super) async fn stop(&self) {
+        self.tasks.stop(Duration::from_secs(1)).await;
+    }
+
+    async fn ask(&self, probe: &Probe) -> Result<(), String> {
+        if probe.address.is_tls() {
+            return Err("health is asked over plain http only; https is not supported".into());
+        }
+        let request = Request::builder()
+            .method(Method::GET)
+            .uri(format!("{}{}", probe.address, probe.path))
+            .header(header::USER_AGENT, concat!("forebay/", env!("CARGO_PKG_VERSION")))
+            .body(Empty::new())
+            .map_err(|error| format!("cannot ask {}: {error}", probe.path))?;
+        let answer = self.client.request(request).await.map_err(|error| whole(&error))?;
+        let status = answer.status();
+        if !status.is_success() {
+            return Err(format!("answered {status}"));
+        }
+        // An endless or broken body does not make a healthy answer unhealthy.
+        let _ = Limited::new(answer.into_body(), BODY_LIMIT).collect().await;
+        Ok(())
+    }
+}
+
+/// An error with all its causes.
+fn whole(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.ends_with(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// Serves one connection with `answer` as it is, or nothing at all.
+    async fn server(tasks: &Tasks, answer: Option<&'static str>) -> Address {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
+        let address = Address::http(listener.local_addr().expect("bound"));
+        tasks.spawn_until_stopped("server", async move {
+            let (mut socket, _) = listener.accept().await.expect("accepts");
+            let mut request = [0; 1024];
+            let read = socket.read(&mut request).await.expect("reads");
+            assert!(request[..read].starts_with(b"GET /ping HTTP/1.1\r\n"));
+            match answer {
+                Some(answer) => socket.write_all(answer.as_bytes()).await.expect("writes"),
+                None => std::future::pending().await,
+            }
+        });
+        address
+    }
+
+    async fn ask(address: Address, limit: Duration) -> Result<(), String> {
+        let (events, mut received) = mpsc::channel(1);
+        let prober = Prober::new(events);
+        prober.probe(Probe {
+            instance: InstanceId::new("i-1").expect("valid"),
+            generation: Generation(3),
+            address,
+            path: "/ping".into(),
+            timeout: limit,
+        });
+        match received.recv().await {
+            Some(Event::Probed { generation: Generation(3), result, .. }) => result,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn only_a_2xx_in_time_is_healthy() {
+        let tasks = Tasks::new();
+        let long = Duration::from_secs(20);
+        let ok = server(&tasks, Some("HTTP/1.1 204 No Content\r\n\r\n")).await;
+        assert_eq!(ask(ok, long).await, Ok(()));
+        let cut = server(&tasks, Some("HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nx")).await;
+        assert_eq!(ask(cut, long).await, Ok(()), "a body that breaks off changes nothing");
+        let bad = server(&tasks, Some("HTTP/1.1 503 Busy\r\ncontent-length: 0\r\n\r\n")).await;
+        assert_eq!(ask(bad, long).await, Err("answered 503 Service Unavailable".into()));
+        let mute = server(&tasks, None).await;
+        let short = Duration::from_millis(50);
+        assert_eq!(ask(mute, short).await, Err("no answer in 50ms".into()));
+        let free = TcpListener::bind("127.0.0.1:0").await.expect("binds");
+        let nobody = Address::http(free.local_addr().expect("bound"));
+        drop(free);
+        let refused = ask(nobody, long).await.expect_err("nobody listens");
+        assert!(refused.contains("refused"), "{refused}");
+        tasks.stop(long).await;
+    }
+}

@@ -1,0 +1,258 @@
+//! Admission: a request gets a slot at once, or waits its turn in its variant's queue.
+//!
+//! While a slot is free and nobody waits no lock is taken: the choice is a scan over atomics and one
+//! compare-and-swap ([`super::snapshot::Variant::take_slot`]). The queue is one per variant, whatever the number of
+//! threads, and exact in its limit.
+//!
+//! # The hand-off
+//!
+//! Whoever finds no slot enters the queue (`waiting` grows), **then** looks for a slot once more; whoever
+//! gives a slot back does so, **then** looks at `waiting`. All four steps are sequentially consistent, so
+//! at least one of the two sees the other: no slot stays free while somebody waits. Either way the slot
+//! goes to the head of the queue, under the queue's lock, so each freed slot wakes exactly one.
+//!
+//! A [`Reservation`] is the only thing that holds a slot; its drop is the only release. One that is
+//! handed to a waiter who has just left is dropped on the way and so passed on to the next.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use tokio::sync::oneshot;
+
+use super::refusal::Refusal;
+use super::router::Router;
+use super::snapshot::{Backend, Variant};
+use crate::decision::admit::{Caller, Ticket, WaitQueue};
+use crate::decision::outcome::Outcome;
+use crate::runtime::{clock, rng};
+use crate::telemetry::traffic::QueueTraffic;
+use crate::types::{Generation, VariantKey};
+
+type Grant = Result<Reservation, Refusal>;
+
+/// Where a variant's requests wait for a slot.
+#[derive(Debug)]
+pub(super) struct WaitingRoom {
+    key: VariantKey,
+    router: Weak<Router>,
+    waiting: AtomicU32,
+    queue: Mutex<WaitQueue<oneshot::Sender<Grant>>>,
+    /// All requests that ever asked for the variant.
+    arrivals: CountedArrivals,
+    pub(super) traffic: QueueTraffic,
+    drain_rate: super::drain_rate::DrainRate,
+}
+
+/// A slot of a backend, held. Its drop gives the slot back and wakes the next who waits.
+#[derive(Debug)]
+pub(super) struct Reservation {
+    pub(super) backend: Arc<Backend>,
+    room: Arc<WaitingRoom>,
+}
+
+impl Reservation {
+    /// How a request at it has ended, for the backend's vitals.
+    pub(super) fn note_outcome(&self, outcome: Outcome) {
+        if self.backend.vitals.minds(outcome)
+            && let Some(router) = self.room.router.upgrade()
+        {
+            router.judge(&self.room.key, &self.backend, outcome);
+        }
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        self.backend.slot.give_back();
+        self.room.slot_freed();
+    }
+}
+
+impl WaitingRoom {
+    pub(super) fn new(key: VariantKey, router: Weak<Router>, traffic: QueueTraffic) -> Self {
+        Self {
+            key,
+            router,
+            waiting: AtomicU32::new(0),
+            queue: Mutex::default(),
+            arrivals: CountedArrivals::default(),
+            traffic,
+            drain_rate: super::drain_rate::DrainRate::default(),
+        }
+    }
+
+    /// How many wait now.
+    pub(super) fn waiting(&self) -> u32 {
+        self.waiting.load(Ordering::SeqCst)
+    }
+
+    /// How many requests ever asked for the variant.
+    pub(super) fn arrivals(&self) -> u64 {
+        self.arrivals.get()
+    }
+
+    /// One more request asks for the variant, served or not.
+    pub(super) fn arrived(&self) {
+        self.arrivals.add();
+    }
+
+    /// Seconds after which one more request would probably find room: the queue's length over the rate
+    /// at which slots have been freed lately, 1 to 60.
+    pub(super) fn retry_after(&self) -> u32 {
+        self.drain_rate.seconds_to_drain(self.waiting())
+    }
+
+    /// Takes in what was freed in the `seconds` since the last call.
+    pub(super) fn tick(&self, seconds: f64) {
+        self.drain_rate.tick(seconds);
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, WaitQueue<oneshot::Sender<Grant>>> {
+        // The queue's own operations do not panic half-way; a poisoned lock means a bug elsewhere.
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn slot_freed(self: &Arc<Self>) {
+        self.drain_rate.freed();
+        if self.waiting() > 0 {
+            self.hand_out();
+        }
+    }
+
+    /// Gives free slots to those who wait, in turn, until one of both runs out.
+    pub(super) fn hand_out(self: &Arc<Self>) {
+        let Some(router) = self.router.upgrade() else { return };
+        while self.waiting() > 0 {
+            let snapshot = router.current();
+            let Some(variant) = snapshot.variant(&self.key) else {
+                return self.turn_everybody_away();
+            };
+            // The lock covers choosing as well: turns are given in the order of the queue.
+            let granted = {
+                let mut queue = self.lock();
+                if queue.is_empty() {
+                    return;
+                }
+                let Some(backend) = variant.take_slot(&[], rng::draw) else { return };
+                let waiter = queue.pop();
+                self.waiting.store(queue.len(), Ordering::SeqCst);
+                waiter.map(|waiter| (waiter, self.reservation(backend)))
+            };
+            // Outside the lock: if the waiter has left, the reservation comes back and its drop comes
+            // here again.
+            if let Some((waiter, reservation)) = granted {
+                drop(waiter.send(Ok(reservation)));
+            }
+        }
+    }
+
+    /// The variant is gone from the table.
+    fn turn_everybody_away(&self) {
+        let mut queue = self.lock();
+        while let Some(waiter) = queue.pop() {
+            drop(waiter.send(Err(Refusal::VariantRemoved)));
+        }
+        self.waiting.store(0, Ordering::SeqCst);
+    }
+
+    fn reservation(self: &Arc<Self>, backend: Arc<Backend>) -> Reservation {
+        Reservation { backend, room: Arc::clone(self) }
+    }
+}
+
+impl Variant {
+    /// A slot for one request: at once, or when its turn has come.
+    ///
+    /// `tried` are starts of instances that this request must not go to again; with any, it has waited
+    /// its turn before and goes ahead of the queue.
+    ///
+    /// Cancel-safe: dropping the future leaves the queue, or gives back the slot that was just granted.
+    ///
+    /// # Errors
+    /// [`Refusal`] when the queue is full, the wait is over its limit, or there is nothing to wait for.
+    pub(super) async fn admit(
+        &self,
+        caller: Caller,
+        tried: &[Generation],
+    ) -> Result<Reservation, Refusal> {
+        if (self.room.waiting() == 0 || !tried.is_empty())
+            && let Some(backend) = self.take_slot(tried, rng::draw)
+        {
+            return Ok(self.room.reservation(backend));
+        }
+        if self.backends.is_empty() && !self.hold_when_empty {
+            return Err(Refusal::NoInstance);
+        }
+        if !tried.is_empty() && self.backends.len() <= tried.len() {
+            return Err(Refusal::NoOtherInstance);
+        }
+        let entered = clock::monotonic();
+        let place = Place::enter(&self.room, self.queue_limit, caller)?;
+        self.room.hand_out();
+        let reservation = place.granted(self.queue_timeout).await?;
+        self.room.traffic.waited(entered.elapsed());
+        if tried.contains(&reservation.backend.route.generation) {
+            return Err(Refusal::NoOtherInstance);
+        }
+        Ok(reservation)
+    }
+}
+
+/// A place in the queue; dropping it leaves the queue.
+struct Place {
+    room: Arc<WaitingRoom>,
+    ticket: Ticket,
+    grant: oneshot::Receiver<Grant>,
+}
+
+impl Place {
+    fn enter(room: &Arc<WaitingRoom>, limit: u32, caller: Caller) -> Result<Self, Refusal> {
+        let (sender, grant) = oneshot::channel();
+        let mut queue = room.lock();
+        let full = |_| Refusal::QueueFull { waiting: limit, retry_after: room.retry_after() };
+        let ticket = queue.push(limit, caller, sender).map_err(full)?;
+        room.waiting.store(queue.len(), Ordering::SeqCst);
+        drop(queue);
+        Ok(Self { room: Arc::clone(room), ticket, grant })
+    }
+
+    async fn granted(mut self, limit: std::time::Duration) -> Grant {
+        match tokio::time::timeout(limit, &mut self.grant).await {
+            Ok(Ok(grant)) => grant,
+            // The room was dropped with its router: the process ends.
+            Ok(Err(_)) => Err(Refusal::VariantRemoved),
+            Err(_) => {
+                Err(Refusal::QueueTimeout { waited: limit, retry_after: self.room.retry_after() })
+            }
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut queue = self.room.lock();
+        let left = queue.remove(self.ticket);
+        self.room.waiting.store(queue.len(), Ordering::SeqCst);
+        drop(queue);
+        // Dropped outside the lock: the sender's drop wakes nobody, but may run foreign code one day.
+        drop(left);
+    }
+}
+
+/// Arrivals are counted by every thread for every request: a line of its own.
+#[derive(Debug, Default)]
+struct CountedArrivals(crossbeam_utils::CachePadded<std::sync::atomic::AtomicU64>);
+
+impl CountedArrivals {
+    fn add(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+#[path = "admission_tests.rs"]
+mod tests;

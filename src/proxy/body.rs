@@ -1,0 +1,191 @@
+//! The two body types of the request path: what goes to a worker, what goes to a client.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+
+use super::exchange::UpstreamBody;
+use super::headers::Length;
+
+/// A client's body: what has been read of it so far, and the rest.
+#[derive(Debug)]
+pub(super) struct RequestBody {
+    read: VecDeque<Bytes>,
+    buffered: u64,
+    /// The part that is still to come; `None` once all has been read.
+    rest: Option<Incoming>,
+    trailers: Option<http::HeaderMap>,
+    /// What the head said.
+    length: Length,
+}
+
+impl RequestBody {
+    pub(super) fn new(incoming: Incoming) -> Self {
+        let length = if incoming.is_end_stream() {
+            Length::None
+        } else {
+            incoming.size_hint().exact().map_or(Length::Unknown, Length::Exact)
+        };
+        let rest = (length != Length::None).then_some(incoming);
+        Self { read: VecDeque::new(), buffered: 0, rest, trailers: None, length }
+    }
+
+    /// No body at all.
+    pub(super) fn empty() -> Self {
+        let read = VecDeque::new();
+        Self { read, buffered: 0, rest: None, trailers: None, length: Length::None }
+    }
+
+    /// Another one of the same content, sharing its memory; `None` unless all of it is here.
+    pub(super) fn try_copy(&self) -> Option<Self> {
+        self.is_complete().then(|| Self {
+            read: self.read.clone(),
+            buffered: self.buffered,
+            rest: None,
+            trailers: self.trailers.clone(),
+            length: self.length,
+        })
+    }
+
+    pub(super) fn length(&self) -> Length {
+        self.length
+    }
+
+    /// Whether all of it is here.
+    pub(super) fn is_complete(&self) -> bool {
+        self.rest.is_none()
+    }
+
+    /// Bytes that are here.
+    pub(super) fn buffered(&self) -> u64 {
+        self.buffered
+    }
+
+    /// Reads one more piece into memory. Pending while the client sends nothing; ready at once when all
+    /// is here.
+    pub(super) fn poll_read_more(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), hyper::Error>> {
+        let Some(rest) = &mut self.rest else { return Poll::Ready(Ok(())) };
+        match std::task::ready!(Pin::new(rest).poll_frame(cx)) {
+            Some(Ok(frame)) => match frame.into_data() {
+                Ok(data) => {
+                    self.buffered += data.len() as u64;
+                    self.read.push_back(data);
+                    if self.rest.as_ref().is_some_and(Body::is_end_stream) {
+                        self.rest = None;
+                    }
+                }
+                Err(frame) => self.trailers = frame.into_trailers().ok(),
+            },
+            Some(Err(error)) => return Poll::Ready(Err(error)),
+            None => self.rest = None,
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// What is here, in one piece; copies only if it came in several.
+    pub(super) fn contiguous(&mut self) -> &[u8] {
+        if self.read.len() > 1 {
+            let mut whole = Vec::with_capacity(usize::try_from(self.buffered).unwrap_or(0));
+            for piece in self.read.drain(..) {
+                whole.extend_from_slice(&piece);
+            }
+            self.read.push_back(Bytes::from(whole));
+        }
+        self.read.front().map_or(&[], |piece| piece)
+    }
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        if let Some(piece) = self.read.pop_front() {
+            return Poll::Ready(Some(Ok(Frame::data(piece))));
+        }
+        match &mut self.rest {
+            Some(rest) => Pin::new(rest).poll_frame(cx),
+            None => Poll::Ready(self.trailers.take().map(|t| Ok(Frame::trailers(t)))),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.read.is_empty()
+            && self.trailers.is_none()
+            && self.rest.as_ref().is_none_or(Body::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let here: u64 = self.read.iter().map(|piece| piece.len() as u64).sum();
+        match &self.rest {
+            None => SizeHint::with_exact(here),
+            Some(rest) => match rest.size_hint().exact() {
+                Some(more) => SizeHint::with_exact(here + more),
+                None => SizeHint::new(),
+            },
+        }
+    }
+}
+
+/// What a client gets: the proxy's own words, or a worker's, passed on as they come.
+#[derive(Debug)]
+pub(super) enum ResponseBody {
+    /// All of it.
+    Full(Option<Bytes>),
+    /// A worker's.
+    Upstream(Box<UpstreamBody>),
+}
+
+impl ResponseBody {
+    /// Nobody gets it: the request goes on elsewhere.
+    pub(super) fn supersede(mut self) {
+        if let Self::Upstream(body) = &mut self {
+            body.supersede();
+        }
+    }
+
+    pub(super) fn full(bytes: Bytes) -> Self {
+        Self::Full(Some(bytes).filter(|bytes| !bytes.is_empty()))
+    }
+}
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        match self.get_mut() {
+            Self::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Self::Upstream(body) => body.poll_for_client(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Full(bytes) => bytes.is_none(),
+            Self::Upstream(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Full(bytes) => {
+                SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
+            }
+            Self::Upstream(body) => body.size_hint(),
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! Header fields between the two connections: what concerns one connection alone is not passed on
+//! (RFC 9110, 7.6.1), and the framing is set anew from the body itself, so that what reaches a worker
+//! is never ambiguous.
+
+use http::header::{
+    CONNECTION, CONTENT_LENGTH, HOST, HeaderMap, HeaderName, HeaderValue, TE, TRAILER,
+    TRANSFER_ENCODING, UPGRADE,
+};
+
+/// Fields that end at this hop, besides those that `Connection` nominates.
+const HOP_BY_HOP: [HeaderName; 6] = [
+    CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    TE,
+    TRANSFER_ENCODING,
+    UPGRADE,
+];
+
+/// Removes what concerns only the connection that the message came by.
+pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    if headers.contains_key(CONNECTION) {
+        remove_nominated(headers);
+    }
+    for name in &HOP_BY_HOP {
+        headers.remove(name);
+    }
+}
+
+/// Removes the fields that `Connection` names. `Host` and the length are never a hop's own: a client that
+/// nominates them must not be able to take them away.
+fn remove_nominated(headers: &mut HeaderMap) {
+    let nominated: Vec<HeaderName> = headers
+        .get_all(CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|name| HeaderName::from_bytes(name.trim().as_bytes()).ok())
+        .filter(|name| *name != HOST && *name != CONTENT_LENGTH)
+        .collect();
+    for name in nominated {
+        headers.remove(name);
+    }
+}
+
+/// How long a message's body is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Length {
+    /// There is none, and nothing has to be said about it.
+    None,
+    /// Exactly so many bytes.
+    Exact(u64),
+    /// Until it ends.
+    Unknown,
+}
+
+/// Says the length of a request's body to the worker.
+pub(super) fn set_request_framing(headers: &mut HeaderMap, length: Length) {
+    match length {
+        Length::None => {
+            headers.remove(CONTENT_LENGTH);
+        }
+        Length::Exact(bytes) => {
+            headers.insert(CONTENT_LENGTH, HeaderValue::from(bytes));
+        }
+        Length::Unknown => {
+            headers.remove(CONTENT_LENGTH);
+            headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+        }
+    }
+}
+
+/// The protocol that both sides are asked to switch to, if the message asks for it.
+pub(super) fn wanted_upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
+    let asks = headers
+        .get_all(CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .any(|token| token.trim().eq_ignore_ascii_case("upgrade"));
+    if asks { headers.get(UPGRADE).cloned() } else { None }
+}
+
+/// Asks the worker, or tells the client, to switch to `protocol`.
+pub(super) fn set_upgrade(headers: &mut HeaderMap, protocol: HeaderValue) {
+    headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    headers.insert(UPGRADE, protocol);
+}
+
+/// A worker's answer whose length only its framing tells must not carry a length of its own.
+pub(super) fn fix_response_framing(headers: &mut HeaderMap, exact: bool) {
+    if !exact {
+        headers.remove(CONTENT_LENGTH);
+    }
+    headers.remove(TRAILER);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(lines: &[(&str, &str)]) -> HeaderMap {
+        let mut map = HeaderMap::new();
+        for (name, value) in lines {
+            map.append(
+                HeaderName::from_bytes(name.as_bytes()).expect("name"),
+                HeaderValue::from_str(value).expect("value"),
+            );
+        }
+        map
+    }
+
+    #[test]
+    fn what_concerns_one_connection_stays_on_it() {
+        let mut map = headers(&[
+            ("connection", "close, X-Private"),
+            ("connection", "host, content-length"),
+            ("keep-alive", "timeout=5"),
+            ("te", "trailers"),
+            ("transfer-encoding", "chunked"),
+            ("x-private", "1"),
+            ("x-public", "2"),
+            ("host", "h"),
+            ("content-length", "3"),
+        ]);
+        strip_hop_by_hop(&mut map);
+        let mut left: Vec<_> = map.keys().map(HeaderName::as_str).collect();
+        left.sort_unstable();
+        assert_eq!(left, ["content-length", "host", "x-public"]);
+    }
+
+    #[test]
+    fn an_upgrade_is_asked_for_by_both_fields() {
+        let asks = headers(&[("connection", "keep-alive, Upgrade"), ("upgrade", "websocket")]);
+        assert_eq!(wanted_upgrade(&asks), Some(HeaderValue::from_static("websocket")));
+        assert_eq!(wanted_upgrade(&headers(&[("upgrade", "websocket")])), None);
+    }
+}

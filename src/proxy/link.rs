@@ -1,0 +1,281 @@
+//! The proxy's side of its tie to a manager in another process: follows the routing table, keeps the last
+//! one on disk, reports what is counted. Nothing here is ever waited for by a request: without a manager
+//! the proxy serves on with the table it has.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::CONTENT_TYPE;
+use http::{Method, Request, StatusCode};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use thiserror::Error;
+
+use super::router::Router;
+use crate::runtime::rng;
+use crate::runtime::tasks::Tasks;
+use crate::types::Address;
+use crate::types::report::ProxyReport;
+use crate::types::table::RoutingTable;
+
+/// How long the manager holds a question for a newer table.
+const LONG_POLL: Duration = Duration::from_secs(20);
+/// Beyond the long poll, how long an answer may take.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Reports are sent at least this often, and at once when something is worth it,
+pub const REPORT_INTERVAL: Duration = Duration::from_secs(1);
+/// but not more often than this.
+pub const REPORT_SPACING: Duration = Duration::from_millis(50);
+const FIRST_RETRY: Duration = Duration::from_millis(200);
+const LAST_RETRY: Duration = Duration::from_secs(2);
+/// A table of 10,000 instances has about 4 MiB.
+const LARGEST_TABLE: usize = 64 << 20;
+
+/// Where the manager is and where the last table is kept.
+#[derive(Debug, Clone)]
+pub struct LinkOptions {
+    /// The manager's admin listener.
+    pub manager: Address,
+    /// The file that the last table is kept in.
+    pub table_path: PathBuf,
+}
+
+#[derive(Debug, Error)]
+enum LinkError {
+    #[error("no answer within {0:?}")]
+    TimedOut(Duration),
+    #[error("the manager answered {0}")]
+    Status(StatusCode),
+    #[error(transparent)]
+    Connection(#[from] hyper_util::client::legacy::Error),
+    #[error("the answer broke off or is too large: {0}")]
+    Body(String),
+    #[error("the answer is no routing table of format {format}: {0}", format = RoutingTable::FORMAT)]
+    Format(String),
+}
+
+/// Starts following and reporting, after the table on disk (if there is one) has been applied.
+///
+/// # Errors
+/// When the table on disk exists and cannot be read.
+pub fn start(options: &LinkOptions, router: &Arc<Router>, tasks: &Tasks) -> io::Result<()> {
+    match load(&options.table_path)? {
+        Some(table) => {
+            tracing::info!(version = %table.version, "serving by the last table from disk");
+            router.apply(&table);
+        }
+        None => {
+            tracing::info!(manager = %options.manager, "no table on disk: waiting for the manager")
+        }
+    }
+    let link = Link { options: options.clone(), router: Arc::clone(router), client: client() };
+    tasks.spawn_until_stopped("table-follower", link.clone().follow());
+    let stopping = tasks.stopping();
+    tasks.spawn("reporter", async move {
+        tokio::select! {
+            () = link.report_for_ever() => {}
+            () = stopping.cancelled() => {
+                // The last word: nothing is left here, the manager need not wait for this proxy.
+                let report = ProxyReport { leaving: true, ..link.router.report() };
+                drop(link.report(&report).await);
+            }
+        }
+    });
+    Ok(())
+}
+
+fn client() -> Client<HttpConnector, Full<Bytes>> {
+    let mut connector = HttpConnector::new();
+    connector.set_connect_timeout(Some(ANSWER_TIMEOUT));
+    Client::builder(TokioExecutor::new())
+        .pool_timer(TokioTimer::new())
+        .pool_idle_timeout(Duration::from_secs(60))
+        .build(connector)
+}
+
+#[derive(Debug, Clone)]
+struct Link {
+    options: LinkOptions,
+    router: Arc<Router>,
+    client: Client<HttpConnector, Full<Bytes>>,
+}
+
+impl Link {
+    async fn follow(self) {
+        let mut retry = FIRST_RETRY;
+        loop {
+            match self.next_table().await {
+                Ok(table) => {
+                    retry = FIRST_RETRY;
+                    if let Some(table) = table {
+                        self.adopt(table).await;
+                    }
+                }
+                Err(error) => {
+                    if retry == FIRST_RETRY {
+                        let error = &error as &dyn std::error::Error;
+                        tracing::warn!(manager = %self.options.manager, error, "cannot follow the manager's table; serving on with the last one");
+                    }
+                    tokio::time::sleep(jittered(retry)).await;
+                    retry = (retry * 2).min(LAST_RETRY);
+                }
+            }
+        }
+    }
+
+    async fn adopt(&self, table: RoutingTable) {
+        tracing::info!(version = %table.version, "routing by a new table");
+        self.router.apply(&table);
+        let path = self.options.table_path.clone();
+        let saved = tokio::task::spawn_blocking(move || save(&path, &table)).await;
+        if let Ok(Err(error)) = saved {
+            tracing::error!(path = %self.options.table_path.display(), %error, "cannot keep the table on disk");
+        }
+    }
+
+    async fn next_table(&self) -> Result<Option<RoutingTable>, LinkError> {
+        let path = format!(
+            "/internal/v1/table?after={}&wait_ms={}",
+            self.router.version(),
+            LONG_POLL.as_millis()
+        );
+        let body = self.ask(Method::GET, &path, Bytes::new(), LONG_POLL + ANSWER_TIMEOUT).await?;
+        body.map(|body| parse(&body).map_err(LinkError::Format)).transpose()
+    }
+
+    async fn report_for_ever(&self) {
+        let mut reached = true;
+        loop {
+            let report = self.router.report();
+            match self.report(&report).await {
+                Ok(()) if !reached => {
+                    reached = true;
+                    tracing::info!(manager = %self.options.manager, "the manager takes reports again");
+                }
+                Ok(()) => {}
+                Err(error) if reached => {
+                    reached = false;
+                    let error = &error as &dyn std::error::Error;
+                    tracing::warn!(manager = %self.options.manager, error, "cannot report to the manager");
+                }
+                Err(_) => {}
+            }
+            tokio::time::sleep(REPORT_SPACING).await;
+            // Either way it is time to report.
+            drop(tokio::time::timeout(REPORT_INTERVAL, self.router.report_wanted()).await);
+        }
+    }
+
+    async fn report(&self, report: &ProxyReport) -> Result<(), LinkError> {
+        let body =
+            serde_json::to_vec(report).map_err(|error| LinkError::Body(error.to_string()))?;
+        self.ask(Method::POST, "/internal/v1/report", body.into(), ANSWER_TIMEOUT).await.map(drop)
+    }
+
+    /// The answer's body; `None` for 204.
+    async fn ask(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+        limit: Duration,
+    ) -> Result<Option<Bytes>, LinkError> {
+        let request = Request::builder()
+            .method(method)
+            .uri(format!("{}{path}", self.options.manager))
+            .header(CONTENT_TYPE, "application/json")
+            .body(Full::new(body))
+            .map_err(|error| LinkError::Body(error.to_string()))?;
+        let exchange = async {
+            let response = self.client.request(request).await?;
+            match response.status() {
+                StatusCode::NO_CONTENT => Ok(None),
+                status if status.is_success() => Limited::new(response.into_body(), LARGEST_TABLE)
+                    .collect()
+                    .await
+                    .map(|body| Some(body.to_bytes()))
+                    .map_err(|error| LinkError::Body(error.to_string())),
+                status => Err(LinkError::Status(status)),
+            }
+        };
+        tokio::time::timeout(limit, exchange).await.map_err(|_| LinkError::TimedOut(limit))?
+    }
+}
+
+/// Half to one and a half of `span`, so that many proxies do not come back at the same moment.
+fn jittered(span: Duration) -> Duration {
+    span / 2 + span.mul_f64((rng::draw() >> 11) as f64 / (1_u64 << 53) as f64)
+}
+
+fn parse(bytes: &[u8]) -> Result<RoutingTable, String> {
+    let table: RoutingTable = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+    if table.format == RoutingTable::FORMAT {
+        Ok(table)
+    } else {
+        Err(format!("its format is {}", table.format))
+    }
+}
+
+fn load(path: &Path) -> io::Result<Option<RoutingTable>> {
+    match std::fs::read(path) {
+        Ok(bytes) => match parse(&bytes) {
+            Ok(table) => Ok(Some(table)),
+            Err(reason) => Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!(
+                    "{} is not a routing table: {reason}; delete it to wait for the manager's",
+                    path.display()
+                ),
+            )),
+        },
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(io::Error::new(error.kind(), format!("{}: {error}", path.display()))),
+    }
+}
+
+/// Whole or not at all: written beside it, then renamed over it.
+fn save(path: &Path, table: &RoutingTable) -> io::Result<()> {
+    let beside = path.with_extension("new");
+    let file = std::fs::File::create(&beside)?;
+    let mut writer = io::BufWriter::new(file);
+    serde_json::to_writer(&mut writer, table)?;
+    let file = writer.into_inner().map_err(io::IntoInnerError::into_error)?;
+    file.sync_all()?;
+    std::fs::rename(&beside, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::table::TableVersion;
+
+    #[test]
+    fn the_last_table_survives() {
+        let dir = tempfile::tempdir().expect("dir");
+        let path = dir.path().join("table.json");
+        assert!(load(&path).expect("absent").is_none());
+        let version = TableVersion { epoch: 3, revision: 4 };
+        let table =
+            RoutingTable { format: RoutingTable::FORMAT, version, ..RoutingTable::default() };
+        save(&path, &table).expect("written");
+        assert_eq!(load(&path).expect("read"), Some(table));
+    }
+
+    #[test]
+    fn garbage_on_disk_is_reported_not_served() {
+        let dir = tempfile::tempdir().expect("dir");
+        let path = dir.path().join("table.json");
+        for garbage in
+            ["", "{", r#"{"format":99,"version":{"epoch":1,"revision":1},"endpoints":[]}"#]
+        {
+            std::fs::write(&path, garbage).expect("written");
+            let error = load(&path).expect_err("garbage");
+            assert!(error.to_string().contains("delete it"), "{error}");
+        }
+    }
+}

@@ -1,0 +1,208 @@
+//! The proxy's threads: each has its own runtime, its own listener on the shared port (`SO_REUSEPORT`)
+//! and its own pool of connections to workers; they share the router.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener as StdListener};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::attempt::Sender;
+use super::request::{Thread, serve};
+use super::router::Router;
+use super::upstream::Pool;
+
+/// How the proxy listens and connects.
+#[derive(Debug, Clone)]
+pub struct ProxyOptions {
+    /// Where clients connect.
+    pub listen: SocketAddr,
+    /// Threads, at least 1.
+    pub threads: usize,
+    /// How long connecting to a worker may take.
+    pub connect_timeout: Duration,
+    /// Idle connections to workers are closed after this long.
+    pub pool_idle_timeout: Duration,
+    /// How many bytes of a request's body may be held in memory.
+    pub max_body_buffer: u64,
+    /// How long requests may finish once the proxy is told to end.
+    pub drain_timeout: Duration,
+}
+
+/// How long a client may take to send a request's head.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long accepting pauses when the process is out of file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+const BACKLOG: i32 = 4096;
+
+/// The running threads. Dropping it leaves them running; [`Listening::stop`] ends them.
+#[derive(Debug)]
+pub struct Listening {
+    address: SocketAddr,
+    stop: CancellationToken,
+    threads: Vec<std::thread::JoinHandle<()>>,
+}
+
+impl Listening {
+    /// Where clients connect (the port that was chosen, if the options said 0).
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Accepts nothing more, lets the requests that run finish (`drain_timeout` at most) and waits for
+    /// the threads. Blocks.
+    pub fn stop(self) {
+        self.stop.cancel();
+        for thread in self.threads {
+            // A thread that panicked has told so itself.
+            drop(thread.join());
+        }
+    }
+}
+
+/// Binds the listeners and starts the threads.
+///
+/// # Errors
+/// When the address is taken or a thread cannot be started.
+pub fn listen(options: &ProxyOptions, router: &Arc<Router>) -> io::Result<Listening> {
+    let first = bind_first(options.listen)?;
+    let address = first.local_addr()?;
+    let mut listeners = vec![first];
+    for _ in 1..options.threads {
+        listeners.push(bind_shared(address)?);
+    }
+    let stop = CancellationToken::new();
+    let mut threads = Vec::new();
+    for (number, listener) in listeners.into_iter().enumerate() {
+        let (options, router, stop) = (options.clone(), Arc::clone(router), stop.clone());
+        let name = format!("proxy-{number}");
+        threads.push(std::thread::Builder::new().name(name).spawn(move || {
+            if let Err(error) = run_thread(listener, &options, router, &stop) {
+                tracing::error!(%error, "a proxy thread could not start");
+            }
+        })?);
+    }
+    Ok(Listening { address, stop, threads })
+}
+
+/// Binding once without sharing finds out whether another process listens there: with sharing alone, two
+/// proxies on one port would silently take half of the connections each.
+fn bind_first(address: SocketAddr) -> io::Result<StdListener> {
+    if address.port() != 0 {
+        let exclusive =
+            Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        exclusive.set_reuse_address(true)?;
+        exclusive.bind(&address.into())?;
+    }
+    bind_shared(address)
+}
+
+fn bind_shared(address: SocketAddr) -> io::Result<StdListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+fn run_thread(
+    listener: StdListener,
+    options: &ProxyOptions,
+    router: Arc<Router>,
+    stop: &CancellationToken,
+) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build_local(tokio::runtime::LocalOptions::default())?;
+    let sender = Sender {
+        pool: Rc::new(Pool::default()),
+        connect_timeout: options.connect_timeout,
+        tasks: TaskTracker::new(),
+    };
+    let thread = Rc::new(Thread { router, sender, max_body_buffer: options.max_body_buffer });
+    runtime.block_on(async {
+        let listener = TcpListener::from_std(listener)?;
+        let pool = Rc::clone(&thread.sender.pool);
+        let idle = options.pool_idle_timeout;
+        let sweeper = tokio::task::spawn_local(async move {
+            loop {
+                tokio::time::sleep(idle / 4).await;
+                pool.close_idle(idle);
+            }
+        });
+        accept(&listener, &thread, stop).await;
+        drop(listener);
+        thread.sender.tasks.close();
+        if tokio::time::timeout(options.drain_timeout, thread.sender.tasks.wait()).await.is_err() {
+            tracing::warn!(
+                connections = thread.sender.tasks.len(),
+                "the drain timeout has passed: closing connections with requests on them"
+            );
+        }
+        sweeper.abort();
+        Ok(())
+    })
+}
+
+async fn accept(listener: &TcpListener, thread: &Rc<Thread>, stop: &CancellationToken) {
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = stop.cancelled() => return,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                let connection = serve_connection(stream, Rc::clone(thread), stop.clone());
+                thread.sender.tasks.spawn_local(connection);
+            }
+            // The client has gone already: nothing is wrong here.
+            Err(error) if is_clients(&error) => {}
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+fn is_clients(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::Interrupted
+    )
+}
+
+async fn serve_connection(stream: TcpStream, thread: Rc<Thread>, stop: CancellationToken) {
+    // Failing to set it costs latency, nothing else.
+    drop(stream.set_nodelay(true));
+    let service = service_fn(move |request| serve(Rc::clone(&thread), request));
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades();
+    let mut connection = std::pin::pin!(connection);
+    let outcome = tokio::select! {
+        outcome = connection.as_mut() => outcome,
+        () = stop.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = outcome {
+        tracing::debug!(%error, "a client's connection ended early");
+    }
+}

@@ -1,0 +1,161 @@
+//! What the proxy itself answers: every status in one place, each with a type, whether it is safe to
+//! send the request again, and the two shapes that clients expect.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, RETRY_AFTER};
+use http::{HeaderValue, Response, StatusCode};
+use thiserror::Error;
+
+use super::body::ResponseBody;
+
+/// Why a request got no worker's answer.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub(super) enum Refusal {
+    #[error("no endpoint is called \"{0}\"")]
+    UnknownEndpoint(String),
+    #[error(
+        "there are several endpoints: name one in the header x-forebay-endpoint or as the body's \"model\""
+    )]
+    EndpointNotNamed,
+    #[error("endpoint \"{endpoint}\" has no variant \"{variant}\"")]
+    UnknownVariant { endpoint: String, variant: String },
+    #[error("no instance is in service yet; try again in a moment")]
+    NoInstance,
+    #[error("{waiting} requests wait already, which is the limit; try again later")]
+    QueueFull { waiting: u32, retry_after: u32 },
+    #[error("no slot came free within {waited:?}; try again later")]
+    QueueTimeout { waited: Duration, retry_after: u32 },
+    #[error("the endpoint was removed while the request waited")]
+    VariantRemoved,
+    #[error("the request was not sent: no instance could be connected to, and none is left to try")]
+    NoOtherInstance,
+    #[error("the instance broke the connection before it answered; the request may have run")]
+    UpstreamBroken,
+    #[error("the request's body broke off or was malformed")]
+    BadBody,
+}
+
+impl Refusal {
+    fn status(&self) -> StatusCode {
+        match self {
+            Self::UnknownEndpoint(_) | Self::UnknownVariant { .. } => StatusCode::NOT_FOUND,
+            Self::EndpointNotNamed | Self::BadBody => StatusCode::BAD_REQUEST,
+            Self::QueueFull { .. } => StatusCode::TOO_MANY_REQUESTS,
+            Self::NoInstance | Self::QueueTimeout { .. } | Self::VariantRemoved => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
+            Self::NoOtherInstance | Self::UpstreamBroken => StatusCode::BAD_GATEWAY,
+        }
+    }
+
+    /// The stable word in `x-forebay-error`.
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::UnknownEndpoint(_) => "unknown_endpoint",
+            Self::EndpointNotNamed => "endpoint_not_named",
+            Self::UnknownVariant { .. } => "unknown_variant",
+            Self::NoInstance => "no_instance",
+            Self::QueueFull { .. } => "queue_full",
+            Self::QueueTimeout { .. } => "queue_timeout",
+            Self::VariantRemoved => "variant_removed",
+            Self::NoOtherInstance => "connect_failed",
+            Self::UpstreamBroken => "upstream_broken",
+            Self::BadBody => "bad_body",
+        }
+    }
+
+    fn retry_after(&self) -> Option<u32> {
+        match self {
+            Self::NoInstance => Some(5),
+            Self::VariantRemoved | Self::NoOtherInstance => Some(1),
+            Self::QueueFull { retry_after, .. } | Self::QueueTimeout { retry_after, .. } => {
+                Some(*retry_after)
+            }
+            _ => None,
+        }
+    }
+
+    /// The status that clients see, for the metrics.
+    pub(super) fn code(&self) -> u16 {
+        self.status().as_u16()
+    }
+
+    /// The answer, in the runtime protocol's shape where the client speaks that.
+    pub(super) fn into_response(self, sagemaker: bool) -> Response<ResponseBody> {
+        let message = self.to_string();
+        let body = if sagemaker {
+            serde_json::json!({ "Message": message, "ErrorCode": self.sagemaker_code() })
+        } else {
+            serde_json::json!({ "error": { "type": self.kind(), "message": message } })
+        };
+        let mut response =
+            Response::new(ResponseBody::full(Bytes::from(body.to_string().into_bytes())));
+        *response.status_mut() = self.sagemaker_status(sagemaker);
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        headers.insert("x-forebay-error", HeaderValue::from_static(self.kind()));
+        if let Some(seconds) = self.retry_after() {
+            headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if sagemaker {
+            headers.insert("x-amzn-errortype", HeaderValue::from_static(self.sagemaker_type()));
+        }
+        response
+    }
+
+    /// The runtime protocol answers 400 for what it cannot find.
+    fn sagemaker_status(&self, sagemaker: bool) -> StatusCode {
+        match self.status() {
+            StatusCode::NOT_FOUND if sagemaker => StatusCode::BAD_REQUEST,
+            status => status,
+        }
+    }
+
+    fn sagemaker_type(&self) -> &'static str {
+        match self.status() {
+            StatusCode::NOT_FOUND | StatusCode::BAD_REQUEST => "ValidationError",
+            StatusCode::TOO_MANY_REQUESTS => "ThrottlingException",
+            StatusCode::SERVICE_UNAVAILABLE => "ServiceUnavailable",
+            _ => "InternalFailure",
+        }
+    }
+
+    fn sagemaker_code(&self) -> &'static str {
+        match self {
+            Self::UnknownEndpoint(_) => "NO_SUCH_ENDPOINT",
+            Self::UnknownVariant { .. } => "NO_SUCH_VARIANT",
+            other => other.kind(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http_body_util::BodyExt;
+
+    fn shown(refusal: Refusal, sagemaker: bool) -> String {
+        let response = refusal.into_response(sagemaker);
+        let (parts, body) = response.into_parts();
+        let body = futures_util::FutureExt::now_or_never(body.collect())
+            .expect("a full body")
+            .expect("no error")
+            .to_bytes();
+        format!("{} {:?} {}", parts.status, parts.headers, String::from_utf8_lossy(&body))
+    }
+
+    #[test]
+    fn each_protocol_has_its_shape() {
+        let refusal = Refusal::QueueFull { waiting: 7, retry_after: 3 };
+        assert_eq!(
+            shown(refusal, false),
+            r#"429 Too Many Requests {"content-type": "application/json", "x-forebay-error": "queue_full", "retry-after": "3"} {"error":{"message":"7 requests wait already, which is the limit; try again later","type":"queue_full"}}"#
+        );
+        assert_eq!(
+            shown(Refusal::UnknownEndpoint("x".into()), true),
+            r#"400 Bad Request {"content-type": "application/json", "x-forebay-error": "unknown_endpoint", "x-amzn-errortype": "ValidationError"} {"ErrorCode":"NO_SUCH_ENDPOINT","Message":"no endpoint is called \"x\""}"#
+        );
+    }
+}

@@ -1,0 +1,241 @@
+//! The life of a request, from its head to the head of the answer: resolve, read what is small, be
+//! admitted, send, and send elsewhere what harms nobody there. Every request to a worker, whatever its
+//! path or protocol, goes through [`serve`] and holds an exchange while it is out.
+
+use std::convert::Infallible;
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Instant;
+
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, EXPECT, HeaderMap, HeaderValue};
+use http::request::Parts;
+use http::{Method, Request, Response, Uri, Version};
+use hyper::body::Incoming;
+
+use super::admission::Reservation;
+use super::attempt::{Failure, Sender};
+use super::body::{RequestBody, ResponseBody};
+use super::headers::{self, Length};
+use super::refusal::Refusal;
+use super::resolve::Target;
+use super::retry::{Draft, Retry};
+use super::router::Router;
+use super::snapshot::Variant;
+use crate::decision::admit::Caller;
+use crate::runtime::clock;
+use crate::telemetry::traffic::Traffic;
+use crate::types::spec::RequestPolicy;
+
+/// The priority of requests that name none.
+const USUAL_PRIORITY: u8 = 5;
+
+/// What a thread needs to serve requests.
+#[derive(Debug)]
+pub(super) struct Thread {
+    pub(super) router: Arc<Router>,
+    pub(super) sender: Sender,
+    /// Bodies up to this size are read before a slot is taken.
+    pub(super) max_body_buffer: u64,
+}
+
+/// Answers one request.
+///
+/// # Errors
+/// Never: what goes wrong is an answer.
+pub(super) async fn serve(
+    thread: Rc<Thread>,
+    request: Request<Incoming>,
+) -> Result<Response<ResponseBody>, Infallible> {
+    let (parts, body) = request.into_parts();
+    if parts.method == Method::GET && parts.uri.path() == "/v1/models" {
+        return Ok(list_models(&thread.router));
+    }
+    let target = Target::of(&parts);
+    let sagemaker = target.is_sagemaker();
+    let arrived_at = clock::monotonic();
+    let body = RequestBody::new(body);
+    let mut life = Life { arrived_at, body, parts, variant: None, accountable: None, thread };
+    match life.run(&target).await {
+        Ok(response) => Ok(response),
+        Err(refusal) => {
+            if let Some(traffic) = &life.accountable {
+                traffic.answered(refusal.code());
+            }
+            Ok(refusal.into_response(sagemaker))
+        }
+    }
+}
+
+fn list_models(router: &Router) -> Response<ResponseBody> {
+    let snapshot = router.current();
+    let endpoints = snapshot.endpoints.iter().map(|endpoint| endpoint.name.as_str());
+    let mut names = snapshot.model_names();
+    for name in endpoints {
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    let data: Vec<_> = names
+        .iter()
+        .map(|id| serde_json::json!({ "id": id, "object": "model", "created": 0, "owned_by": "forebay" }))
+        .collect();
+    let body = serde_json::json!({ "object": "list", "data": data }).to_string();
+    let mut response = Response::new(ResponseBody::full(Bytes::from(body)));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+struct Life {
+    thread: Rc<Thread>,
+    arrived_at: Instant,
+    parts: Parts,
+    body: RequestBody,
+    variant: Option<Arc<Variant>>,
+    /// Where an answer of our own is counted: at the instance type that failed, or at none.
+    accountable: Option<Arc<Traffic>>,
+}
+
+impl Life {
+    async fn run(&mut self, target: &Target) -> Result<Response<ResponseBody>, Refusal> {
+        let snapshot = self.thread.router.current().clone();
+        let most = self.thread.max_body_buffer;
+        let variant = target.resolve(&self.parts, &mut self.body, &snapshot, most).await?;
+        drop(snapshot);
+        variant.room.arrived();
+        self.accountable = Some(Arc::clone(&variant.unserved));
+        self.variant = Some(variant);
+        self.read_small_body().await?;
+        self.prepare_head(target);
+        self.send_somewhere().await
+    }
+
+    /// Bodies of a known, small length are read before a slot is taken: a slow upload holds none, and a
+    /// client that leaves meanwhile is noticed.
+    async fn read_small_body(&mut self) -> Result<(), Refusal> {
+        if matches!(self.body.length(), Length::Exact(bytes) if bytes <= self.thread.max_body_buffer)
+        {
+            while !self.body.is_complete() {
+                std::future::poll_fn(|cx| self.body.poll_read_more(cx))
+                    .await
+                    .map_err(|_| Refusal::BadBody)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The head as the worker gets it, but for what depends on which worker that is.
+    fn prepare_head(&mut self, target: &Target) {
+        let path = target.worker_path.clone().or_else(|| self.parts.uri.path_and_query().cloned());
+        self.parts.uri = path.map_or_else(Uri::default, Uri::from);
+        self.parts.version = Version::HTTP_11;
+        let upgrade = headers::wanted_upgrade(&self.parts.headers);
+        headers::strip_hop_by_hop(&mut self.parts.headers);
+        // The body is read here, whether or not the worker would have wanted it.
+        self.parts.headers.remove(EXPECT);
+        headers::set_request_framing(&mut self.parts.headers, self.body.length());
+        if let Some(protocol) = upgrade {
+            headers::set_upgrade(&mut self.parts.headers, protocol);
+        }
+    }
+
+    async fn send_somewhere(&mut self) -> Result<Response<ResponseBody>, Refusal> {
+        let Some(variant) = self.variant.clone() else { return Err(Refusal::NoInstance) };
+        let caller = caller(&self.parts.headers, &variant.requests);
+        let mut retry = Retry::new(&variant, self.parts.uri.path());
+        let mut draft = self.take_draft();
+        loop {
+            let reservation = self.admit(caller, &retry, draft.body()).await?;
+            retry.trying(&reservation.backend);
+            self.accountable = Some(Arc::clone(&reservation.backend.traffic));
+            let request = draft.next(retry.may_follow());
+            let hold_head = retry.replays() && draft.is_spare();
+            let sent = self.thread.sender.send(reservation, request, self.arrived_at, hold_head);
+            match sent.await {
+                Ok(response) => return Ok(response),
+                Err(Failure::BadBody) => return Err(Refusal::BadBody),
+                Err(Failure::NotSent(unsent)) => {
+                    draft.give_back(*unsent);
+                    if !retry.after_not_sent() {
+                        return Err(Refusal::NoOtherInstance);
+                    }
+                }
+                Err(Failure::NotRun(answer)) => {
+                    if !draft.is_spare() || !retry.after_not_run() {
+                        return Ok(*answer);
+                    }
+                    answer.into_body().supersede();
+                }
+                Err(Failure::Broken) => {
+                    if !draft.is_spare() || !retry.after_broken() {
+                        return Err(Refusal::UpstreamBroken);
+                    }
+                }
+            }
+        }
+    }
+
+    fn take_draft(&mut self) -> Draft {
+        let (mut parts, ()) = Request::new(()).into_parts();
+        std::mem::swap(&mut parts, &mut self.parts);
+        let body = std::mem::replace(&mut self.body, RequestBody::empty());
+        Draft::new(Request::from_parts(parts, body))
+    }
+
+    /// A slot, by the newest table. Meanwhile a body of unknown length is read on up to the limit, so
+    /// that a client that leaves is noticed.
+    async fn admit(
+        &mut self,
+        caller: Caller,
+        retry: &Retry,
+        body: Option<&mut RequestBody>,
+    ) -> Result<Reservation, Refusal> {
+        let key = self.variant.as_ref().map(|variant| &variant.key).ok_or(Refusal::NoInstance)?;
+        let variant = self.thread.router.current().variant(key).cloned();
+        let variant = variant.ok_or(Refusal::VariantRemoved)?;
+        if variant.backends.is_empty() {
+            self.thread.router.want_report();
+        }
+        let mut admitted = pin!(variant.admit(caller, retry.tried()));
+        let most = self.thread.max_body_buffer;
+        let mut unread = body.filter(|body| !body.is_complete());
+        std::future::poll_fn(|cx| {
+            if let Poll::Ready(outcome) = admitted.as_mut().poll(cx) {
+                return Poll::Ready(outcome);
+            }
+            while let Some(body) = &mut unread
+                && !body.is_complete()
+                && body.buffered() < most
+            {
+                match body.poll_read_more(cx) {
+                    Poll::Ready(Ok(())) => {}
+                    Poll::Ready(Err(_)) => return Poll::Ready(Err(Refusal::BadBody)),
+                    Poll::Pending => break,
+                }
+            }
+            Poll::Pending
+        })
+        .await
+    }
+}
+
+/// Who asks, to the queue: by the configured headers, of which nothing but a hash is kept.
+fn caller(headers: &HeaderMap, policy: &RequestPolicy) -> Caller {
+    let id = headers.get(&policy.caller_header).map_or(0, |value| hash(value.as_bytes()));
+    let priority = policy.priority_header.as_ref().and_then(|name| headers.get(name));
+    let priority = match priority.map(HeaderValue::as_bytes) {
+        Some([digit @ b'0'..=b'9']) => digit - b'0',
+        _ => USUAL_PRIORITY,
+    };
+    Caller { priority, id }
+}
+
+fn hash(bytes: &[u8]) -> u64 {
+    use std::hash::BuildHasher;
+    // Keyed anew in every process, so that nobody can choose to collide with another caller.
+    static KEY: std::sync::LazyLock<std::hash::RandomState> =
+        std::sync::LazyLock::new(Default::default);
+    KEY.hash_one(bytes)
+}

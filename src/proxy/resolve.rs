@@ -1,0 +1,144 @@
+//! Which variant a request is for: the runtime protocol's path, the header `x-forebay-endpoint`, the
+//! body's `model`, the only endpoint there is, in this order.
+
+use std::sync::Arc;
+
+use http::header::CONTENT_TYPE;
+use http::request::Parts;
+use http::uri::PathAndQuery;
+use http::{HeaderMap, Method};
+
+use super::body::RequestBody;
+use super::headers::Length;
+use super::model_field::{self, ModelField};
+use super::refusal::Refusal;
+use super::snapshot::{Endpoint, Snapshot, Variant};
+use crate::runtime::rng;
+
+const ENDPOINT_HEADER: &str = "x-forebay-endpoint";
+const TARGET_VARIANT_HEADER: &str = "x-amzn-sagemaker-target-variant";
+
+/// The first look at a body that comes in pieces is taken after so many bytes, the next after four times
+/// as many each.
+const FIRST_LOOK: u64 = 4 << 10;
+
+/// What a request's head says of where it wants to go.
+#[derive(Debug)]
+pub(super) struct Target {
+    /// From the runtime protocol's path.
+    endpoint: Option<String>,
+    /// What the worker is asked for, if not the path as it came.
+    pub(super) worker_path: Option<PathAndQuery>,
+}
+
+impl Target {
+    /// `POST /endpoints/{endpoint}/invocations` and `…/invocations-response-stream` become
+    /// `POST /invocations`; every other path stays as it is.
+    pub(super) fn of(parts: &Parts) -> Self {
+        let none = Self { endpoint: None, worker_path: None };
+        let Some(rest) = parts.uri.path().strip_prefix("/endpoints/") else { return none };
+        let Some((endpoint, "invocations" | "invocations-response-stream")) = rest.split_once('/')
+        else {
+            return none;
+        };
+        if parts.method != Method::POST {
+            return none;
+        }
+        let worker_path = match parts.uri.query() {
+            Some(query) => format!("/invocations?{query}").parse().ok(),
+            None => Some(PathAndQuery::from_static("/invocations")),
+        };
+        Self { endpoint: Some(endpoint.to_owned()), worker_path }
+    }
+
+    /// Whether the client speaks the runtime protocol.
+    pub(super) fn is_sagemaker(&self) -> bool {
+        self.endpoint.is_some()
+    }
+
+    /// The variant, reading no more of the body than it takes to find its `model`, and of that at most
+    /// `most` bytes.
+    ///
+    /// # Errors
+    /// [`Refusal`] when there is no such endpoint or variant, or none can be told.
+    pub(super) async fn resolve(
+        &self,
+        parts: &Parts,
+        body: &mut RequestBody,
+        snapshot: &Arc<Snapshot>,
+        most: u64,
+    ) -> Result<Arc<Variant>, Refusal> {
+        let named = self.endpoint.as_deref().or_else(|| header(&parts.headers, ENDPOINT_HEADER));
+        if let Some(name) = named {
+            let endpoint =
+                snapshot.endpoint(name).ok_or_else(|| Refusal::UnknownEndpoint(name.to_owned()))?;
+            return pick(endpoint, None, &parts.headers);
+        }
+        if let [only] = snapshot.endpoints.as_slice()
+            && only.variants.len() == 1
+        {
+            return pick(only, None, &parts.headers);
+        }
+        let model =
+            if may_name_a_model(parts, body) { read_model(body, most).await? } else { None };
+        if let Some(model) = &model {
+            if let Some(endpoint) = snapshot.endpoint(model) {
+                return pick(endpoint, None, &parts.headers);
+            }
+            if let Some(endpoint) = snapshot.endpoint_of_model(model) {
+                return pick(endpoint, Some(model), &parts.headers);
+            }
+        }
+        match (snapshot.endpoints.as_slice(), model) {
+            ([only], _) => pick(only, None, &parts.headers),
+            ([], _) => Err(Refusal::NoInstance),
+            (_, Some(model)) => Err(Refusal::UnknownEndpoint(model)),
+            (_, None) => Err(Refusal::EndpointNotNamed),
+        }
+    }
+}
+
+fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers.get(name).and_then(|value| value.to_str().ok())
+}
+
+fn pick(
+    endpoint: &Endpoint,
+    model: Option<&str>,
+    headers: &HeaderMap,
+) -> Result<Arc<Variant>, Refusal> {
+    let variant = match header(headers, TARGET_VARIANT_HEADER) {
+        Some(name) => endpoint.variant(name).ok_or_else(|| Refusal::UnknownVariant {
+            endpoint: endpoint.name.to_string(),
+            variant: name.to_owned(),
+        })?,
+        None => endpoint.choose_variant(model, rng::draw()).ok_or(Refusal::NoInstance)?,
+    };
+    Ok(Arc::clone(variant))
+}
+
+/// JSON bodies name a model; so do those whose sender did not say what they are.
+fn may_name_a_model(parts: &Parts, body: &RequestBody) -> bool {
+    let json = parts.headers.get(CONTENT_TYPE).is_none_or(|value| {
+        value.to_str().is_ok_and(|value| value.to_ascii_lowercase().contains("json"))
+    });
+    json && body.length() != Length::None
+}
+
+async fn read_model(body: &mut RequestBody, most: u64) -> Result<Option<String>, Refusal> {
+    let mut look_at = FIRST_LOOK;
+    loop {
+        let complete = body.is_complete();
+        let enough = body.buffered() >= most;
+        if complete || enough || body.buffered() >= look_at {
+            look_at = body.buffered() * 4;
+            match model_field::find(body.contiguous(), complete) {
+                ModelField::Named(name) => return Ok(Some(name)),
+                ModelField::Absent => return Ok(None),
+                ModelField::NotYet if enough => return Ok(None),
+                ModelField::NotYet => {}
+            }
+        }
+        std::future::poll_fn(|cx| body.poll_read_more(cx)).await.map_err(|_| Refusal::BadBody)?;
+    }
+}

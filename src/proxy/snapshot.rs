@@ -1,0 +1,370 @@
+//! The routing table as requests use it: names resolved to positions, backends with their counters.
+//! Immutable; a request loads it once. Backends and queues live on from one snapshot to the next for as
+//! long as they mean the same.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use http::HeaderValue;
+
+use super::admission::WaitingRoom;
+use super::slot::{Seen, Slot};
+use super::vitals::Vitals;
+use crate::decision::budget::RetryBudget;
+use crate::decision::route::{self, Candidate, Chosen};
+use crate::telemetry::traffic::{RetryTraffic, Traffic};
+use crate::types::spec::{RequestPolicy, RoutingStrategy};
+use crate::types::table::{BackendRoute, RoutingTable, TableVersion, VariantRoute};
+use crate::types::{EndpointName, Generation, InstanceId, InstanceTypeName, ModelName, VariantKey};
+
+/// What counters belong to: an instance and which start of it, never an address.
+pub(super) type BackendId = (InstanceId, Generation);
+
+/// One instance's copies of a model, with the count of what is outstanding at them.
+#[derive(Debug)]
+pub(super) struct Backend {
+    pub(super) route: BackendRoute,
+    /// Known at once unless the address has a host name.
+    pub(super) socket: Option<SocketAddr>,
+    pub(super) slot: Arc<Slot>,
+    pub(super) vitals: Arc<Vitals>,
+    pub(super) traffic: Arc<Traffic>,
+    pub(super) instance_header: HeaderValue,
+    pub(super) instance_type_header: HeaderValue,
+    pub(super) host_header: HeaderValue,
+}
+
+impl Backend {
+    pub(super) fn id(&self) -> BackendId {
+        (self.route.instance.clone(), self.route.generation)
+    }
+
+    fn new(
+        route: &BackendRoute,
+        (slot, vitals): (Arc<Slot>, Arc<Vitals>),
+        traffic: Arc<Traffic>,
+    ) -> Self {
+        // Names are validated to be visible ASCII, which every header value may be.
+        let header = |text: &str| {
+            HeaderValue::from_str(text).unwrap_or_else(|_| HeaderValue::from_static("invalid"))
+        };
+        Self {
+            socket: route.address.authority().parse().ok(),
+            slot,
+            vitals,
+            traffic,
+            instance_header: header(route.instance.as_str()),
+            instance_type_header: header(route.instance_type.as_str()),
+            host_header: header(route.address.authority()),
+            route: route.clone(),
+        }
+    }
+
+    /// Requests that all its copies take at once.
+    pub(super) fn slots(&self) -> u32 {
+        self.route.copies.saturating_mul(self.route.max_concurrency)
+    }
+}
+
+/// A variant's part of a snapshot.
+#[derive(Debug)]
+pub(super) struct Variant {
+    pub(super) key: VariantKey,
+    pub(super) model: ModelName,
+    pub(super) weight: f64,
+    pub(super) strategy: RoutingStrategy,
+    pub(super) queue_limit: u32,
+    pub(super) queue_timeout: Duration,
+    pub(super) hold_when_empty: bool,
+    pub(super) requests: RequestPolicy,
+    pub(super) room: Arc<WaitingRoom>,
+    pub(super) shared: Arc<Shared>,
+    /// Counts what no instance was involved in.
+    pub(super) unserved: Arc<Traffic>,
+    pub(super) backends: Box<[Arc<Backend>]>,
+    lanes: Box<[Lane]>,
+}
+
+/// What a variant's requests share, whichever snapshot they are routed by.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) budget: RetryBudget,
+    pub(super) retries: RetryTraffic,
+    /// Held while a request's end is judged.
+    pub(super) judging: Mutex<()>,
+}
+
+/// What the choice reads of a backend, close together; `lanes[i]` belongs to `backends[i]`.
+#[derive(Debug)]
+struct Lane {
+    slot: Arc<Slot>,
+    generation: Generation,
+    copies: u32,
+}
+
+impl Variant {
+    /// Chooses a copy and takes a slot of it, in one step: the slot is taken only if its count is still
+    /// the one that the choice was made by, otherwise the choice is made anew. `None`: no slot is free
+    /// outside the instances in `except`.
+    pub(super) fn take_slot(
+        &self,
+        except: &[Generation],
+        mut draw: impl FnMut() -> u64,
+    ) -> Option<Arc<Backend>> {
+        loop {
+            let candidates = self.lanes.iter().map(|lane| {
+                let seen = lane.slot.observe()?;
+                (!except.contains(&lane.generation)).then_some(Candidate {
+                    outstanding: seen.outstanding,
+                    copies: lane.copies,
+                    slots: seen.limit,
+                    predicted: f32::NAN,
+                })
+            });
+            let Chosen { position, candidate } = route::choose(self.strategy, candidates, draw())?;
+            let seen = Seen { outstanding: candidate.outstanding, limit: candidate.slots };
+            if self.lanes[position].slot.try_take(seen) {
+                return Some(Arc::clone(&self.backends[position]));
+            }
+        }
+    }
+}
+
+/// An endpoint's part of a snapshot.
+#[derive(Debug)]
+pub(super) struct Endpoint {
+    pub(super) name: EndpointName,
+    pub(super) variants: Vec<Arc<Variant>>,
+}
+
+impl Endpoint {
+    /// The variant that the next request goes to: by weight among those that serve `model` (all, if
+    /// `None`) and, as long as there are any, have an instance in service.
+    pub(super) fn choose_variant(&self, model: Option<&str>, draw: u64) -> Option<&Arc<Variant>> {
+        if let [only] = self.variants.as_slice() {
+            return Some(only);
+        }
+        let serves = |variant: &Variant| model.is_none_or(|name| variant.serves(name));
+        let weigh = |needs_instance: bool| {
+            let weights = self.variants.iter().map(|v| {
+                let eligible = serves(v) && !(needs_instance && v.backends.is_empty());
+                if eligible { v.weight } else { 0.0 }
+            });
+            route::choose_weighted(weights.collect::<Vec<_>>().iter().copied(), draw)
+        };
+        weigh(true).or_else(|| weigh(false)).map(|at| &self.variants[at])
+    }
+
+    pub(super) fn variant(&self, name: &str) -> Option<&Arc<Variant>> {
+        self.variants.iter().find(|v| v.key.variant.as_str() == name)
+    }
+}
+
+impl Shared {
+    fn new(key: &VariantKey, model: &ModelName) -> Self {
+        Self {
+            budget: RetryBudget::default(),
+            retries: RetryTraffic::new(key, model),
+            judging: Mutex::default(),
+        }
+    }
+}
+
+impl Variant {
+    /// Whether clients may mean this variant when they ask for the model `name`.
+    fn serves(&self, name: &str) -> bool {
+        self.model.as_str() == name
+            || self.backends.iter().any(|backend| backend.route.model.as_str() == name)
+    }
+}
+
+/// Everything that a request is routed by.
+#[derive(Debug, Default)]
+pub(super) struct Snapshot {
+    pub(super) version: TableVersion,
+    pub(super) endpoints: Vec<Endpoint>,
+    by_name: HashMap<Box<str>, usize>,
+    /// The first endpoint in the table's order that serves a model of that name.
+    by_model: HashMap<Box<str>, usize>,
+}
+
+impl Snapshot {
+    /// Builds the snapshot of `table`, taking over what `previous` has of the same meaning, and of
+    /// `leaving` what comes back.
+    pub(super) fn build(
+        table: &RoutingTable,
+        previous: &Self,
+        leaving: &[Arc<Backend>],
+        new_room: impl Fn(&VariantKey, &VariantRoute) -> Arc<WaitingRoom>,
+    ) -> Self {
+        let mut builder = Builder::new(previous, leaving);
+        let endpoints: Vec<_> = table
+            .endpoints
+            .iter()
+            .map(|endpoint| Endpoint {
+                name: endpoint.name.clone(),
+                variants: endpoint
+                    .variants
+                    .iter()
+                    .map(|variant| {
+                        let key = VariantKey {
+                            endpoint: endpoint.name.clone(),
+                            variant: variant.name.clone(),
+                        };
+                        Arc::new(builder.variant(key, variant, &new_room))
+                    })
+                    .collect(),
+            })
+            .collect();
+        let mut snapshot = Self { version: table.version, endpoints, ..Self::default() };
+        snapshot.index();
+        snapshot
+    }
+
+    fn index(&mut self) {
+        for (at, endpoint) in self.endpoints.iter().enumerate() {
+            self.by_name.insert(endpoint.name.as_str().into(), at);
+            for variant in &endpoint.variants {
+                let models = variant.backends.iter().map(|b| &b.route.model);
+                for model in models.chain([&variant.model]) {
+                    self.by_model.entry(model.as_str().into()).or_insert(at);
+                }
+            }
+        }
+    }
+
+    pub(super) fn endpoint(&self, name: &str) -> Option<&Endpoint> {
+        self.by_name.get(name).map(|at| &self.endpoints[*at])
+    }
+
+    pub(super) fn endpoint_of_model(&self, model: &str) -> Option<&Endpoint> {
+        self.by_model.get(model).map(|at| &self.endpoints[*at])
+    }
+
+    pub(super) fn variant(&self, key: &VariantKey) -> Option<&Arc<Variant>> {
+        self.endpoint(key.endpoint.as_str())?.variant(key.variant.as_str())
+    }
+
+    pub(super) fn variants(&self) -> impl Iterator<Item = &Arc<Variant>> {
+        self.endpoints.iter().flat_map(|endpoint| &endpoint.variants)
+    }
+
+    pub(super) fn backends(&self) -> impl Iterator<Item = &Arc<Backend>> {
+        self.variants().flat_map(|variant| variant.backends.iter())
+    }
+
+    /// Model names in the table's order, each once.
+    pub(super) fn model_names(&self) -> Vec<&str> {
+        let mut names: Vec<&str> = Vec::new();
+        for variant in self.variants() {
+            let models = variant.backends.iter().map(|b| b.route.model.as_str());
+            for name in std::iter::once(variant.model.as_str()).chain(models) {
+                if !names.contains(&name) {
+                    names.push(name);
+                }
+            }
+        }
+        names
+    }
+}
+
+/// What is taken over from the snapshot before.
+struct Builder {
+    backends: HashMap<BackendId, Arc<Backend>>,
+    variants: HashMap<VariantKey, Arc<Variant>>,
+    traffic: HashMap<(VariantKey, ModelName, Option<InstanceTypeName>), Arc<Traffic>>,
+    /// This is not the first table: what is new in it is new altogether.
+    is_later: bool,
+}
+
+impl Builder {
+    fn new(previous: &Snapshot, leaving: &[Arc<Backend>]) -> Self {
+        let mut traffic = HashMap::new();
+        for variant in previous.variants() {
+            let unserved = (variant.key.clone(), variant.model.clone(), None);
+            traffic.insert(unserved, Arc::clone(&variant.unserved));
+            for backend in &variant.backends {
+                let route = &backend.route;
+                let key =
+                    (variant.key.clone(), route.model.clone(), Some(route.instance_type.clone()));
+                traffic.insert(key, Arc::clone(&backend.traffic));
+            }
+        }
+        Self {
+            backends: leaving
+                .iter()
+                .chain(previous.backends())
+                .map(|b| (b.id(), Arc::clone(b)))
+                .collect(),
+            variants: previous.variants().map(|v| (v.key.clone(), Arc::clone(v))).collect(),
+            traffic,
+            is_later: previous.version != TableVersion::default(),
+        }
+    }
+
+    fn variant(
+        &mut self,
+        key: VariantKey,
+        route: &VariantRoute,
+        new_room: &impl Fn(&VariantKey, &VariantRoute) -> Arc<WaitingRoom>,
+    ) -> Variant {
+        let backends: Box<[_]> = route.backends.iter().map(|b| self.backend(&key, b)).collect();
+        let lane = |backend: &Arc<Backend>| Lane {
+            slot: Arc::clone(&backend.slot),
+            generation: backend.route.generation,
+            copies: backend.route.copies,
+        };
+        let known = self.variants.get(&key).cloned();
+        let known = known.as_ref();
+        Variant {
+            model: route.model.clone(),
+            weight: route.weight,
+            strategy: route.strategy,
+            queue_limit: route.queue_limit,
+            queue_timeout: Duration::from_millis(route.queue_timeout_ms),
+            hold_when_empty: route.hold_when_empty,
+            requests: route.requests.clone(),
+            room: known.map_or_else(|| new_room(&key, route), |v| Arc::clone(&v.room)),
+            shared: known.map_or_else(
+                || Arc::new(Shared::new(&key, &route.model)),
+                |v| Arc::clone(&v.shared),
+            ),
+            unserved: self.traffic(&key, &route.model, None),
+            lanes: backends.iter().map(lane).collect(),
+            backends,
+            key,
+        }
+    }
+
+    fn backend(&mut self, variant: &VariantKey, route: &BackendRoute) -> Arc<Backend> {
+        let known = self.backends.get(&(route.instance.clone(), route.generation)).cloned();
+        if let Some(backend) = &known
+            && backend.route == *route
+        {
+            return Arc::clone(backend);
+        }
+        // The same start of an instance keeps its count, whatever else of it has changed.
+        let standing = known.map_or_else(
+            || (Arc::default(), Arc::new(Vitals::new(self.is_later))),
+            |backend| (Arc::clone(&backend.slot), Arc::clone(&backend.vitals)),
+        );
+        let traffic = self.traffic(variant, &route.model, Some(&route.instance_type));
+        Arc::new(Backend::new(route, standing, traffic))
+    }
+
+    fn traffic(
+        &mut self,
+        variant: &VariantKey,
+        model: &ModelName,
+        instance_type: Option<&InstanceTypeName>,
+    ) -> Arc<Traffic> {
+        let key = (variant.clone(), model.clone(), instance_type.cloned());
+        let traffic = self
+            .traffic
+            .entry(key)
+            .or_insert_with(|| Arc::new(Traffic::new(variant, model, instance_type)));
+        Arc::clone(traffic)
+    }
+}
