@@ -77,6 +77,7 @@ impl Controller {
         for suspect in suspects {
             self.suspect(now, &suspect);
         }
+        self.note_work(now, report);
         self.check_drains(now);
     }
 
