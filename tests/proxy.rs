@@ -425,6 +425,9 @@ fn before_any_worker_a_request_waits_or_is_refused_clearly() {
         )
     };
     let (patient, hasty) = (Forebay::serve(&config("30s")), Forebay::serve(&config("200ms")));
+    for forebay in [&patient, &hasty] {
+        eventually("it has a table", || forebay.proxies_are_current().then_some(()));
+    }
     std::thread::scope(|scope| {
         let waits = scope.spawn(|| chat(&patient));
         let answer = chat(&hasty);
