@@ -15,6 +15,7 @@ use super::admission::Reservation;
 use super::snapshot::Backend;
 use super::upstream::{Connection, Pool};
 use crate::runtime::clock;
+use crate::telemetry::request::RequestRecord;
 
 /// What clients that left first are counted under (nginx's convention).
 const CLIENT_LEFT: u16 = 499;
@@ -26,14 +27,28 @@ pub(super) struct Exchange {
     sent_at: Instant,
     /// The code that it is counted under, once known; not counted where it goes on elsewhere.
     code: Option<u16>,
+    record: RequestRecord,
 }
 
 impl Exchange {
     /// A request that arrived at `arrived_at` is sent from now on.
-    pub(super) fn begin(reservation: Reservation, arrived_at: Instant) -> Self {
+    pub(super) fn begin(
+        reservation: Reservation,
+        arrived_at: Instant,
+        record: &RequestRecord,
+    ) -> Self {
         let sent_at = clock::monotonic();
         reservation.backend.traffic.sent(sent_at.duration_since(arrived_at));
-        Self { reservation, sent_at, code: Some(CLIENT_LEFT) }
+        Self { reservation, sent_at, code: Some(CLIENT_LEFT), record: record.clone() }
+    }
+
+    /// Notes where it is sent, and says so in the trace's header.
+    pub(super) fn announce(&self, headers: &mut http::HeaderMap) {
+        self.record.attempt(&self.backend().route, self.sent_at, headers);
+    }
+
+    pub(super) fn record(&self) -> &RequestRecord {
+        &self.record
     }
 
     pub(super) fn backend(&self) -> &Backend {
@@ -43,11 +58,13 @@ impl Exchange {
     /// The client gets this status.
     pub(super) fn answered(&mut self, code: u16) {
         self.code = Some(code);
+        self.record.answered(code);
     }
 
     /// It was not sent after all; the request goes on elsewhere and is counted there.
     pub(super) fn not_sent(mut self) {
         self.code = None;
+        self.record.attempt_failed("connect_failed");
         self.backend().slot.note_connect_failure();
         self.backend().traffic.connect_failed();
     }
@@ -111,6 +128,9 @@ impl UpstreamBody {
                 std::task::ready!(Pin::new(&mut self.incoming).poll_frame(cx))
             }
         };
+        if let (Some(Ok(frame)), Some(exchange)) = (&frame, &self.exchange) {
+            exchange.record.passed_on(frame.data_ref().map_or(0, |data| data.len() as u64));
+        }
         match &frame {
             Some(Ok(_)) if !self.has_begun => {
                 self.has_begun = true;
@@ -119,7 +139,12 @@ impl UpstreamBody {
                 }
             }
             Some(Ok(_)) => {}
-            Some(Err(_)) => self.connection = None,
+            Some(Err(_)) => {
+                self.connection = None;
+                if let Some(exchange) = &self.exchange {
+                    exchange.record.broke_off("stream_broken");
+                }
+            }
             None => self.finish(),
         }
         if matches!(frame, Some(Ok(_))) && self.incoming.is_end_stream() {
@@ -132,6 +157,7 @@ impl UpstreamBody {
     fn finish(&mut self) {
         if let (Some(connection), Some(exchange)) = (self.connection.take(), self.exchange.as_ref())
         {
+            exchange.record.completed();
             self.pool.give_back(exchange.backend(), connection);
         }
     }

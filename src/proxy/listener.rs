@@ -18,6 +18,7 @@ use tokio_util::task::TaskTracker;
 use super::request::{Thread, serve};
 use super::router::Router;
 use super::upstream::Pool;
+use crate::telemetry::request::Observers;
 
 /// How the proxy listens and connects.
 #[derive(Debug, Clone)]
@@ -34,6 +35,8 @@ pub struct ProxyOptions {
     pub max_body_buffer: u64,
     /// How long requests may finish once the proxy is told to end.
     pub drain_timeout: Duration,
+    /// Who is told about finished requests.
+    pub observers: Observers,
 }
 
 /// How long a client may take to send a request's head.
@@ -129,6 +132,7 @@ fn run_thread(
         pool: Rc::new(Pool::default()),
         connect_timeout: options.connect_timeout,
         max_body_buffer: options.max_body_buffer,
+        observers: Rc::new(options.observers.clone()),
         tasks: TaskTracker::new(),
     });
     runtime.block_on(async {

@@ -28,6 +28,7 @@ use super::snapshot::Variant;
 use super::upstream::{Connection, Pool, SendError};
 use crate::decision::admit::Caller;
 use crate::runtime::clock;
+use crate::telemetry::request::{Observers, RequestRecord};
 use crate::types::Generation;
 
 /// Instances that one request is tried at.
@@ -41,6 +42,7 @@ pub(super) struct Thread {
     pub(super) connect_timeout: Duration,
     /// Bodies up to this size are read before a slot is taken.
     pub(super) max_body_buffer: u64,
+    pub(super) observers: Rc<Observers>,
     pub(super) tasks: tokio_util::task::TaskTracker,
 }
 
@@ -52,15 +54,20 @@ pub(super) async fn serve(
     thread: Rc<Thread>,
     request: Request<Incoming>,
 ) -> Result<Response<ResponseBody>, Infallible> {
-    let (parts, body) = request.into_parts();
+    let (mut parts, body) = request.into_parts();
+    let arrived_at = clock::monotonic();
+    let record = thread.observers.begin(&mut parts, arrived_at);
     if parts.method == Method::GET && parts.uri.path() == "/v1/models" {
-        return Ok(list_models(&thread.router));
+        let models = list_models(&thread.router);
+        record.own_answer(models.status().as_u16(), full_length(&models));
+        return Ok(models);
     }
     let target = Target::of(&parts);
     let sagemaker = target.is_sagemaker();
     let mut life = Life {
-        arrived_at: clock::monotonic(),
-        body: RequestBody::new(body),
+        arrived_at,
+        body: RequestBody::new(body, record.body_meter()),
+        record,
         parts,
         variant: None,
         thread,
@@ -71,9 +78,17 @@ pub(super) async fn serve(
             if let Some(variant) = &life.variant {
                 variant.unserved.answered(refusal.code());
             }
-            Ok(refusal.into_response(sagemaker))
+            let kind = refusal.kind();
+            let response = refusal.into_response(sagemaker);
+            life.record.refused(response.status().as_u16(), kind, full_length(&response));
+            Ok(response)
         }
     }
+}
+
+/// The length of a body that is here already.
+fn full_length(response: &Response<ResponseBody>) -> u64 {
+    http_body::Body::size_hint(response.body()).lower()
 }
 
 fn list_models(router: &Router) -> Response<ResponseBody> {
@@ -101,6 +116,7 @@ struct Life {
     parts: Parts,
     body: RequestBody,
     variant: Option<Arc<Variant>>,
+    record: RequestRecord,
 }
 
 impl Life {
@@ -110,6 +126,7 @@ impl Life {
         let variant = target.resolve(&self.parts, &mut self.body, &snapshot, most).await?;
         drop(snapshot);
         variant.room.arrived();
+        self.record.resolved(&variant.key, &variant.model);
         self.variant = Some(variant);
         self.read_small_body().await?;
         self.prepare_head(target);
@@ -188,6 +205,7 @@ impl Life {
             self.thread.router.want_report();
         }
         let caller = Caller { priority: 0, id: 0 };
+        self.record.waiting();
         let mut admitted = pin!(variant.admit(caller, tried));
         let most = self.thread.max_body_buffer;
         std::future::poll_fn(|cx| {
@@ -211,7 +229,8 @@ impl Life {
         reservation: Reservation,
         mut request: Request<RequestBody>,
     ) -> Result<Response<ResponseBody>, Failure> {
-        let mut exchange = Exchange::begin(reservation, self.arrived_at);
+        let mut exchange = Exchange::begin(reservation, self.arrived_at, &self.record);
+        exchange.announce(request.headers_mut());
         if !request.headers().contains_key(HOST) {
             let host = exchange.backend().host_header.clone();
             request.headers_mut().insert(HOST, host);
@@ -301,9 +320,13 @@ impl Life {
             if let Ok(client) = client {
                 let mut client = TokioIo::new(client);
                 // Either side's abrupt end is the end; there is nobody left to tell.
-                if client.write_all(&said_already).await.is_ok() {
-                    drop(tokio::io::copy_bidirectional(&mut client, &mut worker).await);
+                if client.write_all(&said_already).await.is_ok()
+                    && let Ok((up, down)) =
+                        tokio::io::copy_bidirectional(&mut client, &mut worker).await
+                {
+                    exchange.record().tunnelled(up, down);
                 }
+                exchange.record().completed();
             }
             drop(exchange);
         });

@@ -1,0 +1,376 @@
+//! What is noted of one request while it lives, for the access log ([`super::access`]) and for traces
+//! ([`super::trace`]). A [`RequestRecord`] goes with the request; when its last clone is dropped, however
+//! the request has ended, what was noted becomes a [`FinishedRequest`] and is handed to both.
+//!
+//! Nothing here waits, formats or writes: noting fills a struct, finishing tries to put it into a bounded
+//! queue. With neither log nor trace a record is empty and costs nothing but a comparison at each call.
+
+use std::cell::RefCell;
+use std::rc::{Rc, Weak};
+use std::time::{Duration, Instant};
+
+use http::request::Parts;
+use http::uri::PathAndQuery;
+use http::{HeaderMap, HeaderValue, Method};
+
+use super::access::AccessLog;
+use super::trace::{SpanId, Traced, Tracer};
+use crate::runtime::clock;
+use crate::types::table::BackendRoute;
+use crate::types::{Address, InstanceId, InstanceTypeName, ModelName, VariantKey};
+
+/// What clients that left before an answer are noted with (nginx's convention).
+const CLIENT_LEFT: u16 = 499;
+const REQUEST_ID: &str = "x-request-id";
+
+/// Who is told about finished requests.
+#[derive(Debug, Clone, Default)]
+pub struct Observers {
+    /// The access log, if there is one.
+    pub access: Option<AccessLog>,
+    /// The recorder of traces, if there is one.
+    pub tracer: Option<Tracer>,
+}
+
+impl Observers {
+    /// A request with this head has arrived. Where traces are recorded its trace is continued or started,
+    /// and `head` says so to the worker.
+    #[must_use]
+    pub fn begin(self: &Rc<Self>, head: &mut Parts, arrived_at: Instant) -> RequestRecord {
+        let traced = self.tracer.as_ref().and_then(|tracer| tracer.begin(&mut head.headers));
+        if self.access.is_none() && traced.is_none() {
+            return RequestRecord::default();
+        }
+        let request = FinishedRequest {
+            arrived_at,
+            ended_at: arrived_at,
+            method: head.method.clone(),
+            target: head.uri.path_and_query().cloned(),
+            request_id: head.headers.get(REQUEST_ID).cloned(),
+            variant: None,
+            model: None,
+            attempt: None,
+            tries: 0,
+            status: None,
+            error: None,
+            broken: false,
+            client_left: false,
+            bytes_in: 0,
+            bytes_out: 0,
+            queued: Duration::ZERO,
+            traced,
+        };
+        RequestRecord(Some(Rc::new(RefCell::new(Open {
+            request: Some(request),
+            complete: false,
+            waiting_since: None,
+            observers: Rc::clone(self),
+        }))))
+    }
+
+    fn finished(&self, request: FinishedRequest) {
+        match (&self.access, &self.tracer) {
+            (Some(access), Some(tracer)) if request.traced.is_some() => {
+                access.finished(request.clone());
+                tracer.finished(request);
+            }
+            (Some(access), _) => access.finished(request),
+            (None, Some(tracer)) => tracer.finished(request),
+            (None, None) => {}
+        }
+    }
+}
+
+/// One try of a request at one instance.
+#[derive(Debug, Clone)]
+pub struct Attempt {
+    /// Where.
+    pub instance: InstanceId,
+    /// What that is.
+    pub instance_type: InstanceTypeName,
+    /// What it serves.
+    pub model: ModelName,
+    /// Where it listens; only known in a trace.
+    pub address: Option<Address>,
+    /// Its span, in a trace.
+    pub span_id: SpanId,
+    /// When the request was given to it.
+    pub sent_at: Instant,
+    /// When the first byte of the answer's body came.
+    pub first_chunk_at: Option<Instant>,
+    /// When the last byte came, or it failed, or the client left.
+    pub ended_at: Option<Instant>,
+    /// What the worker answered.
+    pub status: Option<u16>,
+    /// Why it failed.
+    pub error: Option<&'static str>,
+}
+
+/// What was noted of a request.
+#[derive(Debug, Clone)]
+pub struct FinishedRequest {
+    /// When its head was here.
+    pub arrived_at: Instant,
+    /// When its last byte had been passed on, or it failed, or the client left.
+    pub ended_at: Instant,
+    /// As the client said it.
+    pub method: Method,
+    /// As the client said it; nothing that is written down has the query.
+    pub target: Option<PathAndQuery>,
+    /// The client's `x-request-id`.
+    pub request_id: Option<HeaderValue>,
+    /// What it was for, once known.
+    pub variant: Option<VariantKey>,
+    /// The variant's model.
+    pub model: Option<ModelName>,
+    /// The last try.
+    pub attempt: Option<Attempt>,
+    /// How many tries there were.
+    pub tries: u32,
+    /// What the client was answered; `None`: it left before.
+    pub status: Option<u16>,
+    /// A stable word for what went wrong.
+    pub error: Option<&'static str>,
+    /// The answer broke off after it had begun.
+    pub broken: bool,
+    /// The client left before the end.
+    pub client_left: bool,
+    /// Bytes of its body that came.
+    pub bytes_in: u64,
+    /// Bytes of the answer's body that were passed on.
+    pub bytes_out: u64,
+    /// How long it waited for slots, all tries together.
+    pub queued: Duration,
+    /// Its place in a trace, if it is recorded.
+    pub traced: Option<Box<Traced>>,
+}
+
+impl FinishedRequest {
+    /// The status that it is known by, 499 where the client left first.
+    #[must_use]
+    pub fn code(&self) -> u16 {
+        self.status.unwrap_or(CLIENT_LEFT)
+    }
+
+    /// Whether it is our side's failure.
+    #[must_use]
+    pub fn has_failed(&self) -> bool {
+        self.code() >= 500 || self.broken
+    }
+
+    /// The path alone: queries may hold secrets.
+    #[must_use]
+    pub fn path(&self) -> &str {
+        self.target.as_ref().map_or("/", PathAndQuery::path)
+    }
+}
+
+#[derive(Debug)]
+struct Open {
+    /// Taken only by the drop.
+    request: Option<FinishedRequest>,
+    /// Nothing more is to come.
+    complete: bool,
+    waiting_since: Option<Instant>,
+    observers: Rc<Observers>,
+}
+
+impl Open {
+    fn end_attempt(&mut self, error: Option<&'static str>) {
+        let Some(attempt) = self.request.as_mut().and_then(|r| r.attempt.as_mut()) else { return };
+        if attempt.ended_at.is_none() {
+            attempt.ended_at = Some(clock::monotonic());
+        }
+        attempt.error = attempt.error.or(error);
+    }
+
+    fn end_wait(&mut self, now: Instant) {
+        if let (Some(since), Some(request)) = (self.waiting_since.take(), &mut self.request) {
+            request.queued += now.saturating_duration_since(since);
+        }
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        let now = clock::monotonic();
+        self.end_wait(now);
+        let Some(mut request) = self.request.take() else { return };
+        request.ended_at = now;
+        request.client_left = !self.complete && !request.broken;
+        if let Some(attempt) = &mut request.attempt {
+            attempt.ended_at.get_or_insert(now);
+        }
+        self.observers.finished(request);
+    }
+}
+
+/// The note that goes with a request. Clones are the same one.
+#[derive(Debug, Clone, Default)]
+pub struct RequestRecord(Option<Rc<RefCell<Open>>>);
+
+impl RequestRecord {
+    fn note(&self, change: impl FnOnce(&mut FinishedRequest)) {
+        if let Some(open) = &self.0
+            && let Some(request) = &mut open.borrow_mut().request
+        {
+            change(request);
+        }
+    }
+
+    /// It is for this variant, whose model is `model`.
+    pub fn resolved(&self, variant: &VariantKey, model: &ModelName) {
+        self.note(|request| {
+            request.variant = Some(variant.clone());
+            request.model = Some(model.clone());
+        });
+    }
+
+    /// It asks for a slot, and may wait for it.
+    pub fn waiting(&self) {
+        let Some(open) = &self.0 else { return };
+        open.borrow_mut().waiting_since = Some(clock::monotonic());
+    }
+
+    /// It is sent to `route` now, `headers` first; in a trace they name this try as their parent.
+    pub fn attempt(&self, route: &BackendRoute, sent_at: Instant, headers: &mut HeaderMap) {
+        let Some(open) = &self.0 else { return };
+        let open = &mut *open.borrow_mut();
+        open.end_wait(sent_at);
+        let Some(request) = &mut open.request else { return };
+        request.tries += 1;
+        let mut attempt = Attempt {
+            instance: route.instance.clone(),
+            instance_type: route.instance_type.clone(),
+            model: route.model.clone(),
+            address: None,
+            span_id: SpanId::default(),
+            sent_at,
+            first_chunk_at: None,
+            ended_at: None,
+            status: None,
+            error: None,
+        };
+        if let Some(traced) = &mut request.traced {
+            attempt.address = Some(route.address.clone());
+            attempt.span_id = traced.announce_attempt(headers);
+            traced.earlier.extend(request.attempt.take());
+        }
+        request.attempt = Some(attempt);
+    }
+
+    /// The try has failed as `error` names it; the request may go on elsewhere.
+    pub fn attempt_failed(&self, error: &'static str) {
+        let Some(open) = &self.0 else { return };
+        open.borrow_mut().end_attempt(Some(error));
+    }
+
+    /// The worker has answered with `status`, which the client gets.
+    pub fn answered(&self, status: u16) {
+        self.note(|request| {
+            request.status = Some(status);
+            if let Some(attempt) = &mut request.attempt {
+                attempt.status = Some(status);
+            }
+        });
+    }
+
+    /// A piece of the answer's body, `bytes` long, is passed on.
+    pub fn passed_on(&self, bytes: u64) {
+        self.note(|request| {
+            request.bytes_out += bytes;
+            if let Some(attempt) = &mut request.attempt
+                && attempt.first_chunk_at.is_none()
+            {
+                attempt.first_chunk_at = Some(clock::monotonic());
+            }
+        });
+    }
+
+    /// Both directions of a connection that has switched protocols.
+    pub fn tunnelled(&self, bytes_in: u64, bytes_out: u64) {
+        self.note(|request| {
+            request.bytes_in += bytes_in;
+            request.bytes_out += bytes_out;
+        });
+    }
+
+    /// The answer is whole.
+    pub fn completed(&self) {
+        let Some(open) = &self.0 else { return };
+        let open = &mut *open.borrow_mut();
+        open.complete = true;
+        open.end_attempt(None);
+    }
+
+    /// The worker broke off in the middle of its answer.
+    pub fn broke_off(&self, error: &'static str) {
+        let Some(open) = &self.0 else { return };
+        open.borrow_mut().end_attempt(Some(error));
+        self.note(|request| {
+            request.broken = true;
+            request.error = Some(error);
+        });
+    }
+
+    /// The proxy itself answers, with `status` and a body of `bytes`; `error` names why.
+    pub fn refused(&self, status: u16, error: &'static str, bytes: u64) {
+        self.attempt_failed(error);
+        self.note(|request| request.error = Some(error));
+        self.own_answer(status, bytes);
+    }
+
+    /// The proxy itself answers, and nothing is wrong.
+    pub fn own_answer(&self, status: u16, bytes: u64) {
+        self.note(|request| {
+            request.status = Some(status);
+            request.bytes_out = bytes;
+        });
+        self.completed();
+    }
+
+    /// Counts the bytes of the request's body. It does not keep the request's end from being noted.
+    #[must_use]
+    pub fn body_meter(&self) -> BodyMeter {
+        BodyMeter(self.0.as_ref().map(Rc::downgrade))
+    }
+}
+
+/// Counts the bytes of a request's body for its record.
+#[derive(Debug, Default)]
+pub struct BodyMeter(Option<Weak<RefCell<Open>>>);
+
+impl BodyMeter {
+    /// `bytes` more have come.
+    pub fn add(&self, bytes: usize) {
+        if let Some(open) = self.0.as_ref().and_then(Weak::upgrade)
+            && let Some(request) = &mut open.borrow_mut().request
+        {
+            request.bytes_in += bytes as u64;
+        }
+    }
+}
+
+/// A share of all requests, as a threshold for a uniform draw.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Share {
+    all: bool,
+    below: u64,
+}
+
+impl Share {
+    /// `share` is 0 to 1.
+    #[allow(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "the product is 0 to 2^64, and the cast saturates"
+    )]
+    pub(super) fn new(share: f64) -> Self {
+        Self { all: share >= 1.0, below: (share * 2.0_f64.powi(64)) as u64 }
+    }
+
+    /// Whether a uniform `draw` is within the share.
+    pub(super) fn takes(self, draw: u64) -> bool {
+        self.all || draw < self.below
+    }
+}
