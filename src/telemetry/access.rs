@@ -278,3 +278,106 @@ fn shortened(text: &str, most: usize) -> String {
         None => text.to_owned(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use super::super::request::tests::{noted, record};
+    use super::*;
+
+    impl AccessLog {
+        /// One with room for `room` lines, which the test reads itself.
+        pub(in crate::telemetry) fn for_tests(
+            share: f64,
+            dropped: Counter,
+            room: usize,
+        ) -> (Self, mpsc::Receiver<FinishedRequest>) {
+            let (queue, lines) = mpsc::channel(room);
+            (Self { queue, share: Share::new(share), dropped, reopen: Arc::default() }, lines)
+        }
+    }
+
+    fn counter() -> (Counter, Arc<AtomicU64>) {
+        let count = Arc::new(AtomicU64::new(0));
+        (Counter::from_arc(Arc::clone(&count)), count)
+    }
+
+    fn answered(status: u16) -> FinishedRequest {
+        noted(|record| record.own_answer(status, 0))
+    }
+
+    #[test]
+    fn what_does_not_fit_is_dropped_and_counted() {
+        let (dropped, count) = counter();
+        let (log, mut lines) = AccessLog::for_tests(1.0, dropped, 2);
+        for _ in 0..5 {
+            log.finished(answered(200));
+        }
+        assert_eq!(count.load(Ordering::Relaxed), 3);
+        assert!(lines.try_recv().is_ok());
+        log.finished(answered(200));
+        assert_eq!(count.load(Ordering::Relaxed), 3);
+    }
+
+    #[test]
+    fn failures_are_in_it_whatever_the_share() {
+        let (dropped, count) = counter();
+        let (log, mut lines) = AccessLog::for_tests(0.0, dropped, 8);
+        for status in [200, 404, 429, 499, 500, 503] {
+            log.finished(answered(status));
+        }
+        log.finished(noted(|record| record.broke_off("stream_broken")));
+        let codes: Vec<_> =
+            std::iter::from_fn(|| lines.try_recv().ok()).map(|r| r.code()).collect();
+        assert_eq!(codes, [500, 503, 499]);
+        assert_eq!(count.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn a_full_disk_costs_lines_and_is_counted() {
+        let (dropped, count) = counter();
+        let full = Path::new("/dev/full");
+        if full.exists() {
+            let mut sink = Sink::open(Target::File(full.into()), dropped).expect("opens");
+            sink.write(&[answered(200), answered(200)]);
+            sink.write(&[answered(200)]);
+            assert_eq!(count.load(Ordering::Relaxed), 3);
+            assert!(sink.is_failing);
+        }
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_opened_anew_goes_on_in_the_old_one() {
+        let dir = tempfile::tempdir().expect("dir");
+        let (place, moved) = (dir.path().join("logs"), dir.path().join("moved"));
+        std::fs::create_dir(&place).expect("created");
+        let path = place.join("a.jsonl");
+        let mut sink = Sink::open(Target::File(path), Counter::noop()).expect("opens");
+        std::fs::rename(&place, &moved).expect("moved");
+        sink.reopen();
+        sink.write(&[answered(200)]);
+        let text = std::fs::read_to_string(moved.join("a.jsonl")).expect("read");
+        assert_eq!(text.lines().count(), 1);
+    }
+
+    #[test]
+    fn a_line_is_one_line_whatever_clients_send() {
+        let (noting, mut finished) = record(&[("x-request-id", "a\"b\tc"), ("cookie", "hush")]);
+        drop(noting);
+        let mut request = finished.try_recv().expect("ended");
+        let long = format!("/{}", "x".repeat(5_000));
+        let show = |request: &FinishedRequest| {
+            let line = Line::of(request, UNIX_EPOCH + Duration::from_millis(1_500));
+            serde_json::to_string(&line).expect("JSON")
+        };
+        request.ended_at = request.arrived_at + Duration::from_micros(1_234);
+        assert_eq!(
+            show(&request),
+            r#"{"time":"1970-01-01T00:00:01.500Z","request_id":"a\"b\tc","method":"GET","path":"/p","instance_type":"none","status":499,"bytes_in":0,"bytes_out":0,"queue_ms":0.0,"total_ms":1.234,"tries":0,"client_left":true}"#
+        );
+        request.target = long.parse().ok();
+        let shown: serde_json::Value = serde_json::from_str(&show(&request)).expect("JSON");
+        assert_eq!(shown["path"].as_str().map(|path| path.chars().count()), Some(1_025));
+    }
+}

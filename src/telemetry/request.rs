@@ -374,3 +374,144 @@ impl Share {
         self.all || draw < self.below
     }
 }
+
+#[cfg(test)]
+pub(super) mod tests {
+    use metrics::Counter;
+    use tokio::sync::mpsc;
+
+    use super::*;
+    use crate::types::{Generation, Protocol};
+
+    /// A record for `GET /p?q`, and where it ends up.
+    pub(in crate::telemetry) fn record(
+        headers: &[(&'static str, &'static str)],
+    ) -> (RequestRecord, mpsc::Receiver<FinishedRequest>) {
+        let (access, finished) = AccessLog::for_tests(1.0, Counter::noop(), 8);
+        let observers = Rc::new(Observers { access: Some(access), tracer: None });
+        let mut request = http::Request::get("http://h/p?q");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let mut head = request.body(()).expect("a request").into_parts().0;
+        (observers.begin(&mut head, clock::monotonic()), finished)
+    }
+
+    /// What was noted of such a request after `notes`.
+    pub(in crate::telemetry) fn noted(notes: impl FnOnce(&RequestRecord)) -> FinishedRequest {
+        let (record, mut finished) = record(&[]);
+        notes(&record);
+        drop(record);
+        finished.try_recv().expect("it has ended")
+    }
+
+    fn route() -> BackendRoute {
+        BackendRoute {
+            instance: "i-1".parse().expect("valid"),
+            generation: Generation(1),
+            instance_type: "t".parse().expect("valid"),
+            address: "http://[::1]:9".parse().expect("valid"),
+            model: "m".parse().expect("valid"),
+            copies: 1,
+            max_concurrency: 1,
+            protocol: Protocol::Http1,
+        }
+    }
+
+    fn tried(record: &RequestRecord) {
+        record.attempt(&route(), clock::monotonic(), &mut HeaderMap::new());
+    }
+
+    #[test]
+    fn nothing_is_noted_where_nobody_listens() {
+        let observers = Rc::new(Observers::default());
+        let mut head = http::Request::new(()).into_parts().0;
+        let record = observers.begin(&mut head, clock::monotonic());
+        assert!(record.0.is_none());
+        record.answered(200);
+        record.body_meter().add(1);
+    }
+
+    #[test]
+    fn it_ends_with_its_last_clone_and_is_told_once() {
+        let (record, mut finished) = record(&[]);
+        let meter = record.body_meter();
+        let other = record.clone();
+        drop(record);
+        meter.add(5);
+        assert!(finished.try_recv().is_err());
+        drop(other);
+        let request = finished.try_recv().expect("it has ended");
+        assert_eq!((request.bytes_in, request.client_left, request.code()), (5, true, 499));
+        assert!(finished.try_recv().is_err());
+        // A body that outlives its request counts for nobody.
+        meter.add(5);
+    }
+
+    #[test]
+    fn who_ended_it_is_told_apart() {
+        let whole = noted(|record| {
+            tried(record);
+            record.answered(200);
+            record.passed_on(3);
+            record.passed_on(4);
+            record.completed();
+        });
+        assert_eq!((whole.code(), whole.bytes_out, whole.client_left), (200, 7, false));
+        assert!(!whole.has_failed());
+
+        let left = noted(|record| {
+            tried(record);
+            record.answered(200);
+            record.passed_on(3);
+        });
+        assert_eq!((left.code(), left.client_left, left.has_failed()), (200, true, false));
+
+        let broken = noted(|record| {
+            tried(record);
+            record.answered(200);
+            record.broke_off("stream_broken");
+        });
+        assert_eq!((broken.code(), broken.client_left, broken.has_failed()), (200, false, true));
+        assert_eq!(broken.attempt.and_then(|a| a.error), Some("stream_broken"));
+
+        let refused = noted(|record| {
+            record.waiting();
+            record.refused(429, "queue_full", 9);
+        });
+        assert_eq!((refused.code(), refused.error), (429, Some("queue_full")));
+        assert_eq!((refused.bytes_out, refused.client_left, refused.tries), (9, false, 0));
+        assert!(!refused.has_failed());
+    }
+
+    #[test]
+    fn only_the_last_try_counts_and_waits_add_up() {
+        let request = noted(|record| {
+            for _ in 0..2 {
+                record.waiting();
+                tried(record);
+                record.attempt_failed("connect_failed");
+            }
+            record.waiting();
+            tried(record);
+            record.answered(200);
+            record.completed();
+        });
+        assert_eq!(request.tries, 3);
+        let last = request.attempt.expect("a try");
+        assert_eq!((last.error, last.status), (None, Some(200)));
+        assert_eq!(request.error, None);
+        assert!(request.queued <= request.ended_at - request.arrived_at);
+        assert!(last.ended_at.is_some_and(|end| end <= request.ended_at));
+    }
+
+    #[test]
+    fn shares_are_exact_at_their_ends() {
+        for draw in [0, 1, u64::MAX / 2, u64::MAX] {
+            assert!(Share::new(1.0).takes(draw));
+            assert!(!Share::new(0.0).takes(draw));
+        }
+        assert!(Share::new(0.5).takes(u64::MAX / 2));
+        assert!(!Share::new(0.5).takes(u64::MAX / 2 + 1));
+    }
+}

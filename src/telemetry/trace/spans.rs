@@ -268,3 +268,39 @@ fn count_of(name: &str, value: u64) -> KeyValue {
 fn milliseconds(name: &str, duration: std::time::Duration) -> KeyValue {
     KeyValue { value: any(Value::DoubleValue(duration.as_secs_f64() * 1e3)), ..key(name) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_there_are_few_of_is_in_names() {
+        assert_eq!(route("/v1/chat/completions"), Some("/v1/chat/completions"));
+        assert_eq!(route("/endpoints/any/invocations"), Some("/endpoints/{endpoint}/invocations"));
+        for many in ["/", "/v1/chat/completions/7", "/endpoints/e/other", "/endpoints/e"] {
+            assert_eq!(route(many), None, "{many}");
+        }
+        assert_eq!(worker_path("/endpoints/e/invocations-response-stream"), "/invocations");
+        assert_eq!(worker_path("/endpoints/e/other"), "/endpoints/e/other");
+    }
+
+    #[test]
+    fn hosts_and_ports_are_told_apart() {
+        let shown = |address: &str| {
+            let address: Address = address.parse().expect("valid");
+            let (host, port) = host_and_port(&address);
+            (host.to_owned(), port)
+        };
+        assert_eq!(shown("http://gpu-1:8000"), ("gpu-1".to_owned(), Some(8000)));
+        assert_eq!(shown("http://[::1]:80"), ("::1".to_owned(), Some(80)));
+    }
+
+    #[test]
+    fn times_are_told_from_one_reading() {
+        let now = crate::runtime::clock::monotonic();
+        let clock = WallClock { now, now_nanos: 10_000_000_000 };
+        assert_eq!(clock.at(now), 10_000_000_000);
+        let earlier = now.checked_sub(std::time::Duration::from_millis(3)).expect("running");
+        assert_eq!(clock.at(earlier), 9_997_000_000);
+    }
+}
