@@ -41,7 +41,8 @@ fn wait_types(forebay: &Forebay, expected: &[&str]) {
     expected.sort();
     eventually(&format!("{expected:?} in service and nothing else"), || {
         let settled = forebay.instances().len() == expected.len();
-        (settled && types_in_service(forebay) == expected).then_some(())
+        let same = settled && types_in_service(forebay) == expected;
+        (same && forebay.proxies_are_current()).then_some(())
     });
 }
 

@@ -21,7 +21,7 @@ use crate::types::report::ProxyReport;
 use crate::types::table::RoutingTable;
 
 /// How often rates are brought up to date.
-const TICK: Duration = Duration::from_secs(1);
+const TICK: Duration = Duration::from_millis(250);
 
 /// The manager, running.
 pub(super) struct ManagerHalf {

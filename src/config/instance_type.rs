@@ -93,6 +93,7 @@ fn instance_type(
     let amount = |key| table.get_in(key, limits::AMOUNT, f64::to_string).map(|found| found.value);
     let spec = InstanceTypeSpec {
         capacity,
+        on_client_abort: table.or("on_client_abort", Default::default()),
         max_concurrency: table.number_or("max_concurrency", limits::CONCURRENCY, 256),
         copies: table.number_or("copies", limits::COPIES, 1),
         protocol: protocol.map_or_else(Protocol::default, |found| found.value),

@@ -14,6 +14,7 @@ mod mistake;
 mod provider;
 mod proxy;
 mod reader;
+mod requests;
 mod suggest;
 mod syntax;
 mod telemetry;

@@ -12,7 +12,7 @@ use super::instance_type::InstanceTypes;
 use super::limits::{self, Span};
 use super::mistake::Sink;
 use super::reader::{Located, Table};
-use super::suggest;
+use super::{requests, suggest};
 use crate::types::spec::{HealthSpec, PoolSpec, QueueSpec, RebalanceSpec, VariantSpec};
 use crate::types::{InstanceTypeName, ModelName, VariantName};
 
@@ -44,6 +44,7 @@ pub(super) fn read(
         limit: table.number_or("queue_limit", limits::QUEUE, 1_024),
         timeout: span("queue_timeout", Span::Any, 30),
     };
+    let requests = requests::read(table);
     let provision_timeout = span("provision_timeout", Span::Any, 1_200);
     let startup_timeout = span("startup_timeout", Span::Positive, 600);
     let model_download_timeout = span("model_download_timeout", Span::Any, 0);
@@ -66,6 +67,7 @@ pub(super) fn read(
         max_instance_count: counts.max,
         routing,
         queue,
+        requests,
         provision_timeout,
         fallback,
         startup_timeout,

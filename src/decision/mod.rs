@@ -2,11 +2,17 @@
 //! value and its reason come out. No async, no sockets, no clock, no randomness.
 //!
 //! * [`route`] chooses a copy; [`admit`] orders those who wait for one.
+//! * [`outcome`] reads what a request's end says of its instance; [`eject`] leaves sick ones alone;
+//!   [`budget`] bounds retries.
 //! * [`controller`] is the manager's brain: events in, actions out. [`plan`] decides one round of it.
 //! * [`check`] validates any plan and routing table, apart from whoever made it.
 
 pub mod admit;
+pub mod budget;
 pub mod check;
 pub mod controller;
+pub mod eject;
+pub mod outcome;
 pub mod plan;
+pub mod ramp;
 pub mod route;

@@ -23,6 +23,7 @@ use super::refusal::Refusal;
 use super::router::Router;
 use super::snapshot::{Backend, Variant};
 use crate::decision::admit::{Caller, Ticket, WaitQueue};
+use crate::decision::outcome::Outcome;
 use crate::runtime::{clock, rng};
 use crate::telemetry::traffic::QueueTraffic;
 use crate::types::{Generation, VariantKey};
@@ -47,6 +48,17 @@ pub(super) struct WaitingRoom {
 pub(super) struct Reservation {
     pub(super) backend: Arc<Backend>,
     room: Arc<WaitingRoom>,
+}
+
+impl Reservation {
+    /// How a request at it has ended, for the backend's vitals.
+    pub(super) fn note_outcome(&self, outcome: Outcome) {
+        if self.backend.vitals.minds(outcome)
+            && let Some(router) = self.room.router.upgrade()
+        {
+            router.judge(&self.room.key, &self.backend, outcome);
+        }
+    }
 }
 
 impl Drop for Reservation {

@@ -24,6 +24,8 @@ pub(super) fn backend(number: u64, copies: u32, max_concurrency: u32) -> Backend
         copies,
         max_concurrency,
         protocol: crate::types::Protocol::Http1,
+        engine: None,
+        on_client_abort: Default::default(),
     }
 }
 
@@ -36,6 +38,7 @@ fn table(revision: u64, queue_limit: u32, backends: Vec<BackendRoute>) -> Routin
         queue_limit,
         queue_timeout_ms: 30_000,
         hold_when_empty: true,
+        requests: Default::default(),
         backends,
     };
     let endpoint = EndpointRoute { name: "e".parse().expect("name"), variants: vec![variant] };

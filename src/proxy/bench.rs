@@ -39,6 +39,8 @@ impl Fleet {
             copies: 1,
             max_concurrency,
             protocol: Protocol::Http1,
+            engine: None,
+            on_client_abort: Default::default(),
         };
         let variant = VariantRoute {
             name: name.parse().expect(valid),
@@ -48,6 +50,7 @@ impl Fleet {
             queue_limit: 1,
             queue_timeout_ms: 1,
             hold_when_empty: false,
+            requests: Default::default(),
             backends: (0..copies).map(backend).collect(),
         };
         let router = Router::new(name.parse().expect(valid));

@@ -43,6 +43,19 @@ impl RequestBody {
         Self { read, buffered: 0, rest: None, trailers: None, length: Length::None, meter }
     }
 
+    /// Another one of the same content, sharing its memory; `None` unless all of it is here.
+    pub(super) fn try_copy(&self) -> Option<Self> {
+        self.is_complete().then(|| Self {
+            read: self.read.clone(),
+            buffered: self.buffered,
+            rest: None,
+            trailers: self.trailers.clone(),
+            length: self.length,
+            // What is sent again is not counted again.
+            meter: BodyMeter::default(),
+        })
+    }
+
     pub(super) fn length(&self) -> Length {
         self.length
     }
@@ -146,6 +159,13 @@ pub(super) enum ResponseBody {
 }
 
 impl ResponseBody {
+    /// Nobody gets it: the request goes on elsewhere.
+    pub(super) fn supersede(mut self) {
+        if let Self::Upstream(body) = &mut self {
+            body.supersede();
+        }
+    }
+
     pub(super) fn full(bytes: Bytes) -> Self {
         Self::Full(Some(bytes).filter(|bytes| !bytes.is_empty()))
     }
@@ -161,7 +181,7 @@ impl Body for ResponseBody {
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         match self.get_mut() {
             Self::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
-            Self::Upstream(body) => body.poll_frame(cx),
+            Self::Upstream(body) => body.poll_for_client(cx),
         }
     }
 

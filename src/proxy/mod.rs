@@ -20,6 +20,7 @@
 //!   frames, upgrades and ends; only [`listener`] and [`upstream`] name hyper's connections.
 
 mod admission;
+mod attempt;
 pub mod bench;
 mod body;
 mod drain_rate;
@@ -31,10 +32,12 @@ mod model_field;
 mod refusal;
 mod request;
 mod resolve;
+mod retry;
 mod router;
 mod slot;
 mod snapshot;
 mod upstream;
+mod vitals;
 
 pub use listener::{Listening, ProxyOptions, listen};
 pub use router::Router;

@@ -4,16 +4,18 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use http::HeaderValue;
 
 use super::admission::WaitingRoom;
-use super::slot::Slot;
-use crate::decision::route::{self, Candidate};
-use crate::telemetry::traffic::Traffic;
-use crate::types::spec::RoutingStrategy;
+use super::slot::{Seen, Slot};
+use super::vitals::Vitals;
+use crate::decision::budget::RetryBudget;
+use crate::decision::route::{self, Candidate, Chosen};
+use crate::telemetry::traffic::{RetryTraffic, Traffic};
+use crate::types::spec::{RequestPolicy, RoutingStrategy};
 use crate::types::table::{BackendRoute, RoutingTable, TableVersion, VariantRoute};
 use crate::types::{EndpointName, Generation, InstanceId, InstanceTypeName, ModelName, VariantKey};
 
@@ -27,6 +29,7 @@ pub(super) struct Backend {
     /// Known at once unless the address has a host name.
     pub(super) socket: Option<SocketAddr>,
     pub(super) slot: Arc<Slot>,
+    pub(super) vitals: Arc<Vitals>,
     pub(super) traffic: Arc<Traffic>,
     pub(super) instance_header: HeaderValue,
     pub(super) instance_type_header: HeaderValue,
@@ -38,7 +41,11 @@ impl Backend {
         (self.route.instance.clone(), self.route.generation)
     }
 
-    fn new(route: &BackendRoute, slot: Arc<Slot>, traffic: Arc<Traffic>) -> Self {
+    fn new(
+        route: &BackendRoute,
+        (slot, vitals): (Arc<Slot>, Arc<Vitals>),
+        traffic: Arc<Traffic>,
+    ) -> Self {
         // Names are validated to be visible ASCII, which every header value may be.
         let header = |text: &str| {
             HeaderValue::from_str(text).unwrap_or_else(|_| HeaderValue::from_static("invalid"))
@@ -46,6 +53,7 @@ impl Backend {
         Self {
             socket: route.address.authority().parse().ok(),
             slot,
+            vitals,
             traffic,
             instance_header: header(route.instance.as_str()),
             instance_type_header: header(route.instance_type.as_str()),
@@ -54,7 +62,8 @@ impl Backend {
         }
     }
 
-    fn slots(&self) -> u32 {
+    /// Requests that all its copies take at once.
+    pub(super) fn slots(&self) -> u32 {
         self.route.copies.saturating_mul(self.route.max_concurrency)
     }
 }
@@ -69,11 +78,22 @@ pub(super) struct Variant {
     pub(super) queue_limit: u32,
     pub(super) queue_timeout: Duration,
     pub(super) hold_when_empty: bool,
+    pub(super) requests: RequestPolicy,
     pub(super) room: Arc<WaitingRoom>,
+    pub(super) shared: Arc<Shared>,
     /// Counts what no instance was involved in.
     pub(super) unserved: Arc<Traffic>,
     pub(super) backends: Box<[Arc<Backend>]>,
     lanes: Box<[Lane]>,
+}
+
+/// What a variant's requests share, whichever snapshot they are routed by.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) budget: RetryBudget,
+    pub(super) retries: RetryTraffic,
+    /// Held while a request's end is judged.
+    pub(super) judging: Mutex<()>,
 }
 
 /// What the choice reads of a backend, close together; `lanes[i]` belongs to `backends[i]`.
@@ -82,7 +102,6 @@ struct Lane {
     slot: Arc<Slot>,
     generation: Generation,
     copies: u32,
-    slots: u32,
 }
 
 impl Variant {
@@ -96,18 +115,18 @@ impl Variant {
     ) -> Option<Arc<Backend>> {
         loop {
             let candidates = self.lanes.iter().map(|lane| {
-                let outstanding = lane.slot.observe()?;
+                let seen = lane.slot.observe()?;
                 (!except.contains(&lane.generation)).then_some(Candidate {
-                    outstanding,
+                    outstanding: seen.outstanding,
                     copies: lane.copies,
-                    slots: lane.slots,
+                    slots: seen.limit,
                     predicted: f32::NAN,
                 })
             });
-            let chosen = route::choose(self.strategy, candidates, draw())?;
-            let backend = &self.backends[chosen.position];
-            if self.lanes[chosen.position].slot.try_take(chosen.outstanding) {
-                return Some(Arc::clone(backend));
+            let Chosen { position, candidate } = route::choose(self.strategy, candidates, draw())?;
+            let seen = Seen { outstanding: candidate.outstanding, limit: candidate.slots };
+            if self.lanes[position].slot.try_take(seen) {
+                return Some(Arc::clone(&self.backends[position]));
             }
         }
     }
@@ -140,6 +159,16 @@ impl Endpoint {
 
     pub(super) fn variant(&self, name: &str) -> Option<&Arc<Variant>> {
         self.variants.iter().find(|v| v.key.variant.as_str() == name)
+    }
+}
+
+impl Shared {
+    fn new(key: &VariantKey, model: &ModelName) -> Self {
+        Self {
+            budget: RetryBudget::default(),
+            retries: RetryTraffic::new(key, model),
+            judging: Mutex::default(),
+        }
     }
 }
 
@@ -246,6 +275,8 @@ struct Builder {
     backends: HashMap<BackendId, Arc<Backend>>,
     variants: HashMap<VariantKey, Arc<Variant>>,
     traffic: HashMap<(VariantKey, ModelName, Option<InstanceTypeName>), Arc<Traffic>>,
+    /// This is not the first table: what is new in it is new altogether.
+    is_later: bool,
 }
 
 impl Builder {
@@ -269,6 +300,7 @@ impl Builder {
                 .collect(),
             variants: previous.variants().map(|v| (v.key.clone(), Arc::clone(v))).collect(),
             traffic,
+            is_later: previous.version != TableVersion::default(),
         }
     }
 
@@ -283,8 +315,9 @@ impl Builder {
             slot: Arc::clone(&backend.slot),
             generation: backend.route.generation,
             copies: backend.route.copies,
-            slots: backend.slots(),
         };
+        let known = self.variants.get(&key).cloned();
+        let known = known.as_ref();
         Variant {
             model: route.model.clone(),
             weight: route.weight,
@@ -292,10 +325,12 @@ impl Builder {
             queue_limit: route.queue_limit,
             queue_timeout: Duration::from_millis(route.queue_timeout_ms),
             hold_when_empty: route.hold_when_empty,
-            room: self
-                .variants
-                .get(&key)
-                .map_or_else(|| new_room(&key, route), |v| Arc::clone(&v.room)),
+            requests: route.requests.clone(),
+            room: known.map_or_else(|| new_room(&key, route), |v| Arc::clone(&v.room)),
+            shared: known.map_or_else(
+                || Arc::new(Shared::new(&key, &route.model)),
+                |v| Arc::clone(&v.shared),
+            ),
             unserved: self.traffic(&key, &route.model, None),
             lanes: backends.iter().map(lane).collect(),
             backends,
@@ -311,9 +346,12 @@ impl Builder {
             return Arc::clone(backend);
         }
         // The same start of an instance keeps its count, whatever else of it has changed.
-        let slot = known.map(|backend| Arc::clone(&backend.slot)).unwrap_or_default();
+        let standing = known.map_or_else(
+            || (Arc::default(), Arc::new(Vitals::new(self.is_later))),
+            |backend| (Arc::clone(&backend.slot), Arc::clone(&backend.vitals)),
+        );
         let traffic = self.traffic(variant, &route.model, Some(&route.instance_type));
-        Arc::new(Backend::new(route, slot, traffic))
+        Arc::new(Backend::new(route, standing, traffic))
     }
 
     fn traffic(

@@ -2,6 +2,7 @@
 
 #![allow(clippy::disallowed_methods, reason = "this is the one module that reads the clock")]
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -29,6 +30,14 @@ pub fn wall_nanos() -> u64 {
 #[must_use]
 pub fn monotonic() -> Instant {
     Instant::now()
+}
+
+/// Milliseconds since the first call in this process, at least 1: monotonic, and small enough for an atomic.
+#[must_use]
+pub fn uptime_ms() -> u64 {
+    static START: OnceLock<Instant> = OnceLock::new();
+    let start = *START.get_or_init(Instant::now);
+    u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX) + 1
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::setup::Faults;
 use super::world::{Due, World};
 use crate::decision::check::Ledger;
-use crate::decision::controller::{Action, Controller, Event};
+use crate::decision::controller::{Action, Controller, Event, PROXY_LEASE};
 use crate::types::launch::{LaunchBatch, LaunchOutcome};
 use crate::types::record::Change;
 use crate::types::{
@@ -19,7 +19,7 @@ const TURN_LIMIT: u32 = 5_000;
 /// After which a provider's own time limit ends a call.
 const CALL_LIMIT: Duration = Duration::from_secs(60);
 /// After how long without a report a proxy is taken for gone.
-pub(super) const PROXY_SILENCE: Duration = Duration::from_secs(30);
+pub(super) const PROXY_SILENCE: Duration = PROXY_LEASE;
 
 /// A manager that runs.
 pub(super) struct Manager {

@@ -91,6 +91,7 @@ fn draw_type(rng: &mut Rng, provider: &str) -> InstanceTypeSpec {
         price_per_hour: None,
         watts: None,
         engine: None,
+        on_client_abort: Default::default(),
     }
 }
 
@@ -106,6 +107,7 @@ fn draw_variant(rng: &mut Rng, n: u32, kinds: &[InstanceTypeName], zero: bool) -
         min_instance_count: min,
         max_instance_count: max,
         routing: RoutingStrategy::LeastOutstandingRequests,
+        requests: Default::default(),
         queue: QueueSpec { limit: 1000, timeout: Duration::from_secs(60) },
         provision_timeout: seconds(rng, 5, 120),
         fallback: draw_fallback(rng),

@@ -197,7 +197,7 @@ impl Drop for Open {
         self.end_wait(now);
         let Some(mut request) = self.request.take() else { return };
         request.ended_at = now;
-        request.client_left = !self.complete && !request.broken;
+        request.client_left |= !self.complete && !request.broken;
         if let Some(attempt) = &mut request.attempt {
             attempt.ended_at.get_or_insert(now);
         }
@@ -239,6 +239,9 @@ impl RequestRecord {
         open.end_wait(sent_at);
         let Some(request) = &mut open.request else { return };
         request.tries += 1;
+        // Whatever an earlier try came to, nothing of it has gone to the client.
+        (request.status, request.error, request.broken, request.bytes_out) = (None, None, false, 0);
+        open.complete = false;
         let mut attempt = Attempt {
             instance: route.instance.clone(),
             instance_type: route.instance_type.clone(),
@@ -313,10 +316,22 @@ impl RequestRecord {
         });
     }
 
+    /// The client has left, and the worker finishes for nobody.
+    pub fn client_left(&self) {
+        self.note(|request| request.client_left = true);
+    }
+
     /// The proxy itself answers, with `status` and a body of `bytes`; `error` names why.
     pub fn refused(&self, status: u16, error: &'static str, bytes: u64) {
+        self.note(|request| {
+            request.error = Some(error);
+            request.broken = false;
+            // What was noted as the answer of a try that is not said to have failed was our own.
+            if let Some(attempt) = request.attempt.as_mut().filter(|a| a.error.is_none()) {
+                attempt.status = None;
+            }
+        });
         self.attempt_failed(error);
-        self.note(|request| request.error = Some(error));
         self.own_answer(status, bytes);
     }
 
@@ -381,6 +396,7 @@ pub(super) mod tests {
     use tokio::sync::mpsc;
 
     use super::*;
+    use crate::types::spec::OnClientAbort;
     use crate::types::{Generation, Protocol};
 
     /// A record for `GET /p?q`, and where it ends up.
@@ -415,6 +431,8 @@ pub(super) mod tests {
             copies: 1,
             max_concurrency: 1,
             protocol: Protocol::Http1,
+            engine: None,
+            on_client_abort: OnClientAbort::default(),
         }
     }
 

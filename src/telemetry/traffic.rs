@@ -28,6 +28,9 @@ const PER_MODEL: &str = "forebay_concurrent_requests_per_model";
 const PER_COPY: &str = "forebay_concurrent_requests_per_copy";
 const SLOTS: &str = "forebay_slots";
 const QUEUE_LIMIT: &str = "forebay_queue_limit";
+const EJECTIONS: &str = "forebay_ejections_total";
+const RETRIES: &str = "forebay_retries_total";
+const RETRIES_DENIED: &str = "forebay_retries_denied_total";
 const CONNECT_FAILURES: &str = "forebay_upstream_connect_failures_total";
 
 /// Names, units and help texts, once for the process.
@@ -107,6 +110,7 @@ pub struct Traffic {
     overhead_latency: Histogram,
     first_chunk_latency: Histogram,
     connect_failures: Counter,
+    ejections: Counter,
     outstanding: Gauge,
     slots: Gauge,
     per_model: Gauge,
@@ -129,6 +133,7 @@ impl Traffic {
             overhead_latency: metrics::histogram!(OVERHEAD_LATENCY, labels.clone()),
             first_chunk_latency: metrics::histogram!(FIRST_CHUNK_LATENCY, labels.clone()),
             connect_failures: metrics::counter!(CONNECT_FAILURES, labels.clone()),
+            ejections: metrics::counter!(EJECTIONS, labels.clone()),
             outstanding: metrics::gauge!(OUTSTANDING, labels.clone()),
             slots: metrics::gauge!(SLOTS, labels.clone()),
             per_model: metrics::gauge!(PER_MODEL, labels.clone()),
@@ -166,6 +171,11 @@ impl Traffic {
     /// A connection to a worker was refused or broke before an answer.
     pub fn connect_failed(&self) {
         self.connect_failures.increment(1);
+    }
+
+    /// A backend is left alone for a while.
+    pub fn ejected(&self) {
+        self.ejections.increment(1);
     }
 
     /// The gauges, as they are now: over `instances` in service with `copies` of the model, which
@@ -208,5 +218,33 @@ impl QueueTraffic {
     pub fn set_queued(&self, queued: u32, limit: u32) {
         self.queued.set(f64::from(queued));
         self.limit.set(f64::from(limit));
+    }
+}
+
+/// The handles of one variant's retries, by reason.
+#[derive(Debug)]
+pub struct RetryTraffic {
+    reasons: [(&'static str, Counter, Counter); 3],
+}
+
+impl RetryTraffic {
+    /// Looks the handles up.
+    #[must_use]
+    pub fn new(variant: &VariantKey, model: &ModelName) -> Self {
+        let counter = |name: &'static str, reason: &'static str| {
+            let mut labels = labels(variant, model, NO_INSTANCE_TYPE);
+            labels.push(Label::new("reason", reason));
+            metrics::counter!(name, labels)
+        };
+        let reasons = ["not_sent", "not_run", "replay"]
+            .map(|reason| (reason, counter(RETRIES, reason), counter(RETRIES_DENIED, reason)));
+        Self { reasons }
+    }
+
+    /// A retry for `reason` was decided, or denied.
+    pub fn note(&self, reason: &'static str, decided: bool) {
+        if let Some((_, made, denied)) = self.reasons.iter().find(|(name, ..)| *name == reason) {
+            if decided { made.increment(1) } else { denied.increment(1) }
+        }
     }
 }

@@ -156,7 +156,9 @@ impl Forebay {
         let args = vec!["serve".into(), "--config".into(), path.display().to_string()];
         let process = start(&args, dir.path());
         let forebay = Self { process, proxy, admin, dir, args };
-        eventually("the admin listener answers", || TcpStream::connect(admin).ok());
+        for listener in [admin, proxy] {
+            eventually("it listens", || TcpStream::connect(listener).ok());
+        }
         forebay
     }
 
@@ -200,8 +202,16 @@ impl Forebay {
 
     pub fn wait_in_service(&self, count: usize) {
         eventually(&format!("{count} instances in service"), || {
-            (self.in_service().len() == count).then_some(())
+            (self.in_service().len() == count && self.proxies_are_current()).then_some(())
         });
+    }
+
+    /// Whether every proxy routes by the newest table.
+    pub fn proxies_are_current(&self) -> bool {
+        let status = self.status();
+        let proxies = status["proxies"].as_array().cloned().unwrap_or_default();
+        !proxies.is_empty()
+            && proxies.iter().all(|proxy| proxy["applied"] == status["table_version"])
     }
 
     pub fn status(&self) -> serde_json::Value {

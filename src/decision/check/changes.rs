@@ -2,13 +2,17 @@
 //! leaves first, and when a leaving instance may be stopped and forgotten.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use super::Violation;
 use super::ledger::{Known, Ledger, VariantFacts};
 use super::table::wrong;
 use crate::types::record::{Change, InstanceRecord, VariantRecord};
 use crate::types::spec::{Fallback, Rebalance, VariantSpec};
-use crate::types::{InstanceId, InstanceState, Timestamp, VariantKey};
+use crate::types::{Generation, InstanceId, InstanceState, Timestamp, VariantKey};
+
+/// What one that fails its probes, or is being ended by its provider, must be given at least.
+const FORCED_DRAIN: Duration = Duration::from_secs(30);
 
 /// An instance that a batch takes out of its variant by choice.
 struct Removed {
@@ -18,16 +22,24 @@ struct Removed {
     was_in_service: bool,
 }
 
+/// Generations that no instance had before a batch, and those that the batch has given out.
+struct Fresh {
+    from: u64,
+    taken: BTreeSet<Generation>,
+}
+
 /// Checks `batch` and enters it into the books.
 pub(super) fn check(ledger: &mut Ledger, now: Timestamp, batch: &[Change]) -> Vec<Violation> {
     let mut found = Vec::new();
     let mut grown = BTreeSet::new();
     let mut removed = Vec::new();
+    // Within a batch the order says nothing, so generations must be new beside those before the batch.
+    let mut fresh = Fresh { from: ledger.next_generation, taken: BTreeSet::new() };
     for change in batch {
         match change {
             Change::PutInstance(record) => {
                 removed.extend(chosen(ledger, now, &record.id, Some(record.state)));
-                if put_instance(ledger, now, record, &mut found) {
+                if put_instance(ledger, now, record, &mut fresh, &mut found) {
                     grown.insert(record.variant.clone());
                 }
             }
@@ -36,8 +48,13 @@ pub(super) fn check(ledger: &mut Ledger, now: Timestamp, batch: &[Change]) -> Ve
                 delete_instance(ledger, id, &mut found);
             }
             Change::PutVariant(record) => put_variant(ledger, record, &mut found),
-            Change::DeleteVariant(key) => delete_variant(ledger, key, &mut found),
+            Change::DeleteVariant(key) => drop(ledger.variants.remove(key)),
             Change::PutCapacity(_) | Change::DeleteCapacity(_) | Change::Log(_) => {}
+        }
+    }
+    for change in batch {
+        if let Change::DeleteVariant(key) = change {
+            check_deleted_variant(ledger, key, &mut found);
         }
     }
     for variant in &grown {
@@ -87,17 +104,12 @@ fn condemned(ledger: &Ledger, now: Timestamp, known: &Known) -> bool {
         || outdated(ledger, spec, record)
 }
 
-/// Whether the config no longer asks for such an instance.
+/// Whether the config no longer asks for such an instance. A changed model or limit does not condemn
+/// what runs.
 fn outdated(ledger: &Ledger, spec: &VariantSpec, record: &InstanceRecord) -> bool {
-    let Some(pool) = spec.pools.iter().find(|pool| pool.instance_type == record.instance_type)
-    else {
-        return true;
-    };
-    let Some(kind) = ledger.spec.instance_types.get(&record.instance_type) else { return true };
-    pool.model.as_ref().unwrap_or(&spec.model) != &record.model
-        || kind.provider != record.provider
-        || kind.copies != record.copies
-        || kind.max_concurrency != record.max_concurrency
+    let kind = ledger.spec.instance_types.get(&record.instance_type);
+    !spec.pools.iter().any(|pool| pool.instance_type == record.instance_type)
+        || kind.is_none_or(|kind| kind.provider != record.provider)
 }
 
 /// The priority by the present config, or the recorded one where the pool is gone from it.
@@ -115,11 +127,12 @@ fn put_instance(
     ledger: &mut Ledger,
     now: Timestamp,
     record: &InstanceRecord,
+    fresh: &mut Fresh,
     found: &mut Vec<Violation>,
 ) -> bool {
     use InstanceState::{Draining, InService, Pending, Starting, Stopping};
     let Some(known) = ledger.instances.get(&record.id) else {
-        put_new(ledger, record, found);
+        put_new(ledger, record, fresh, found);
         return true;
     };
     let before = &known.record;
@@ -157,7 +170,12 @@ fn put_instance(
     false
 }
 
-fn put_new(ledger: &mut Ledger, record: &InstanceRecord, found: &mut Vec<Violation>) {
+fn put_new(
+    ledger: &mut Ledger,
+    record: &InstanceRecord,
+    fresh: &mut Fresh,
+    found: &mut Vec<Violation>,
+) {
     let listed = ledger.listed.get(&record.provider).and_then(|list| list.get(&record.id));
     let adoptable = listed.is_some_and(|i| i.variant.as_ref() == Some(&record.variant));
     let edge = match record.state {
@@ -169,7 +187,7 @@ fn put_new(ledger: &mut Ledger, record: &InstanceRecord, found: &mut Vec<Violati
         let (instance, to) = (record.id.clone(), record.state);
         found.push(Violation::BadTransition { instance, from: None, to });
     }
-    if record.generation.0 < ledger.next_generation {
+    if record.generation.0 < fresh.from || !fresh.taken.insert(record.generation) {
         found.push(Violation::GenerationReused {
             instance: record.id.clone(),
             generation: record.generation,
@@ -223,7 +241,8 @@ fn check_deadline(
     found: &mut Vec<Violation>,
 ) {
     let Some(spec) = ledger.spec.variant(&record.variant) else { return };
-    let full = now + spec.drain_timeout;
+    let forced = if known.failing || known.gone { FORCED_DRAIN } else { Duration::MAX };
+    let full = now + spec.drain_timeout.min(forced);
     let least = known.interruption_at.map_or(full, |at| at.min(full));
     if record.drain_deadline.is_none_or(|deadline| deadline < least) {
         found.push(Violation::WrongDeadline {
@@ -298,8 +317,7 @@ fn put_variant(ledger: &mut Ledger, record: &VariantRecord, found: &mut Vec<Viol
     ledger.variants.insert(record.variant.clone(), facts);
 }
 
-fn delete_variant(ledger: &mut Ledger, key: &VariantKey, found: &mut Vec<Violation>) {
-    ledger.variants.remove(key);
+fn check_deleted_variant(ledger: &Ledger, key: &VariantKey, found: &mut Vec<Violation>) {
     if ledger.spec.variant(key).is_some() {
         let problem = "is forgotten and still configured";
         found.push(Violation::WrongName { name: key.to_string(), problem });

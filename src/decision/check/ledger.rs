@@ -185,10 +185,14 @@ impl Ledger {
     }
 
     fn note_list(&mut self, provider: &ProviderName, begun: u64, instances: &[ProviderInstance]) {
+        let step = self.step;
         let listed: BTreeMap<_, _> = instances.iter().map(|i| (i.id.clone(), i.clone())).collect();
         for known in self.instances.values_mut().filter(|k| k.record.provider == *provider) {
             match listed.get(&known.record.id) {
                 Some(instance) => {
+                    // It runs, whatever the answer to its launch will be.
+                    known.launching = false;
+                    known.visible_from = step;
                     known.interruption_at = instance.interruption_at;
                     known.gone |= matches!(instance.status, ProviderStatus::Ended { .. });
                     known.failing |= instance.status == ProviderStatus::Stopping;
@@ -224,6 +228,7 @@ impl Ledger {
             };
             if !ids.insert(id) {
                 fault("is in the batch twice".into());
+                continue;
             }
             let Some(known) = self.instances.get_mut(id) else {
                 fault("has no durable record".into());

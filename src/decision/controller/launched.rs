@@ -184,7 +184,7 @@ impl Controller {
         let capacity =
             CapacityKey { provider: provider.clone(), instance_type: kind.clone(), zone: None };
         let hold = self.capacities.get(&capacity).map_or(now, |c| c.hold_until);
-        let again = format!("it is asked first again at {}", At(hold, now));
+        let again = format!("{kind} is asked first again at {}", At(hold, now));
         let Some((variant, spec)) =
             self.variants.get(key).and_then(|v| Some((v, v.spec.as_ref()?)))
         else {

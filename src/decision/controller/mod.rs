@@ -59,7 +59,7 @@ mod providers;
 mod round;
 mod start;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod timers;
 mod variant;
 mod view;
@@ -257,6 +257,7 @@ impl Controller {
     /// A controller that goes on from `stored`. `epoch` is the lease's and becomes the table's;
     /// `seed` is the origin of all its jitter.
     #[must_use]
+    #[allow(clippy::needless_pass_by_value, reason = "the caller shares its spec with it for good")]
     pub fn new(
         epoch: u64,
         now: Timestamp,

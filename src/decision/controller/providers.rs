@@ -1,4 +1,7 @@
 //! Asking providers for what they run: when, how often, and how long an unanswering one is left alone.
+//!
+//! Every provider of a configured type is asked, also one that no pool uses (any more): a launch may land
+//! there late, and what it started is an orphan that only its list shows.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -48,9 +51,6 @@ impl Controller {
 
     /// A provider's list is due.
     pub(super) fn list_due(&mut self, now: Timestamp, provider: &ProviderName) {
-        if !self.is_used(provider) {
-            return;
-        }
         let Some(view) = self.providers.get_mut(provider) else { return };
         if view.in_flight {
             view.again = true;
@@ -98,14 +98,6 @@ impl Controller {
             InstanceState::InService | InstanceState::Draining => false,
             InstanceState::Stopping => true,
         })
-    }
-
-    /// Whether a pool or an instance still needs the provider.
-    fn is_used(&self, provider: &ProviderName) -> bool {
-        let in_pool = self.spec.variants().flat_map(|(_, v)| &v.pools).any(|p| {
-            self.spec.instance_types.get(&p.instance_type).is_some_and(|t| t.provider == *provider)
-        });
-        in_pool || self.fleet.iter().any(|i| i.record.provider == *provider)
     }
 
     /// The first provider that a variant depends on and that has not answered yet.

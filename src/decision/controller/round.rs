@@ -130,6 +130,7 @@ impl Controller {
             generation: record.generation,
             pool,
             priority: pool.map_or(record.priority, |p| spec.pools[p].priority),
+            asked_at: record.asked_at,
             state: record.state,
             outstanding: self.outstanding(&record.id, record.generation),
             unhealthy: instance.probe.failures > 0 && record.state == InstanceState::InService,

@@ -94,13 +94,9 @@ impl Controller {
             self.adopt_variant(now, endpoint, variant);
         }
         self.adopt_members();
-        let used: BTreeSet<_> = spec
-            .variants()
-            .flat_map(|(_, v)| &v.pools)
-            .filter_map(|p| spec.instance_types.get(&p.instance_type))
-            .map(|t| t.provider.clone())
-            .chain(self.fleet.iter().map(|i| i.record.provider.clone()))
-            .collect();
+        let kinds = spec.instance_types.values().map(|t| t.provider.clone());
+        let used: BTreeSet<_> =
+            kinds.chain(self.fleet.iter().map(|i| i.record.provider.clone())).collect();
         for provider in used {
             self.follow_provider(now, &provider);
         }

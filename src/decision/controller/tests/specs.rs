@@ -42,6 +42,7 @@ pub(crate) fn variant(pools: &[(&str, u32)], initial: u32) -> VariantSpec {
         min_instance_count: 1,
         max_instance_count: 20,
         routing: RoutingStrategy::LeastOutstandingRequests,
+        requests: Default::default(),
         queue: QueueSpec { limit: 100, timeout: secs(60) },
         provision_timeout: secs(20),
         fallback: Fallback::AfterWindow,
@@ -85,9 +86,11 @@ pub(crate) fn fleet(endpoints: &[(&str, VariantSpec)]) -> Arc<FleetSpec> {
                 copies: 1,
                 protocol: Protocol::Http1,
                 engine: None,
+                on_client_abort: Default::default(),
                 addresses: Vec::new(),
                 price_per_hour: Some(2.5),
                 watts: None,
+                engine: None,
             };
             spec.instance_types.insert(pool.instance_type.clone(), kind);
         }
