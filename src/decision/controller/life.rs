@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use crate::types::record::EventRecord;
+use crate::types::record::{CapacityKey, EventRecord};
 use crate::types::{InstanceId, InstanceState, Timestamp, VariantKey};
 
 use super::Controller;
@@ -151,6 +151,9 @@ impl Controller {
 
     fn forget(&mut self, now: Timestamp, id: &InstanceId, from: InstanceState) {
         let Some(instance) = self.fleet.remove(id) else { return };
+        if from != InstanceState::Pending && instance.interruption.is_none() {
+            self.capacity_came_free(now, &instance.capacity_key());
+        }
         let record = instance.record;
         self.journal.instances.insert(id.clone());
         self.touched.insert(id.clone());
@@ -161,6 +164,17 @@ impl Controller {
             let because = record.leaving_because.unwrap_or_default();
             let message = format!("{} is gone ({because})", record.instance_type);
             self.log(now, EventKind::Gone, &record.variant, Some(id), message);
+        }
+    }
+
+    /// What an instance had is probably free again: its capacity may be asked for at once, instead of after
+    /// a hold that was learned while the instance still had it. One refusal brings the hold back.
+    fn capacity_came_free(&mut self, now: Timestamp, key: &CapacityKey) {
+        if let Some(memory) = self.capacities.get_mut(key)
+            && memory.hold_until > now
+        {
+            memory.hold_until = now;
+            self.journal.capacities.insert(key.clone());
         }
     }
 

@@ -35,6 +35,7 @@ fn spec() -> FleetSpec {
         price_per_hour: None,
         watts: None,
         engine: None,
+        on_client_abort: Default::default(),
     };
     let kinds = ["best", "next"].map(|name| (name.parse().expect("a name"), kind.clone()));
     let endpoint = EndpointSpec { name: key().endpoint, variants: vec![variant_spec()] };
@@ -56,6 +57,7 @@ fn variant_spec() -> VariantSpec {
         min_instance_count: 0,
         max_instance_count: 4,
         routing: RoutingStrategy::Random,
+        requests: Default::default(),
         queue: QueueSpec { limit: 1, timeout: minute },
         provision_timeout: minute,
         fallback: Fallback::AtOnce,
@@ -205,6 +207,8 @@ fn table(revision: u64, names: &[&str]) -> RoutingTable {
                 copies: 1,
                 max_concurrency: 4,
                 protocol: Protocol::Http1,
+                engine: None,
+                on_client_abort: Default::default(),
             }
         })
         .collect();
@@ -216,6 +220,8 @@ fn table(revision: u64, names: &[&str]) -> RoutingTable {
         queue_limit: 1,
         queue_timeout_ms: 1,
         hold_when_empty: false,
+
+        requests: Default::default(),
         backends,
     };
     RoutingTable {
@@ -238,6 +244,8 @@ fn reported(ledger: &mut Ledger, revision: u64, name: &str, outstanding: u32) {
             generation: record(name, InstanceState::InService).generation,
             outstanding,
             connect_failures: 0,
+            progressed: false,
+            stalled: false,
         }],
         variants: Vec::new(),
         leaving: false,

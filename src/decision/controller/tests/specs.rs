@@ -90,7 +90,6 @@ pub(crate) fn fleet(endpoints: &[(&str, VariantSpec)]) -> Arc<FleetSpec> {
                 addresses: Vec::new(),
                 price_per_hour: Some(2.5),
                 watts: None,
-                engine: None,
             };
             spec.instance_types.insert(pool.instance_type.clone(), kind);
         }
