@@ -1,6 +1,9 @@
 //! What the proxy tells about single requests, from outside: the lines of the access log, and the spans
 //! that a receiver gets. The rules and the dashboard are held to the metrics that there really are.
 
+#![allow(clippy::float_cmp, reason = "what is compared are counts, whole numbers all")]
+#![allow(clippy::format_push_string, reason = "a config or a rule file is put together once")]
+
 mod support;
 
 use std::collections::HashMap;
@@ -25,8 +28,9 @@ const JSON: (&str, &str) = ("content-type", "application/json");
 const PATH: &str = "/v1/chat/completions";
 
 fn in_front_of(worker: &Worker, slots: u32, telemetry: &str, variant: &str) -> Forebay {
-    let extra = format!("[telemetry]\n{telemetry}\n---{variant}");
-    Forebay::in_front_of(&[(worker, slots)], &extra)
+    // The section follows the keys of the last instance type.
+    let section = format!("[telemetry]\n{telemetry}\n");
+    Forebay::in_front_of_types(&[(worker.address, slots, &section)], variant)
 }
 
 fn lines(forebay: &Forebay, name: &str) -> Vec<Json> {
@@ -87,10 +91,8 @@ fn each_finished_request_is_one_line() {
     // A stream, whose body comes in pieces both ways.
     let mut client = Client::connect(forebay.proxy);
     let headers = [JSON, ("x-request-id", "stream"), ("transfer-encoding", "chunked")];
-    let mut head = format!("POST {PATH} HTTP/1.1\r\nhost: h\r\n");
-    for (name, value) in headers {
-        head += &format!("{name}: {value}\r\n");
-    }
+    let headers: String = headers.map(|(name, value)| format!("{name}: {value}\r\n")).concat();
+    let head = format!("POST {PATH} HTTP/1.1\r\nhost: h\r\n{headers}");
     let body = format!("{head}\r\n{:x}\r\n{STREAM}\r\n0\r\n\r\n", STREAM.len());
     client.stream.write_all(body.as_bytes()).expect("sent");
     client.read_head();
@@ -337,7 +339,7 @@ fn attributes(list: &[KeyValue]) -> HashMap<String, String> {
 }
 
 fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().concat()
 }
 
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
@@ -367,10 +369,8 @@ fn a_clients_trace_goes_on_through_the_proxy_to_the_worker() {
     assert!(server.start_time_unix_nano <= client.start_time_unix_nano);
     assert!(client.end_time_unix_nano <= server.end_time_unix_nano);
     assert!(client.end_time_unix_nano - client.start_time_unix_nano >= 20_000_000);
-    let age =
-        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970");
-    let age = age.as_nanos() - u128::from(server.end_time_unix_nano);
-    assert!(age < support::DEADLINE.as_nanos(), "{age}");
+    let age = forebay::runtime::clock::wall_nanos() - server.end_time_unix_nano;
+    assert!(u128::from(age) < support::DEADLINE.as_nanos(), "{age}");
     assert!(server.status.is_none() && client.status.is_none());
 
     let facts = attributes(&server.attributes);
@@ -452,33 +452,22 @@ fn the_worker_is_told_whose_child_it_is() {
 fn each_try_is_a_span_and_failures_are_marked() {
     let receiver = Receiver::start(&[]);
     let mut gone = Worker::start(&[]);
-    let stays = Worker::start(&["--fail", "error=500"]);
-    let extra = format!(
-        "[telemetry]\n{}\n---unhealthy_threshold = 1000\n",
+    let stays = Worker::start(&["--fail", "error=404"]);
+    let section = format!(
+        "[telemetry]\naccess_log = \"access.jsonl\"\n{}\n",
         receiver.config("trace_sample = 0.0")
     );
-    let forebay = Forebay::in_front_of(&[(&gone, 8), (&stays, 8)], &extra);
+    let types = [(gone.address, 8, ""), (stays.address, 8, section.as_str())];
+    let forebay = Forebay::in_front_of_types(&types, "unhealthy_threshold = 1000\n");
     gone.process.kill();
-    let trace = |number: usize| format!("{number:032x}");
-    let mut both = None;
-    // Which instance is tried first is chance.
-    for number in 1..=40 {
-        let parent = format!("00-{}-{CLIENT_SPAN}-01", trace(number));
-        let headers = [JSON, ("traceparent", parent.as_str())];
+    // Which instance is tried first is chance; the first that is tried twice tells.
+    let resent = (0..200).find_map(|number| {
+        let (id, trace) = (format!("r{number}"), format!("{:032x}", number + 1));
+        let parent = format!("00-{trace}-{CLIENT_SPAN}-01");
+        let headers = [JSON, ("traceparent", parent.as_str()), ("x-request-id", id.as_str())];
         let answer = http::post(forebay.proxy, PATH, &headers, CHAT);
-        assert_eq!(answer.status, 500, "{}", answer.text());
-        both = Some(number);
-    }
-    let last = trace(both.expect("some"));
-    eventually("the last one is here", || {
-        let spans = receiver.spans.lock().expect("lock");
-        spans.iter().any(|span| hex(&span.trace_id) == last).then_some(())
-    });
-    let spans = receiver.spans.lock().expect("lock").clone();
-    let resent = (1..=40).find_map(|number| {
-        let of = spans.iter().filter(|s| hex(&s.trace_id) == trace(number)).cloned();
-        let of: Vec<_> = of.collect();
-        (of.len() == 3).then_some(of)
+        assert_eq!(answer.status, 404, "{}", answer.text());
+        (line(&forebay, &id)["tries"] == 2).then(|| receiver.of_trace(&trace, 3))
     });
     let resent = resent.expect("one was tried at the instance that is gone");
     let [server, first, second] = resent.as_slice() else { panic!("{resent:?}") };
@@ -494,12 +483,89 @@ fn each_try_is_a_span_and_failures_are_marked() {
     assert_eq!(first_facts["forebay.instance_type"], "ml.t0");
     assert!(!first_facts.contains_key("http.request.resend_count"));
     assert_eq!(second_facts["http.request.resend_count"], "1");
-    assert_eq!(second_facts["error.type"], "500");
-    assert_eq!((&*server_facts["error.type"], &*server_facts["forebay.tries"]), ("500", "2"));
-    for span in &resent {
-        assert_eq!(span.status.as_ref().map(|status| status.code), Some(2), "{span:?}");
-    }
+    assert_eq!(second_facts["error.type"], "404");
+    // A 404 is an error for who asked, not for who answers.
+    let failed = |span: &Span| span.status.as_ref().map(|status| status.code) == Some(2);
+    assert!(!failed(server) && failed(first) && failed(second), "{resent:?}");
+    assert_eq!(server_facts["forebay.tries"], "2");
+    assert!(!server_facts.contains_key("error.type"));
     assert!(first.end_time_unix_nano <= second.start_time_unix_nano);
+}
+
+#[test]
+fn what_is_replayed_is_told_as_one_request_with_its_tries() {
+    let good = Worker::start(&[]);
+    for (fails, keys, error, status) in [
+        ("drop-connection", "", "upstream_broken", None),
+        ("error=503", "engine = \"vllm\"\n", "not_run", Some("503")),
+    ] {
+        let receiver = Receiver::start(&[]);
+        let bad = Worker::start(&["--fail", fails]);
+        let section = format!(
+            "[telemetry]\naccess_log = \"access.jsonl\"\n{}\n",
+            receiver.config("trace_sample = 0.0")
+        );
+        let types = [(bad.address, 8, keys), (good.address, 8, section.as_str())];
+        let forebay = Forebay::in_front_of_types(&types, "unhealthy_threshold = 1000\n");
+        let parent = format!("00-{TRACE}-{CLIENT_SPAN}-01");
+        // Which instance is tried first is chance; the first that is tried twice tells.
+        let (line, spans) = (0..200)
+            .find_map(|number| {
+                let trace = format!("{:032x}", number + 1);
+                let (id, parent) = (format!("r{number}"), parent.replace(TRACE, &trace));
+                let headers =
+                    [JSON, ("traceparent", parent.as_str()), ("x-request-id", id.as_str())];
+                let answer = http::post(forebay.proxy, PATH, &headers, CHAT);
+                assert_eq!(answer.status, 200, "{}", answer.text());
+                let line = line(&forebay, &id);
+                assert_eq!(line["bytes_out"], answer.body.len(), "{line}");
+                (line["tries"] == 2).then(|| (line, receiver.of_trace(&trace, 3)))
+            })
+            .expect("one was tried at the bad instance first");
+        assert_eq!((&line["status"], &line["error"]), (&200.into(), &Json::Null));
+        assert_eq!(
+            (&line["instance_type"], &line["client_left"]),
+            (&"ml.t1".into(), &false.into())
+        );
+        let [server, first, second] = spans.as_slice() else { panic!("{spans:?}") };
+        assert!(server.status.is_none() && second.status.is_none(), "{spans:?}");
+        assert_eq!(first.status.as_ref().map(|status| status.code), Some(2));
+        let first = attributes(&first.attributes);
+        assert_eq!(first["error.type"], error);
+        assert_eq!(first.get("http.response.status_code").map(String::as_str), status);
+        assert_eq!(attributes(&second.attributes)["http.request.resend_count"], "1");
+    }
+}
+
+#[test]
+fn a_worker_that_finishes_for_nobody_is_told_as_that() {
+    let worker = Worker::start(&[]);
+    let keys = "on_client_abort = \"finish\"\n[telemetry]\naccess_log = \"access.jsonl\"\n";
+    let forebay = Forebay::in_front_of_types(&[(worker.address, 8, keys)], "");
+    for (id, body, status) in [("before", CHAT, 499), ("within", STREAM, 200)] {
+        let mut client = Client::connect(forebay.proxy);
+        let headers = [
+            JSON,
+            ("x-request-id", id),
+            ("x-worker-first-token-ms", if status == 499 { "300" } else { "0" }),
+            ("x-worker-token-interval-ms", "20"),
+            ("x-worker-tokens", "10"),
+        ];
+        client.send("POST", PATH, &headers, body.as_bytes());
+        eventually("it runs", || (worker.stat("running") == 1).then_some(()));
+        if status == 200 {
+            client.read_head();
+            client.read_chunk().expect("a chunk").expect("no break");
+        }
+        drop(client);
+        let line = line(&forebay, id);
+        assert_eq!(
+            (&line["status"], &line["client_left"]),
+            (&status.into(), &true.into()),
+            "{line}"
+        );
+        assert_eq!(worker.stat("cancelled"), 0);
+    }
 }
 
 #[test]

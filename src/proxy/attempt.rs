@@ -68,7 +68,10 @@ impl Sender {
             let outcome =
                 this.try_once(reservation, request, (arrived_at, &record), hold_head).await;
             // A client that has left hands the answer back, whose drop reads it to its end.
-            drop(sender.send(outcome));
+            if let Err(unwanted) = sender.send(outcome) {
+                record.client_left_unanswered();
+                drop(unwanted);
+            }
         });
         receiver.await.unwrap_or(Err(Failure::Broken))
     }

@@ -316,9 +316,17 @@ impl RequestRecord {
         });
     }
 
-    /// The client has left, and the worker finishes for nobody.
+    /// The client has left in the middle of the answer, and the worker finishes for nobody.
     pub fn client_left(&self) {
         self.note(|request| request.client_left = true);
+    }
+
+    /// The client has left before the answer, and the worker finishes for nobody.
+    pub fn client_left_unanswered(&self) {
+        self.note(|request| {
+            request.client_left = true;
+            request.status = None;
+        });
     }
 
     /// The proxy itself answers, with `status` and a body of `bytes`; `error` names why.

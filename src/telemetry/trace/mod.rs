@@ -157,6 +157,7 @@ fn span_id() -> SpanId {
 mod tests {
     use super::*;
 
+    const NOT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00";
     const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
     fn tracer(share: f64) -> (Tracer, mpsc::Receiver<FinishedRequest>) {
@@ -184,7 +185,6 @@ mod tests {
         let told = TraceContext::parse(&recorded["traceparent"]).expect("valid");
         assert_eq!((told.trace_id, told.span_id, told.sampled), (traced.trace_id, span, true));
 
-        const NOT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00";
         let mut passed_on = headers(&[("traceparent", NOT), ("tracestate", "a=b")]);
         assert!(tracer(1.0).0.begin(&mut passed_on).is_none());
         assert_eq!(passed_on, headers(&[("traceparent", NOT), ("tracestate", "a=b")]));
