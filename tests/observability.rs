@@ -233,6 +233,19 @@ fn a_moved_file_is_opened_anew_and_the_end_loses_no_line() {
 }
 
 #[test]
+fn standard_error_takes_lines_too() {
+    let worker = Worker::start(&[]);
+    let forebay = in_front_of(&worker, 8, "access_log = \"stderr\"", "");
+    http::request(forebay.proxy, "GET", "/v1/models", &[("x-request-id", "seen")], b"");
+    let line = eventually("a line among the logs", || {
+        let log = forebay.log();
+        log.lines().find(|line| line.contains("\"request_id\":\"seen\"")).map(str::to_owned)
+    });
+    let line: Json = serde_json::from_str(&line).expect("one object a line");
+    assert_eq!((&line["status"], &line["path"]), (&200.into(), &"/v1/models".into()));
+}
+
+#[test]
 fn a_log_that_cannot_be_opened_keeps_it_from_starting() {
     let dir = tempfile::tempdir().expect("dir");
     let config = dir.path().join("forebay.toml");
