@@ -15,7 +15,7 @@ use serde::Serialize;
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
-use super::request::{FinishedRequest, Share};
+use super::finished::{FinishedRequest, Share};
 use super::trace;
 use super::traffic::NO_INSTANCE_TYPE;
 use crate::runtime::tasks::Tasks;

@@ -219,7 +219,7 @@ mod tests {
             copies: 1,
             protocol: crate::types::Protocol::Http1,
             engine: None,
-            on_client_abort: Default::default(),
+            on_client_abort: crate::types::spec::OnClientAbort::default(),
             addresses: vec![],
             price_per_hour: Some(2.5),
             watts: Some(700.0),

@@ -4,6 +4,7 @@
 //! the process's own logs.
 
 pub mod access;
+pub mod finished;
 pub mod fleet;
 pub mod logs;
 pub mod request;

@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::spans::{self, WallClock};
 use crate::runtime::clock;
-use crate::telemetry::request::FinishedRequest;
+use crate::telemetry::finished::FinishedRequest;
 use crate::telemetry::traffic::NO_INSTANCE_TYPE;
 use crate::types::Address;
 

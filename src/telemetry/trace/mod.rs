@@ -26,7 +26,7 @@ use http::{HeaderMap, HeaderValue};
 use metrics::Counter;
 use tokio::sync::mpsc;
 
-use super::request::{Attempt, FinishedRequest, Share};
+use super::finished::{Attempt, FinishedRequest, Share};
 use super::traffic::NO_INSTANCE_TYPE;
 use crate::runtime::rng;
 use crate::runtime::tasks::Tasks;

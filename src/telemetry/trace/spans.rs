@@ -11,7 +11,7 @@ use opentelemetry_proto::tonic::trace::v1::status::StatusCode;
 use opentelemetry_proto::tonic::trace::v1::{Span, Status};
 
 use super::Traced;
-use crate::telemetry::request::{Attempt, FinishedRequest};
+use crate::telemetry::finished::{Attempt, FinishedRequest};
 use crate::types::Address;
 
 /// The trace is sampled (W3C), and whether a parent is remote is known (OTLP's `SpanFlags`).
