@@ -1,5 +1,12 @@
 //! The data plane from outside: real sockets, real workers, the real binary.
 
+#![allow(
+    clippy::disallowed_methods,
+    clippy::float_cmp,
+    clippy::print_stdout,
+    reason = "tests run in real time, compare exact counts and print their seeds"
+)]
+
 mod support;
 
 use std::io::Write;
@@ -459,11 +466,11 @@ fn a_hostile_storm_ends_with_every_counter_at_zero() {
 fn hostile(forebay: &Forebay, number: u64) {
     let mut client = Client::connect(forebay.proxy);
     let patience = Duration::from_millis(number.wrapping_mul(2_654_435_761) % 40);
-    let body = if number % 3 == 0 { CHAT } else { STREAM };
+    let body = if number.is_multiple_of(3) { CHAT } else { STREAM };
     match number % 6 {
         // Leaves after sending half of its head, half of its body, or all of it.
         0 => {
-            drop(client.stream.write_all(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncont"))
+            drop(client.stream.write_all(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncont"));
         }
         1 => {
             let head = format!(

@@ -40,12 +40,12 @@ impl ManagerHalf {
         let mut options = ManagerOptions::new(Arc::clone(&config.fleet), managed);
         options.crash = crate::control::crash::CrashPoints::from_environment()
             .map_err(|error| AppError::Start(std::io::Error::other(error)))?;
-        let (manager, handle) = Manager::new(options, Box::new(store));
+        let (runs, handle) = Manager::new(options, Box::new(store));
         let (ended, has_ended) = watch::channel(false);
         let outcome = Arc::new(Mutex::new(None));
         let slot = Arc::clone(&outcome);
         tasks.spawn("manager", async move {
-            let outcome = manager.run().await;
+            let outcome = runs.run().await;
             *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(outcome);
             ended.send_replace(true);
         });
@@ -87,15 +87,14 @@ impl ProxyHalf {
         let observers = observers::start(&config.telemetry, &id, tasks)?;
         let id = ProxyId::new(id).map_err(|error| AppError::Start(std::io::Error::other(error)))?;
         let router = Router::new(id);
-        match manager {
-            Some(half) => tie(&half.handle, &router, tasks),
-            None => {
-                let options = LinkOptions {
-                    manager: config.proxy.manager.clone().ok_or(AppError::NoManager)?,
-                    table_path: config.proxy.table_path.clone(),
-                };
-                link::start(&options, &router, tasks).map_err(AppError::Table)?;
-            }
+        if let Some(half) = manager {
+            tie(&half.handle, &router, tasks);
+        } else {
+            let options = LinkOptions {
+                manager: config.proxy.manager.clone().ok_or(AppError::NoManager)?,
+                table_path: config.proxy.table_path.clone(),
+            };
+            link::start(&options, &router, tasks).map_err(AppError::Table)?;
         }
         let options = ProxyOptions {
             listen: config.proxy.listen,

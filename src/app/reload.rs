@@ -119,7 +119,7 @@ fn fleet_changes(old: &FleetSpec, new: &FleetSpec) -> Vec<String> {
         match old.endpoints.iter().find(|before| before.name == endpoint.name) {
             None => changes.push(format!("endpoint {} is new", endpoint.name)),
             Some(before) if before != endpoint => {
-                changes.push(format!("endpoint {}", endpoint.name))
+                changes.push(format!("endpoint {}", endpoint.name));
             }
             Some(_) => {}
         }

@@ -258,7 +258,7 @@ impl World {
         }
         let variants = self.proxies[proxy].variants();
         let Some(variant) = self.rng.pick(&variants) else { return };
-        let requests = self.rng.from_to(1, load.burst);
+        let requests = self.rng.between(1, load.burst);
         self.request(proxy, variant, requests);
     }
 
