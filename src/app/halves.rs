@@ -6,8 +6,8 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use tokio::sync::watch;
 
-use super::AppError;
 use super::providers::Providers;
+use super::{AppError, observers};
 use crate::config::Config;
 use crate::control::{Manager, ManagerError, ManagerHandle, ManagerOptions, OnExit};
 use crate::proxy::link::{self, LinkOptions, REPORT_INTERVAL, REPORT_SPACING};
@@ -15,6 +15,7 @@ use crate::proxy::{self, Listening, ProxyOptions, Router};
 use crate::runtime::rng;
 use crate::runtime::tasks::Tasks;
 use crate::store::sqlite::SqliteStore;
+use crate::telemetry::request::Observers;
 use crate::types::ProxyId;
 use crate::types::report::ProxyReport;
 use crate::types::table::RoutingTable;
@@ -72,6 +73,7 @@ pub(super) struct ProxyHalf {
     router: Arc<Router>,
     listening: Listening,
     drain_timeout: Duration,
+    pub(super) observers: Observers,
 }
 
 impl ProxyHalf {
@@ -82,6 +84,7 @@ impl ProxyHalf {
         tasks: &Tasks,
     ) -> Result<Self, AppError> {
         let id = format!("proxy-{}-{}", std::process::id(), rng::unique_suffix());
+        let observers = observers::start(&config.telemetry, &id, tasks)?;
         let id = ProxyId::new(id).map_err(|error| AppError::Start(std::io::Error::other(error)))?;
         let router = Router::new(id);
         if let Some(half) = manager {
@@ -100,6 +103,7 @@ impl ProxyHalf {
             pool_idle_timeout: config.proxy.pool_idle_timeout,
             max_body_buffer: config.proxy.max_body_buffer as u64,
             drain_timeout: config.proxy.drain_timeout,
+            observers: observers.clone(),
         };
         let listening = proxy::listen(&options, &router).map_err(|error| AppError::Listen {
             address: options.listen,
@@ -108,7 +112,7 @@ impl ProxyHalf {
         })?;
         tracing::info!(address = %listening.address(), threads = options.threads, "the proxy listens");
         tasks.spawn_until_stopped("rates", tick(Arc::clone(&router)));
-        Ok(Self { router, listening, drain_timeout: options.drain_timeout })
+        Ok(Self { router, listening, drain_timeout: options.drain_timeout, observers })
     }
 
     pub(super) fn readiness(&self) -> crate::api::Readiness {

@@ -98,6 +98,7 @@ fn fixed_changes(old: &Config, new: &Config) -> Vec<String> {
         ("[admin]", old.admin != new.admin),
         ("[manager]", old.manager != new.manager),
         ("[store]", old.store != new.store),
+        ("[telemetry]", old.telemetry != new.telemetry),
         ("[provider]", old.providers != new.providers),
     ];
     parts.iter().filter(|(_, differs)| *differs).map(|(part, _)| (*part).to_owned()).collect()
