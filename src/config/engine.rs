@@ -18,6 +18,9 @@ const HEALTH_PATH: &str = "/ping";
 /// answer takes a minute.
 const LONG_ANSWER: Duration = Duration::from_secs(60);
 
+/// The program of a command that starts a stand-in.
+const OURSELVES: &str = "{forebay}";
+
 /// The engines of a variant's pools.
 #[derive(Debug, Default)]
 pub(super) struct Engines {
@@ -121,7 +124,8 @@ pub(super) struct Runner {
 }
 
 impl Runner {
-    /// `None` where nobody stops the instances: those of a static provider.
+    /// `None` where nobody stops the instances (those of a static provider), and for our stand-in worker,
+    /// which takes no engine's flags.
     pub(super) fn new(
         provider: &ProviderName,
         kind: Option<Kind>,
@@ -134,6 +138,10 @@ impl Runner {
             Some(ProviderConfig::Process { command, .. }) => Some(command.clone()),
             _ => None,
         };
+        if command.as_ref().and_then(|parts| parts.first()).is_some_and(|first| first == OURSELVES)
+        {
+            return None;
+        }
         Some(Self { provider: provider.clone(), command })
     }
 

@@ -29,8 +29,8 @@ pub struct Candidate {
     pub copies: u32,
     /// Requests that all its copies together take at once.
     pub slots: u32,
-    /// Predicted service time of one more request, in seconds; `NaN` while too little is known.
-    /// Only `PREDICTED_LATENCY` looks at it.
+    /// Predicted service time of one more request, on any scale that keeps the order; `NaN` where too
+    /// little is known. Only `PREDICTED_LATENCY` looks at it.
     pub predicted: f32,
 }
 
@@ -244,7 +244,7 @@ mod tests {
     #[test]
     fn equals_are_chosen_equally_often() {
         for strategy in STRATEGIES {
-            let mut candidates = vec![Some(candidate(2, 1, 8)); 8];
+            let mut candidates = [Some(candidate(2, 1, 8)); 8];
             candidates[0] = Some(candidate(8, 1, 8));
             candidates[3] = None;
             candidates[7] = Some(candidate(8, 1, 8));

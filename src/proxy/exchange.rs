@@ -5,7 +5,7 @@
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
@@ -18,6 +18,7 @@ use super::snapshot::Backend;
 use super::upstream::{Connection, Pool};
 use crate::decision::outcome::Outcome;
 use crate::runtime::clock;
+use crate::telemetry::request::RequestRecord;
 use crate::types::spec::OnClientAbort;
 
 /// What clients that left first are counted under (nginx's convention).
@@ -28,7 +29,10 @@ const CLIENT_LEFT: u16 = 499;
 pub(super) struct Exchange {
     reservation: Reservation,
     sent_at: Instant,
+    /// Requests at the instance when it was sent, itself included.
+    company: u32,
     end: End,
+    record: RequestRecord,
 }
 
 /// How a request has ended so far.
@@ -48,11 +52,25 @@ enum End {
 
 impl Exchange {
     /// A request that arrived at `arrived_at` is sent from now on.
-    pub(super) fn begin(reservation: Reservation, arrived_at: Instant) -> Self {
+    pub(super) fn begin(
+        reservation: Reservation,
+        arrived_at: Instant,
+        record: &RequestRecord,
+    ) -> Self {
         let sent_at = clock::monotonic();
         reservation.backend.traffic.sent(sent_at.duration_since(arrived_at));
         reservation.backend.slot.note_sent(clock::uptime_ms());
-        Self { reservation, sent_at, end: End::Waiting }
+        let company = reservation.backend.slot.outstanding();
+        Self { reservation, sent_at, company, end: End::Waiting, record: record.clone() }
+    }
+
+    /// Notes where it is sent, and says so in the trace's header.
+    pub(super) fn announce(&self, headers: &mut http::HeaderMap) {
+        self.record.attempt(&self.backend().route, self.sent_at, headers);
+    }
+
+    pub(super) fn record(&self) -> &RequestRecord {
+        &self.record
     }
 
     pub(super) fn backend(&self) -> &Backend {
@@ -62,6 +80,7 @@ impl Exchange {
     /// The head of the answer is here.
     pub(super) fn answered(&mut self, code: u16, outcome: Outcome) {
         self.end = End::Begun(code, outcome);
+        self.record.answered(code);
         self.worked();
     }
 
@@ -69,15 +88,18 @@ impl Exchange {
     pub(super) fn completed(&mut self) {
         if let End::Begun(code, outcome) = self.end {
             self.end = End::Complete(code, outcome);
+            self.record.completed();
         }
     }
 
     /// The worker broke off.
     pub(super) fn failed(&mut self) {
-        self.end = match self.end {
-            End::Begun(code, _) => End::Broken(Some(code)),
-            _ => End::Broken(None),
+        let (end, error) = match self.end {
+            End::Begun(code, _) => (End::Broken(Some(code)), "stream_broken"),
+            _ => (End::Broken(None), "upstream_broken"),
         };
+        self.end = end;
+        self.record.broke_off(error);
     }
 
     /// The answer goes to nobody: the request is tried elsewhere and counted there.
@@ -86,10 +108,12 @@ impl Exchange {
             self.reservation.note_outcome(outcome);
         }
         self.end = End::Elsewhere;
+        self.record.attempt_failed("not_run");
     }
 
     /// It was not sent after all.
     pub(super) fn not_sent(mut self) {
+        self.record.attempt_failed("connect_failed");
         self.backend().slot.note_connect_failure();
         self.backend().traffic.connect_failed();
         self.reservation.note_outcome(Outcome::Bad);
@@ -98,6 +122,13 @@ impl Exchange {
 
     fn first_chunk(&self) {
         self.backend().traffic.first_chunk(self.sent_at.elapsed());
+    }
+
+    /// How long the instance took, and in what company: on the mean of its beginning and its end.
+    fn learn(&self, spent: Duration) {
+        let backend = self.backend();
+        let company = f64::from(self.company + backend.slot.outstanding()) / 2.0;
+        backend.times.learn(spent.as_secs_f64(), company / f64::from(backend.route.copies));
     }
 
     fn worked(&self) {
@@ -112,7 +143,12 @@ impl Drop for Exchange {
             End::Elsewhere => return,
             End::Waiting => (CLIENT_LEFT, Outcome::Neutral),
             End::Begun(code, _) => (code, Outcome::Neutral),
-            End::Complete(code, outcome) => (code, outcome),
+            End::Complete(code, outcome) => {
+                if outcome == Outcome::Good {
+                    self.learn(spent);
+                }
+                (code, outcome)
+            }
             // A break before the head is told by whoever answers for it.
             End::Broken(None) => (0, Outcome::Bad),
             End::Broken(Some(code)) => (code, Outcome::Bad),
@@ -227,7 +263,9 @@ impl UpstreamBody {
             }
         };
         match &frame {
-            Some(Ok(_)) => {
+            Some(Ok(frame)) => {
+                let bytes = frame.data_ref().map_or(0, |data| data.len() as u64);
+                rest.exchange.record.passed_on(bytes);
                 rest.exchange.worked();
                 if !self.has_begun {
                     self.has_begun = true;
@@ -290,6 +328,9 @@ impl Drop for UpstreamBody {
     fn drop(&mut self) {
         if !self.must_finish() {
             return;
+        }
+        if let Some(rest) = &self.rest {
+            rest.exchange.record.client_left();
         }
         let mut orphan = Self {
             rest: self.rest.take(),

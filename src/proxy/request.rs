@@ -15,7 +15,7 @@ use http::request::Parts;
 use http::{Method, Request, Response, Uri, Version};
 use hyper::body::Incoming;
 
-use super::admission::Reservation;
+use super::admission::{Affinity, Reservation};
 use super::attempt::{Failure, Sender};
 use super::body::{RequestBody, ResponseBody};
 use super::headers::{self, Length};
@@ -24,8 +24,10 @@ use super::resolve::Target;
 use super::retry::{Draft, Retry};
 use super::router::Router;
 use super::snapshot::Variant;
+use super::sticky;
 use crate::decision::admit::Caller;
 use crate::runtime::clock;
+use crate::telemetry::request::{Observers, RequestRecord};
 use crate::telemetry::traffic::Traffic;
 use crate::types::spec::RequestPolicy;
 
@@ -39,6 +41,7 @@ pub(super) struct Thread {
     pub(super) sender: Sender,
     /// Bodies up to this size are read before a slot is taken.
     pub(super) max_body_buffer: u64,
+    pub(super) observers: Rc<Observers>,
 }
 
 /// Answers one request.
@@ -49,24 +52,36 @@ pub(super) async fn serve(
     thread: Rc<Thread>,
     request: Request<Incoming>,
 ) -> Result<Response<ResponseBody>, Infallible> {
-    let (parts, body) = request.into_parts();
+    let (mut parts, body) = request.into_parts();
+    let arrived_at = clock::monotonic();
+    let record = thread.observers.begin(&mut parts, arrived_at);
     if parts.method == Method::GET && parts.uri.path() == "/v1/models" {
-        return Ok(list_models(&thread.router));
+        let models = list_models(&thread.router);
+        record.own_answer(models.status().as_u16(), full_length(&models));
+        return Ok(models);
     }
     let target = Target::of(&parts);
     let sagemaker = target.is_sagemaker();
-    let arrived_at = clock::monotonic();
-    let body = RequestBody::new(body);
-    let mut life = Life { arrived_at, body, parts, variant: None, accountable: None, thread };
+    let body = RequestBody::new(body, record.body_meter());
+    let mut life =
+        Life { arrived_at, body, parts, variant: None, accountable: None, thread, record };
     match life.run(&target).await {
         Ok(response) => Ok(response),
         Err(refusal) => {
             if let Some(traffic) = &life.accountable {
                 traffic.answered(refusal.code());
             }
-            Ok(refusal.into_response(sagemaker))
+            let kind = refusal.kind();
+            let response = refusal.into_response(sagemaker);
+            life.record.refused(response.status().as_u16(), kind, full_length(&response));
+            Ok(response)
         }
     }
+}
+
+/// The length of a body that is here already.
+fn full_length(response: &Response<ResponseBody>) -> u64 {
+    http_body::Body::size_hint(response.body()).lower()
 }
 
 fn list_models(router: &Router) -> Response<ResponseBody> {
@@ -96,6 +111,7 @@ struct Life {
     variant: Option<Arc<Variant>>,
     /// Where an answer of our own is counted: at the instance type that failed, or at none.
     accountable: Option<Arc<Traffic>>,
+    record: RequestRecord,
 }
 
 impl Life {
@@ -105,6 +121,7 @@ impl Life {
         let variant = target.resolve(&self.parts, &mut self.body, &snapshot, most).await?;
         drop(snapshot);
         variant.room.arrived();
+        self.record.resolved(&variant.key, &variant.model);
         self.accountable = Some(Arc::clone(&variant.unserved));
         self.variant = Some(variant);
         self.read_small_body().await?;
@@ -144,17 +161,26 @@ impl Life {
     async fn send_somewhere(&mut self) -> Result<Response<ResponseBody>, Refusal> {
         let Some(variant) = self.variant.clone() else { return Err(Refusal::NoInstance) };
         let caller = caller(&self.parts.headers, &variant.requests);
+        let affinity = sticky::affinity(&mut self.parts.headers, &variant.requests);
         let mut retry = Retry::new(&variant, self.parts.uri.path());
         let mut draft = self.take_draft();
         loop {
-            let reservation = self.admit(caller, &retry, draft.body()).await?;
+            let reservation = self.admit(caller, affinity, &retry, draft.body()).await?;
             retry.trying(&reservation.backend);
             self.accountable = Some(Arc::clone(&reservation.backend.traffic));
             let request = draft.next(retry.may_follow());
             let hold_head = retry.replays() && draft.is_spare();
-            let sent = self.thread.sender.send(reservation, request, self.arrived_at, hold_head);
+            let sent = self.thread.sender.send(
+                reservation,
+                request,
+                (self.arrived_at, &self.record),
+                hold_head,
+            );
             match sent.await {
-                Ok(response) => return Ok(response),
+                Ok(mut response) => {
+                    sticky::name_sessions(response.headers_mut(), retry.tried().last().copied());
+                    return Ok(response);
+                }
                 Err(Failure::BadBody) => return Err(Refusal::BadBody),
                 Err(Failure::NotSent(unsent)) => {
                     draft.give_back(*unsent);
@@ -189,6 +215,7 @@ impl Life {
     async fn admit(
         &mut self,
         caller: Caller,
+        affinity: Affinity,
         retry: &Retry,
         body: Option<&mut RequestBody>,
     ) -> Result<Reservation, Refusal> {
@@ -198,7 +225,8 @@ impl Life {
         if variant.backends.is_empty() {
             self.thread.router.want_report();
         }
-        let mut admitted = pin!(variant.admit(caller, retry.tried()));
+        self.record.waiting();
+        let mut admitted = pin!(variant.admit(caller, retry.tried(), affinity));
         let most = self.thread.max_body_buffer;
         let mut unread = body.filter(|body| !body.is_complete());
         std::future::poll_fn(|cx| {
@@ -223,19 +251,11 @@ impl Life {
 
 /// Who asks, to the queue: by the configured headers, of which nothing but a hash is kept.
 fn caller(headers: &HeaderMap, policy: &RequestPolicy) -> Caller {
-    let id = headers.get(&policy.caller_header).map_or(0, |value| hash(value.as_bytes()));
+    let id = headers.get(&policy.caller_header).map_or(0, |value| sticky::hash(value.as_bytes()));
     let priority = policy.priority_header.as_ref().and_then(|name| headers.get(name));
     let priority = match priority.map(HeaderValue::as_bytes) {
         Some([digit @ b'0'..=b'9']) => digit - b'0',
         _ => USUAL_PRIORITY,
     };
     Caller { priority, id }
-}
-
-fn hash(bytes: &[u8]) -> u64 {
-    use std::hash::BuildHasher;
-    // Keyed anew in every process, so that nobody can choose to collide with another caller.
-    static KEY: std::sync::LazyLock<std::hash::RandomState> =
-        std::sync::LazyLock::new(Default::default);
-    KEY.hash_one(bytes)
 }

@@ -74,15 +74,15 @@ impl World {
     }
 
     /// Tells the manager, if there is one, what has happened.
-    pub(super) fn tell(&mut self, event: &Event) {
+    pub(super) fn tell(&mut self, event: Event) {
         let now = self.now;
         if self.manager.is_none() {
             return;
         }
-        self.note(|| format!("  event {}", show_event(event)));
+        self.note(|| format!("  event {}", show_event(&event)));
         if let Some(manager) = &mut self.manager {
-            manager.ledger.note_event(now, event);
-            manager.controller.handle_event(now, event.clone());
+            manager.ledger.note_event(now, &event);
+            manager.controller.handle_event(now, event);
             self.turn();
         }
     }

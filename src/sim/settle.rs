@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::setup::{Faults, Load};
 use super::world::World;
-use crate::types::spec::{Rebalance, VariantSpec};
+use crate::types::spec::{Fallback, Rebalance, VariantSpec};
 use crate::types::{InstanceState, InstanceTypeName, VariantKey};
 
 /// How long the fleet may take to settle: back-offs, windows and hold-offs included.
@@ -13,7 +13,7 @@ const SETTLE_LIMIT: Duration = Duration::from_secs(5400);
 /// Between two looks.
 const LOOK: Duration = Duration::from_secs(20);
 /// For how long it must stay as it is.
-const STILL: Duration = Duration::from_secs(150);
+const STILL: Duration = Duration::from_secs(100);
 
 impl World {
     /// Plays everything that comes after the script.
@@ -85,8 +85,10 @@ impl World {
 
     /// Nothing may happen; unless there is a reason to look for better capacity now and then.
     fn stay_still(&mut self, plenty: bool) {
-        let moves = |spec: &VariantSpec| spec.rebalance.mode == Rebalance::Active;
-        self.frozen = plenty || !self.fleet.variants().any(|(_, spec)| moves(spec));
+        let looks = |spec: &VariantSpec| {
+            spec.rebalance.mode == Rebalance::Active || spec.fallback == Fallback::Parallel
+        };
+        self.frozen = plenty || !self.fleet.variants().any(|(_, spec)| looks(spec));
         self.advance(self.now + STILL);
     }
 

@@ -165,14 +165,14 @@ impl World {
             Due::Carry(call) => self.carry_out(*call),
             Due::Answer { life, event } => {
                 if self.manager.as_ref().is_some_and(|manager| manager.life == life) {
-                    self.tell(&event);
+                    self.tell(*event);
                 }
             }
             Due::Report { proxy, event } => {
                 if let Some(manager) = &self.manager {
                     self.proxies[proxy].heard = Some((manager.life, self.now));
                 }
-                self.tell(&event);
+                self.tell(*event);
             }
             Due::Table { proxy, table } => self.deliver(proxy, &table),
             Due::ReportTurn { proxy } => {
@@ -258,7 +258,7 @@ impl World {
         }
         let variants = self.proxies[proxy].variants();
         let Some(variant) = self.rng.pick(&variants) else { return };
-        let requests = self.rng.from_to(1, load.burst);
+        let requests = self.rng.between(1, load.burst);
         self.request(proxy, variant, requests);
     }
 

@@ -5,11 +5,13 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::Violation;
-use super::ledger::{Known, Ledger, VariantFacts};
+use super::ledger::{Heard, Known, Ledger};
 use super::table::wrong;
-use crate::types::record::{Change, InstanceRecord, VariantRecord};
+use crate::types::record::{CapacityKey, Change, InstanceRecord, VariantRecord};
 use crate::types::spec::{Fallback, Rebalance, VariantSpec};
-use crate::types::{Generation, InstanceId, InstanceState, Timestamp, VariantKey};
+use crate::types::{
+    Generation, InstanceId, InstanceState, InstanceTypeName, ProviderName, Timestamp, VariantKey,
+};
 
 /// What one that fails its probes, or is being ended by its provider, must be given at least.
 const FORCED_DRAIN: Duration = Duration::from_secs(30);
@@ -19,7 +21,7 @@ struct Removed {
     id: InstanceId,
     variant: VariantKey,
     priority: u32,
-    was_in_service: bool,
+    state: InstanceState,
 }
 
 /// Generations that no instance had before a batch, and those that the batch has given out.
@@ -49,7 +51,11 @@ pub(super) fn check(ledger: &mut Ledger, now: Timestamp, batch: &[Change]) -> Ve
             }
             Change::PutVariant(record) => put_variant(ledger, record, &mut found),
             Change::DeleteVariant(key) => drop(ledger.variants.remove(key)),
-            Change::PutCapacity(_) | Change::DeleteCapacity(_) | Change::Log(_) => {}
+            Change::PutCapacity(record) => {
+                ledger.refusing.insert(type_of(&record.key));
+            }
+            Change::DeleteCapacity(key) => drop(ledger.refusing.remove(&type_of(key))),
+            Change::Log(_) => {}
         }
     }
     for change in batch {
@@ -61,8 +67,11 @@ pub(super) fn check(ledger: &mut Ledger, now: Timestamp, batch: &[Change]) -> Ve
         found.extend(too_many(ledger, now, variant));
     }
     check_order(ledger, &removed, &mut found);
-    settle_shrinking(ledger);
     found
+}
+
+pub(super) fn type_of(key: &CapacityKey) -> (ProviderName, InstanceTypeName) {
+    (key.provider.clone(), key.instance_type.clone())
 }
 
 /// The instance `id`, if putting it into `to` (or deleting it) takes it out of its variant and nothing
@@ -83,7 +92,7 @@ fn chosen(
         id: id.clone(),
         variant: known.record.variant.clone(),
         priority: priority(ledger, &known.record),
-        was_in_service: from == InstanceState::InService,
+        state: from,
     })
 }
 
@@ -272,23 +281,17 @@ fn not_over(
     let Some(left_at) = known.left_at else {
         return Some("no table without it has been published".into());
     };
-    ledger.proxies.values().find_map(|(at, report)| {
-        if report.leaving || now.since(*at) >= ledger.proxy_silence {
+    ledger.proxies.iter().find_map(|(proxy, heard)| {
+        let Heard { at, applied, busy } = heard;
+        if now.since(*at) >= ledger.proxy_silence {
             return None;
         }
-        if report.applied < left_at {
-            return Some(format!(
-                "proxy {} routes by {}, it left with {left_at}",
-                report.proxy, report.applied
-            ));
+        if *applied < left_at {
+            return Some(format!("proxy {proxy} routes by {applied}, it left with {left_at}"));
         }
-        report
-            .backends
-            .iter()
-            .find(|b| {
-                b.instance == before.id && b.generation == before.generation && b.outstanding > 0
-            })
-            .map(|b| format!("proxy {} has {} requests there", report.proxy, b.outstanding))
+        busy.iter()
+            .find(|(instance, start, _)| *instance == before.id && *start == before.generation)
+            .map(|(_, _, outstanding)| format!("proxy {proxy} has {outstanding} requests there"))
     })
 }
 
@@ -311,10 +314,7 @@ fn put_variant(ledger: &mut Ledger, record: &VariantRecord, found: &mut Vec<Viol
             max: spec.max_instance_count,
         });
     }
-    let before = ledger.variants.get(&record.variant);
-    let shrinking = before.is_some_and(|b| b.shrinking || record.desired < b.record.desired);
-    let facts = VariantFacts { record: record.clone(), shrinking };
-    ledger.variants.insert(record.variant.clone(), facts);
+    ledger.variants.insert(record.variant.clone(), record.clone());
 }
 
 fn check_deleted_variant(ledger: &Ledger, key: &VariantKey, found: &mut Vec<Violation>) {
@@ -330,7 +330,7 @@ fn check_deleted_variant(ledger: &Ledger, key: &VariantKey, found: &mut Vec<Viol
 
 /// Checks the size of a variant that has grown.
 fn too_many(ledger: &Ledger, now: Timestamp, variant: &VariantKey) -> Option<Violation> {
-    let desired = ledger.variants.get(variant).map_or(0, |facts| facts.record.desired);
+    let desired = ledger.variants.get(variant).map_or(0, |facts| facts.desired);
     let spec = ledger.spec.variant(variant);
     let active = ledger.active(variant).count();
     let replaced = ledger.active(variant).filter(|known| condemned(ledger, now, known)).count();
@@ -363,7 +363,7 @@ fn surge(spec: &VariantSpec, desired: u32) -> usize {
     moving + parallel
 }
 
-/// Fallback first, and never below what is desired.
+/// Fallback first, and never before enough of the others are at least as far in their lives.
 fn check_order(ledger: &Ledger, removed: &[Removed], found: &mut Vec<Violation>) {
     for gone in removed {
         let lower = ledger
@@ -380,33 +380,15 @@ fn check_order(ledger: &Ledger, removed: &[Removed], found: &mut Vec<Violation>)
             });
         }
         let Some(facts) = ledger.variants.get(&gone.variant) else { continue };
-        let needs_service = gone.was_in_service && !facts.shrinking;
-        let remaining = ledger
-            .active(&gone.variant)
-            .filter(|kept| !needs_service || kept.record.state == InstanceState::InService)
-            .count();
-        if remaining < facts.record.desired as usize {
+        let as_far = |kept: &&Known| kept.record.state >= gone.state;
+        let remaining = ledger.active(&gone.variant).filter(as_far).count();
+        if remaining < facts.desired as usize {
             found.push(Violation::BelowDesired {
                 variant: gone.variant.clone(),
                 removed: gone.id.clone(),
                 remaining,
-                desired: facts.record.desired,
+                desired: facts.desired,
             });
-        }
-    }
-}
-
-fn settle_shrinking(ledger: &mut Ledger) {
-    let down: Vec<VariantKey> = ledger
-        .variants
-        .iter()
-        .filter(|(_, facts)| facts.shrinking)
-        .filter(|(key, facts)| ledger.active(key).count() <= facts.record.desired as usize)
-        .map(|(key, _)| key.clone())
-        .collect();
-    for key in down {
-        if let Some(facts) = ledger.variants.get_mut(&key) {
-            facts.shrinking = false;
         }
     }
 }

@@ -27,6 +27,7 @@ impl Controller {
         let Some(instance) = self.fleet.get(id) else { return false };
         let from = instance.state();
         let key = instance.record.variant.clone();
+        let capacity = instance.capacity_key();
         match next(from, trigger) {
             Next::Stay => return false,
             Next::Gone => self.forget(now, id, from),
@@ -36,6 +37,10 @@ impl Controller {
                 self.journal.instances.insert(id.clone());
                 self.touched.insert(id.clone());
             }
+        }
+        if from == InstanceState::Pending && self.capacities.contains_key(&capacity) {
+            // The one request for this capacity is decided: whoever waited for that may ask.
+            self.dirty_users_of_type(&capacity.instance_type);
         }
         self.table_dirty |= from == InstanceState::InService;
         self.dirty.insert(key);
@@ -175,6 +180,7 @@ impl Controller {
         {
             memory.hold_until = now;
             self.journal.capacities.insert(key.clone());
+            self.dirty_users_of_type(&key.instance_type);
         }
     }
 

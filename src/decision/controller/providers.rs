@@ -7,10 +7,13 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::decision::plan::backoff::backoff;
-use crate::types::{InstanceId, InstanceState, ProviderName, Timestamp, VariantKey};
+use crate::types::{
+    InstanceId, InstanceState, InstanceTypeName, ProviderName, Timestamp, VariantKey,
+};
 
 use super::fleet::Launch;
 use super::timers::Waiter;
+use super::variant::Variant;
 use super::{Action, Controller};
 
 /// Between lists while nothing is awaited.
@@ -102,10 +105,8 @@ impl Controller {
 
     /// The first provider that a variant depends on and that has not answered yet.
     pub(super) fn unheard_provider(&self, key: &VariantKey) -> Option<&ProviderName> {
-        let pools = self.spec.variant(key).into_iter().flat_map(|v| &v.pools);
-        let of_pools = pools
-            .filter_map(|p| self.spec.instance_types.get(&p.instance_type))
-            .map(|t| &t.provider);
+        let kinds = self.variants.get(key).into_iter().flat_map(Variant::pool_types);
+        let of_pools = kinds.filter_map(|t| self.spec.instance_types.get(t)).map(|t| &t.provider);
         let of_instances = self.fleet.of(key).map(|i| &i.record.provider);
         of_pools
             .chain(of_instances)
@@ -114,14 +115,23 @@ impl Controller {
 
     /// Plans anew for every variant that depends on the provider.
     pub(super) fn dirty_users_of(&mut self, provider: &ProviderName) {
-        let uses = |key: &VariantKey| {
-            let pools = self.spec.variant(key).into_iter().flat_map(|v| &v.pools);
-            let in_pool = pools
-                .filter_map(|p| self.spec.instance_types.get(&p.instance_type))
-                .any(|t| t.provider == *provider);
-            in_pool || self.fleet.of(key).any(|i| i.record.provider == *provider)
+        let from_there = |kind: &InstanceTypeName| {
+            self.spec.instance_types.get(kind).is_some_and(|t| t.provider == *provider)
         };
-        let affected: Vec<_> = self.variants.keys().filter(|k| uses(k)).cloned().collect();
+        let uses = |(key, variant): &(&VariantKey, &Variant)| {
+            variant.pool_types().any(from_there)
+                || self.fleet.of(key).any(|i| i.record.provider == *provider)
+        };
+        let affected: Vec<_> =
+            self.variants.iter().filter(uses).map(|(key, _)| key.clone()).collect();
+        self.dirty.extend(affected);
+    }
+
+    /// Plans anew for every variant with a pool of that type: what is known of its capacity has changed.
+    pub(super) fn dirty_users_of_type(&mut self, kind: &InstanceTypeName) {
+        let uses = |(_, variant): &(&VariantKey, &Variant)| variant.pool_types().any(|t| t == kind);
+        let affected: Vec<_> =
+            self.variants.iter().filter(uses).map(|(key, _)| key.clone()).collect();
         self.dirty.extend(affected);
     }
 }
