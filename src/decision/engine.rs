@@ -231,7 +231,9 @@ const LLAMA_CPP: Profile = Profile {
     // The same repository, vendor/cpp-httplib/httplib.h: CPPHTTPLIB_KEEPALIVE_TIMEOUT_SECOND, which no flag
     // changes. A connection also ends after 100 requests, which its last answer says.
     keep_alive: Some(FIVE_SECONDS),
-    // tools/server/server.cpp: SIGTERM ends the loop that runs the slots.
+    // tools/server/server.cpp: SIGTERM ends the loop that runs the slots. Measured with build 11434: a stream
+    // then says nothing until its next ping (30 s) and breaks off, a plain request gets no answer at all, and
+    // the process does not end before its clients have gone.
     on_stop: OnStop::Aborts { drain_flag: None },
     metrics: Metrics {
         // tools/server/server-task.cpp. The KV cache's share was removed; `/slots` tells which slots are taken.
@@ -430,7 +432,8 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn any_bytes_are_safe(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..200)) {
-            first_event_says_not_run(Some(Engine::Sglang), &bytes);
+            let says = first_event_says_not_run(Some(Engine::Sglang), &bytes);
+            proptest::prop_assert!(!says || bytes.windows(3).any(|three| three == b"503"));
         }
     }
 }

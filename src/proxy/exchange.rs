@@ -16,6 +16,7 @@ use super::admission::Reservation;
 use super::attempt::Sender;
 use super::snapshot::Backend;
 use super::upstream::{Connection, Pool};
+use crate::decision::engine;
 use crate::decision::outcome::Outcome;
 use crate::runtime::clock;
 use crate::telemetry::request::RequestRecord;
@@ -109,6 +110,15 @@ impl Exchange {
         }
         self.end = End::Elsewhere;
         self.record.attempt_failed("not_run");
+    }
+
+    /// The answer turns out to say no more than that the instance is full.
+    fn was_full(&mut self) {
+        self.end = match self.end {
+            End::Begun(code, _) => End::Begun(code, Outcome::Neutral),
+            End::Complete(code, _) => End::Complete(code, Outcome::Neutral),
+            other => other,
+        };
     }
 
     /// It was not sent after all.
@@ -217,6 +227,27 @@ impl UpstreamBody {
             Some(Err(error)) => Err(error),
             None => Ok(()),
         }
+    }
+
+    /// Whether the beginning of this event stream says that the request was not run. Only engines that may
+    /// say so there are waited for, and no longer than they take for it.
+    ///
+    /// # Errors
+    /// The worker broke off before the first piece.
+    pub(super) async fn says_not_run(&mut self) -> Result<bool, hyper::Error> {
+        let engine = self.rest.as_ref().and_then(|rest| rest.exchange.backend().route.engine);
+        let Some(wait) = engine.and_then(|engine| engine::profile(engine).first_event_wait) else {
+            return Ok(false);
+        };
+        if let Ok(read) = tokio::time::timeout(wait, self.read_ahead()).await {
+            read?;
+        }
+        let first = self.ahead.as_ref().and_then(Frame::data_ref);
+        let says = first.is_some_and(|bytes| engine::first_event_says_not_run(engine, bytes));
+        if says && let Some(rest) = &mut self.rest {
+            rest.exchange.was_full();
+        }
+        Ok(says)
     }
 
     /// Nobody gets this answer: the request goes on elsewhere.
