@@ -30,6 +30,9 @@ pub struct Profile {
     pub first_event_wait: Option<Duration>,
     /// When its server closes idle connections; `None`: not by itself, or not known.
     pub keep_alive: Option<KeepAlive>,
+    /// Whether it closes the connection after a stream without saying so in the head, so that the next request
+    /// on it would be lost.
+    pub closes_after_stream: bool,
     /// What becomes of its requests on SIGTERM.
     pub on_stop: OnStop,
     /// How its metrics are called.
@@ -133,6 +136,7 @@ const VLLM: Profile = Profile {
     first_event_wait: None,
     // uvicorn's `timeout_keep_alive`, from VLLM_HTTP_TIMEOUT_KEEP_ALIVE (vllm-project/vllm, vllm/envs.py: 5).
     keep_alive: Some(FIVE_SECONDS),
+    closes_after_stream: false,
     // vllm-project/vllm#36666: aborts with the default `--shutdown-timeout 0`; the flag is in 0.18 and later.
     on_stop: OnStop::Aborts { drain_flag: Some("--shutdown-timeout") },
     metrics: Metrics {
@@ -159,6 +163,7 @@ const SGLANG: Profile = Profile {
     first_event_wait: Some(Duration::from_secs(1)),
     // uvicorn's `timeout_keep_alive`, from SGLANG_TIMEOUT_KEEP_ALIVE (sgl-project/sglang, srt/environ.py: 5).
     keep_alive: Some(FIVE_SECONDS),
+    closes_after_stream: false,
     // sgl-project/sglang, srt/managers/tokenizer_manager.py: its SIGTERM watchdog waits for what runs, unless
     // `SGL_FORCE_SHUTDOWN` is set.
     on_stop: OnStop::Finishes,
@@ -183,6 +188,7 @@ const TGI: Profile = Profile {
     first_event_wait: None,
     // None is known: its server is hyper under axum, as it comes.
     keep_alive: None,
+    closes_after_stream: false,
     // The same repository, launcher/src/main.rs: waits up to 90 s for the shards' requests.
     on_stop: OnStop::Finishes,
     metrics: Metrics {
@@ -206,6 +212,7 @@ const TRITON: Profile = Profile {
     first_event_wait: None,
     // None is known.
     keep_alive: None,
+    closes_after_stream: false,
     // triton-inference-server/server, `--exit-timeout-secs` (30): finishes what runs.
     on_stop: OnStop::Finishes,
     metrics: Metrics {
@@ -231,6 +238,10 @@ const LLAMA_CPP: Profile = Profile {
     // The same repository, vendor/cpp-httplib/httplib.h: CPPHTTPLIB_KEEPALIVE_TIMEOUT_SECOND, which no flag
     // changes. A connection also ends after 100 requests, which its last answer says.
     keep_alive: Some(FIVE_SECONDS),
+    // The same repository, tools/server/server-http.cpp: its provider of chunks ends with `false`, which the
+    // library takes for a failure. Measured with build 11434: closed at once, behind a head that says
+    // `Keep-Alive: timeout=5, max=100`.
+    closes_after_stream: true,
     // tools/server/server.cpp: SIGTERM ends the loop that runs the slots. Measured with build 11434: a stream
     // then says nothing until its next ping (30 s) and breaks off, a plain request gets no answer at all, and
     // the process does not end before its clients have gone.
@@ -255,6 +266,7 @@ const OPENAI: Profile = Profile {
     full_by_429: false,
     first_event_wait: None,
     keep_alive: None,
+    closes_after_stream: false,
     on_stop: OnStop::Unknown,
     metrics: Metrics { running: &[], waiting: &[], kv_use: &[], flag: None },
 };
@@ -358,7 +370,8 @@ mod tests {
             writeln!(table, "  health {health_path}, not {bad:?}").expect("text");
             let (full, event) = ((p.full_by_503, p.full_by_429), p.first_event_wait);
             writeln!(table, "  full by 503, 429: {full:?}, first event {event:?}").expect("text");
-            writeln!(table, "  idle {idle:?}").expect("text");
+            let closes = p.closes_after_stream;
+            writeln!(table, "  idle {idle:?}, closes after a stream {closes}").expect("text");
             writeln!(table, "  on SIGTERM {on_stop:?}").expect("text");
             writeln!(table, "  running {}", names(metrics.running)).expect("text");
             writeln!(table, "  waiting {}", names(metrics.waiting)).expect("text");

@@ -192,6 +192,8 @@ struct Rest {
     incoming: Incoming,
     connection: Option<Connection>,
     exchange: Exchange,
+    /// The worker closes the connection behind this answer.
+    is_last: bool,
 }
 
 impl UpstreamBody {
@@ -201,7 +203,10 @@ impl UpstreamBody {
         exchange: Exchange,
         sender: &Sender,
     ) -> Self {
-        let rest = Rest { incoming, connection: Some(connection), exchange };
+        let is_stream = incoming.size_hint().exact().is_none();
+        let engine = exchange.backend().route.engine.map(engine::profile);
+        let is_last = is_stream && engine.is_some_and(|profile| profile.closes_after_stream);
+        let rest = Rest { incoming, connection: Some(connection), exchange, is_last };
         let mut body = Self {
             rest: Some(rest),
             ahead: None,
@@ -324,7 +329,9 @@ impl UpstreamBody {
     fn finish(&mut self) {
         if let Some(rest) = &mut self.rest {
             rest.exchange.completed();
-            if let Some(connection) = rest.connection.take() {
+            if let Some(connection) = rest.connection.take()
+                && !rest.is_last
+            {
                 self.pool.give_back(rest.exchange.backend(), connection);
             }
         }
