@@ -17,10 +17,12 @@ const FULL: &str = "data: {\"error\": {\"object\": \"error\", \"message\": \"The
 const DELTA: &str = "data: {\"choices\":[{\"delta\":{\"content\":\"hi\"}}]}\n\n";
 const DONE: &str = "data: [DONE]\n\n";
 
+const AGAIN: &str = " again";
+
 /// An engine made by hand: `/health` is well, everything else is what `answer` writes.
 struct ByHand {
     address: SocketAddr,
-    /// Paths of the requests that came, in their order.
+    /// Paths of the requests that came, in their order; ` again` behind a second one of a connection.
     paths: Arc<Mutex<Vec<String>>>,
 }
 
@@ -41,14 +43,20 @@ impl ByHand {
 
     fn asked(&self, path: &str) -> usize {
         let paths = self.paths.lock().expect("no panic");
-        paths.iter().filter(|asked| *asked == path).count()
+        paths.iter().filter(|asked| asked.trim_end_matches(AGAIN) == path).count()
+    }
+
+    /// Whether a connection has been used again for that.
+    fn asked_again(&self, path: &str) -> bool {
+        let paths = self.paths.lock().expect("no panic");
+        paths.iter().any(|asked| asked.strip_suffix(AGAIN) == Some(path))
     }
 }
 
 fn serve(stream: TcpStream, answer: &dyn Fn(&mut TcpStream), paths: &Mutex<Vec<String>>) {
     let mut writer = stream.try_clone().expect("a second handle");
     let mut reader = BufReader::new(stream);
-    loop {
+    for turn in 0.. {
         let (mut path, mut length) = (String::new(), 0);
         loop {
             let mut line = String::new();
@@ -60,7 +68,7 @@ fn serve(stream: TcpStream, answer: &dyn Fn(&mut TcpStream), paths: &Mutex<Vec<S
                 break;
             }
             if path.is_empty() {
-                path = line.split(' ').nth(1).unwrap_or_default().to_owned();
+                line.split(' ').nth(1).unwrap_or_default().clone_into(&mut path);
             }
             if let Some(value) = line.strip_prefix("content-length: ") {
                 length = value.parse().expect("a length");
@@ -70,7 +78,8 @@ fn serve(stream: TcpStream, answer: &dyn Fn(&mut TcpStream), paths: &Mutex<Vec<S
         if reader.read_exact(&mut body).is_err() {
             return;
         }
-        paths.lock().expect("no panic").push(path.clone());
+        let again = if turn > 0 { AGAIN } else { "" };
+        paths.lock().expect("no panic").push(format!("{path}{again}"));
         if path == "/health" {
             drop(writer.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"));
         } else {
@@ -141,6 +150,23 @@ fn other_engines_streams_are_not_looked_into() {
     }
     let asked = full.asked("/v1/chat/completions") + free.asked("/v1/chat/completions");
     assert_eq!(asked, 10);
+}
+
+/// llama.cpp's server closes the connection behind a stream, though its head promises to keep it.
+#[test]
+fn a_connection_that_closes_behind_a_stream_is_not_used_again() {
+    for (engine, again) in [("llama.cpp", false), ("tgi", true)] {
+        let by_hand = ByHand::start(|to| stream(to, &[DELTA, DONE]));
+        let forebay = in_front_of(&[&by_hand], engine, "");
+        let mut client = Client::connect(forebay.proxy);
+        for _ in 0..4 {
+            client.send("POST", "/v1/chat/completions", &[JSON], STREAM.as_bytes());
+            let answer = client.read_answer();
+            assert_eq!((answer.status, answer.text()), (200, format!("{DELTA}{DONE}")));
+        }
+        assert_eq!(by_hand.asked("/v1/chat/completions"), 4);
+        assert_eq!(by_hand.asked_again("/v1/chat/completions"), again, "{engine}");
+    }
 }
 
 /// The head of a slow stream goes out though its first event is long in coming, where nothing else holds it.

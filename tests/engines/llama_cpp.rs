@@ -67,8 +67,9 @@ instance_type = "cpu"
 /// A chat of exactly so many tokens.
 fn body(tokens: u32, stream: bool) -> String {
     let options = if stream { r#","stream_options":{"include_usage":true}"# } else { "" };
+    let messages = r#"[{"role":"user","content":"hi"}]"#;
     format!(
-        r#"{{"model":"tiny","max_tokens":{tokens},"ignore_eos":true,"stream":{stream}{options},"messages":[{{"role":"user","content":"hi"}}]}}"#
+        r#"{{"model":"tiny","max_tokens":{tokens},"ignore_eos":true,"stream":{stream}{options},"messages":{messages}}}"#
     )
 }
 
@@ -215,21 +216,20 @@ fn a_killed_engine_is_replaced_and_its_clients_see_no_error() {
     let id = victim["id"].as_str().expect("an id").to_owned();
     let address = addresses[0];
     std::thread::scope(|scope| {
-        let clients: Vec<_> =
-            (0..6).map(|_| scope.spawn(|| chat(&forebay, 1_500, false))).collect();
+        let clients: Vec<_> = (0..6).map(|_| scope.spawn(|| chat(&forebay, 600, false))).collect();
         eventually("both work", || addresses.iter().all(|e| running(*e) >= 2.0).then_some(()));
         let killed = Instant::now();
         support::signal(pid_of(&id), "KILL");
         for client in clients {
             let answer = client.join().expect("no panic");
             assert_eq!((answer.status, answer.complete), (200, true), "{}", answer.text());
-            assert_eq!(answer.json()["usage"]["completion_tokens"], 1_500);
+            assert_eq!(answer.json()["usage"]["completion_tokens"], 600);
         }
+        eprintln!("llama.cpp: all answered {:?} after kill -9", killed.elapsed());
         eventually("another one is in service", || {
             let now = forebay.in_service();
             (now.len() == 2 && now.iter().all(|i| i["id"] != id.as_str())).then_some(())
         });
-        eprintln!("llama.cpp: replaced, and all answered, {:?} after kill -9", killed.elapsed());
     });
     let replays = forebay.gauge_where("forebay_retries_total", "reason=\"replay\"");
     assert!(replays >= 2.0, "only {replays} replayed");
@@ -248,7 +248,7 @@ fn a_drained_engine_finishes_its_streams() {
     let Some(forebay) = serve(2) else { return };
     let addresses = engines(&forebay);
     std::thread::scope(|scope| {
-        let clients: Vec<_> = (0..4).map(|_| scope.spawn(|| chat(&forebay, 1_500, true))).collect();
+        let clients: Vec<_> = (0..4).map(|_| scope.spawn(|| chat(&forebay, 600, true))).collect();
         eventually("both work", || addresses.iter().all(|e| running(*e) >= 1.0).then_some(()));
         let scaled = forebay.cli(&["scale", "chat", "1"]);
         assert!(scaled.status.success(), "{}", String::from_utf8_lossy(&scaled.stderr));

@@ -38,6 +38,8 @@ priority = 2
 
 const PLAIN: &str = r#"["engine", "--port", "{port}"]"#;
 
+const DRAINS: &str = r#"["sh", "-c", "exec vllm serve --port {port} --shutdown-timeout=60"]"#;
+
 /// The config and its warnings as `line: sentence`.
 fn load(text: &str) -> (Config, Vec<String>) {
     let (config, warnings) = config::load_str(text, "f").expect("no mistake");
@@ -90,144 +92,116 @@ fn the_types_engine_goes_before_the_variants() {
     assert_eq!((engine("one"), engine("two")), (Some(Engine::Tgi), Some(Engine::Sglang)));
 }
 
+/// What each case is about, its config, and the warnings of it.
+type Cases<'a> = Vec<(&'a str, String, Vec<String>)>;
+
+fn assert_warnings(cases: Cases<'_>) {
+    for (what, text, expected) in cases {
+        assert_eq!(load(&text).1, expected, "{what}");
+    }
+}
+
+fn named(engine: &str) -> String {
+    format!("engine = \"{engine}\"")
+}
+
+/// A variant with one key before its engine's name: in line 20.
+fn variant(key: &str, engine: &str, command: &str) -> String {
+    config("", command, "", "", &format!("{key}\n{}", named(engine)))
+}
+
 #[test]
-fn wrong_pairings_are_warned_of() {
+fn paths_that_say_nothing_of_an_engines_health_are_warned_of() {
+    let misleading = |path: &str, name: &str, why: &str, good: &str| {
+        vec![format!(
+            "20: `health_path` \"{path}\" does not tell {name}'s health: {why}; write \"{good}\" or leave it out"
+        )]
+    };
+    let path = |path: &str, engine| variant(&format!("health_path = \"{path}\""), engine, DRAINS);
+    let differ = "17: the engines of this variant's pools tell their health at different paths (\"/health\", \
+                  \"/ping\"), so all are asked at \"/health\": write a `health_path` that all of them have, or give \
+                  each engine a variant of its own";
+    let always = "it says 200 even while the model loads";
+    let lists = "it lists names without asking the engine, so it says 200 when that is dead";
+    let live = "it says 200 before the models are loaded";
+    let none = "it does not exist there (404)";
+    assert_warnings(vec![
+        ("SGLang", path("/ping", "sglang"), misleading("/ping", "SGLang", always, "/health")),
+        (
+            "a query",
+            path("/ping?a", "llama.cpp"),
+            misleading("/ping", "llama.cpp", none, "/health"),
+        ),
+        (
+            "Triton's life",
+            path("/v2/health/live", "triton"),
+            misleading("/v2/health/live", "Triton", live, "/v2/health/ready"),
+        ),
+        (
+            "a list of models",
+            path("/v1/models", "openai"),
+            misleading("/v1/models", "an OpenAI-compatible server", lists, "/health"),
+        ),
+        ("vLLM's /ping is right", path("/ping", "vllm"), vec![]),
+        ("two paths", config("", PLAIN, &named("tgi"), "", ""), vec![differ.to_owned()]),
+        ("one path", config("", PLAIN, &named("tgi"), &named("sglang"), ""), vec![]),
+    ]);
+}
+
+#[test]
+fn engines_that_break_off_their_requests_are_warned_of() {
     let vllm = r#"["vllm", "serve", "--port", "{port}"]"#;
-    let drains = r#"["sh", "-c", "exec vllm serve --port {port} --shutdown-timeout=60"]"#;
     let stand_in = r#"["{forebay}", "worker", "--listen", "{address}"]"#;
     let no_flag = "vLLM breaks off its requests when it is stopped unless it is started with \
                    --shutdown-timeout and a number of seconds: add that to the `command` of provider \"local\"";
-    let short = |name: &str, took: &str| {
-        format!(
-            "`drain_timeout` is {took}, and {name} breaks off what still runs when it is stopped then: give it \
-             as long as the longest answer takes, at least 1m"
-        )
+    let short = "20: `drain_timeout` is 59s, and llama.cpp breaks off what still runs when it is stopped then: \
+                 give it as long as the longest answer takes, at least 1m";
+    let drain = |time: &str, engine, command| {
+        variant(&format!("drain_timeout = \"{time}\""), engine, command)
     };
-    let pool = |name: &str, took: &str| {
+    let v = &named("vllm");
+    assert_warnings(vec![
+        ("no flag", config("", vllm, v, v, ""), vec![format!("10: {no_flag}")]),
+        ("by the variant", config("", vllm, "", "", v), vec![format!("20: {no_flag}")]),
+        ("the flag is in a shell's line", config("", DRAINS, "", "", v), vec![]),
+        ("a stand-in takes no such flag", config("", stand_in, "", "", v), vec![]),
+        ("nobody stops a static one", config("", PLAIN, &named("tgi"), v, ""), vec![]),
+        ("a short drain", drain("59s", "llama.cpp", PLAIN), vec![short.to_owned()]),
+        ("long enough", drain("60s", "llama.cpp", PLAIN), vec![]),
+        ("a short drain, but the flag", drain("10s", "vllm", DRAINS), vec![]),
+        ("a short drain of one that finishes", drain("10s", "sglang", PLAIN), vec![]),
+    ]);
+}
+
+#[test]
+fn connections_that_would_be_idle_for_too_long_are_warned_of() {
+    let long = |name: &str, took: &str| {
         format!(
             "2: `pool_idle_timeout` is {took}, but {name} closes a connection that was idle for 5s: those to \
              it are kept for 3s only; write less than 5s"
         )
     };
-    let misleading = |path: &str, name: &str, why: &str, good: &str| {
-        format!(
-            "20: `health_path` \"{path}\" does not tell {name}'s health: {why}; write \"{good}\" or leave it out"
-        )
+    let idle = |time: &str, first: &str, second: &str| {
+        let key = format!("pool_idle_timeout = \"{time}\"");
+        config(&key, PLAIN, &named(first), &named(second), "")
     };
-    let differ = "17: the engines of this variant's pools tell their health at different paths (\"/health\", \
-                  \"/ping\"), so all are asked at \"/health\": write a `health_path` that all of them have, or give \
-                  each engine a variant of its own";
-    let e = |engine: &str| format!("engine = \"{engine}\"");
-    let cases: Vec<(&str, String, Vec<String>)> = vec![
-        ("no flag", config("", vllm, &e("vllm"), &e("vllm"), ""), vec![format!("10: {no_flag}")]),
+    assert_warnings(vec![
+        ("too long", idle("5s", "sglang", "sglang"), vec![long("SGLang", "5s")]),
         (
-            "no flag, by the variant",
-            config("", vllm, "", "", &e("vllm")),
-            vec![format!("20: {no_flag}")],
+            "too long for two",
+            idle("1m", "sglang", "llama.cpp"),
+            vec![long("SGLang", "1m"), long("llama.cpp", "1m")],
         ),
-        ("the flag is in a shell's line", config("", drains, "", "", &e("vllm")), vec![]),
-        ("a stand-in takes no such flag", config("", stand_in, "", "", &e("vllm")), vec![]),
-        ("nobody stops a static one", config("", PLAIN, &e("tgi"), &e("vllm"), ""), vec![]),
-        (
-            "a short drain",
-            config("", PLAIN, "", "", &format!("drain_timeout = \"59s\"\n{}", e("llama.cpp"))),
-            vec![format!("20: {}", short("llama.cpp", "59s"))],
-        ),
-        (
-            "long enough",
-            config("", PLAIN, "", "", &format!("drain_timeout = \"60s\"\n{}", e("llama.cpp"))),
-            vec![],
-        ),
-        (
-            "a short drain, but the flag",
-            config("", drains, "", "", &format!("drain_timeout = \"10s\"\n{}", e("vllm"))),
-            vec![],
-        ),
-        (
-            "a short drain of one that finishes",
-            config("", PLAIN, "", "", &format!("drain_timeout = \"10s\"\n{}", e("sglang"))),
-            vec![],
-        ),
-        (
-            "SGLang's /ping",
-            config("", PLAIN, "", "", &format!("health_path = \"/ping\"\n{}", e("sglang"))),
-            vec![misleading(
-                "/ping",
-                "SGLang",
-                "it says 200 even while the model loads",
-                "/health",
-            )],
-        ),
-        (
-            "llama.cpp's /ping, with a query",
-            config("", PLAIN, "", "", &format!("health_path = \"/ping?x=1\"\n{}", e("llama.cpp"))),
-            vec![misleading("/ping", "llama.cpp", "it does not exist there (404)", "/health")],
-        ),
-        (
-            "Triton's life",
-            config(
-                "",
-                PLAIN,
-                "",
-                "",
-                &format!("health_path = \"/v2/health/live\"\n{}", e("triton")),
-            ),
-            vec![misleading(
-                "/v2/health/live",
-                "Triton",
-                "it says 200 before the models are loaded",
-                "/v2/health/ready",
-            )],
-        ),
-        (
-            "a list of models",
-            config("", PLAIN, "", "", &format!("health_path = \"/v1/models\"\n{}", e("openai"))),
-            vec![misleading(
-                "/v1/models",
-                "an OpenAI-compatible server",
-                "it lists names without asking the engine, so it says 200 when that is dead",
-                "/health",
-            )],
-        ),
-        (
-            "vLLM's /ping is right",
-            config("", drains, "", "", &format!("health_path = \"/ping\"\n{}", e("vllm"))),
-            vec![],
-        ),
-        (
-            "idle for too long",
-            config("pool_idle_timeout = \"5s\"", PLAIN, "", "", &e("sglang")),
-            vec![pool("SGLang", "5s")],
-        ),
-        (
-            "idle for too long for two",
-            config("pool_idle_timeout = \"1m\"", PLAIN, &e("sglang"), &e("llama.cpp"), ""),
-            vec![pool("SGLang", "1m"), pool("llama.cpp", "1m")],
-        ),
-        (
-            "idle for less",
-            config("pool_idle_timeout = \"4900ms\"", PLAIN, "", "", &e("sglang")),
-            vec![],
-        ),
-        (
-            "no limit is known",
-            config("pool_idle_timeout = \"1h\"", PLAIN, "", "", &e("tgi")),
-            vec![],
-        ),
-        ("different paths", config("", PLAIN, &e("tgi"), "", ""), vec![differ.to_owned()]),
-        ("different engines, one path", config("", PLAIN, &e("tgi"), &e("sglang"), ""), vec![]),
-        (
-            "nobody asks the variant",
-            config("", PLAIN, &e("tgi"), &e("tgi"), &e("sglang")),
-            vec![
-                "20: `engine` has no effect here: the instance types of all pools name theirs"
-                    .to_owned(),
-            ],
-        ),
-    ];
-    for (what, text, expected) in cases {
-        assert_eq!(load(&text).1, expected, "{what}");
-    }
+        ("less", idle("4900ms", "sglang", "sglang"), vec![]),
+        ("no limit is known", idle("1h", "tgi", "tgi"), vec![]),
+    ]);
+}
+
+#[test]
+fn an_engine_that_nobody_asks_for_is_warned_of() {
+    let text = config("", PLAIN, &named("tgi"), &named("tgi"), &named("sglang"));
+    let rule = "20: `engine` has no effect here: the instance types of all pools name theirs";
+    assert_warnings(vec![("no effect", text, vec![rule.to_owned()])]);
 }
 
 #[test]
