@@ -137,9 +137,7 @@ impl World {
         match action {
             Action::Persist(changes) => {
                 for change in &changes {
-                    if let Change::Log(event) = change {
-                        self.tell_story(|| format!("{}: {}", event.kind, event.message));
-                    }
+                    self.follow(change);
                 }
                 self.store.commit(&changes);
             }
@@ -155,6 +153,19 @@ impl World {
                     self.connect(proxy);
                 }
             }
+        }
+    }
+
+    /// Notes what a change tells.
+    fn follow(&mut self, change: &Change) {
+        match change {
+            Change::Log(event) => {
+                self.tell_story(|| format!("{}: {}", event.kind, event.message));
+            }
+            Change::PutInstance(record) if record.state == InstanceState::InService => {
+                self.served.insert(record.variant.clone());
+            }
+            _ => {}
         }
     }
 

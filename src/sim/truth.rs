@@ -23,10 +23,31 @@ impl World {
         {
             self.blame(format!("{:?} is launched and {better} was never refused", batch.instances));
         }
-        if let Action::Terminate { instance, .. } = action
-            && let Some(why) = self.still_serving(instance)
-        {
-            self.blame(format!("{instance} is terminated while {why}"));
+        for instance in self.stopped_by(action) {
+            if let Some(why) = self.still_serving(&instance) {
+                self.blame(format!("{instance} is stopped while {why}"));
+            }
+        }
+    }
+
+    /// The instances whose end an action decides: those recorded as being stopped from now on, and what
+    /// is terminated without a record.
+    fn stopped_by(&self, action: &Action) -> Vec<InstanceId> {
+        let stored = |id: &InstanceId| self.store.instances.get(id).map(|record| record.state);
+        match action {
+            Action::Terminate { instance, .. } if stored(instance).is_none() => {
+                vec![instance.clone()]
+            }
+            Action::Persist(changes) => changes
+                .iter()
+                .filter_map(|change| match change {
+                    Change::PutInstance(record) if record.state == InstanceState::Stopping => {
+                        (stored(&record.id) != Some(record.state)).then(|| record.id.clone())
+                    }
+                    _ => None,
+                })
+                .collect(),
+            _ => Vec::new(),
         }
     }
 

@@ -1,6 +1,7 @@
 //! The simulated world: one clock, one agenda, and everything that lives by them. [`World::advance`] is
 //! the loop; [`super::driver`] is the manager's side of it, [`super::happen`] what the script does.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,8 +18,9 @@ use crate::types::spec::FleetSpec;
 use crate::types::table::RoutingTable;
 use crate::types::{InstanceId, ProxyId, Timestamp, VariantKey};
 
-/// When every simulation starts, so that a transcript shows round times.
-pub(super) const START: Timestamp = Timestamp(1_000_000_000_000);
+/// When every simulation starts: at midnight (UTC, of 2025-01-01), so that the times of day in reasons
+/// are times since the start.
+pub(super) const START: Timestamp = Timestamp(1_735_689_600_000);
 
 /// Turns without the clock moving on before the manager is said to spin.
 const SPIN_LIMIT: u32 = 2_000;
@@ -41,6 +43,8 @@ pub(super) struct World {
     pub(super) published: Option<Arc<RoutingTable>>,
     /// Actions until the manager dies, and for how long.
     pub(super) crash: Option<(u32, Duration)>,
+    /// Variants that had an instance come into service since the set was last emptied.
+    pub(super) served: BTreeSet<VariantKey>,
     /// Nothing may change any more.
     pub(super) frozen: bool,
     /// The first thing that went wrong.
@@ -105,6 +109,7 @@ impl World {
             proxies: Vec::new(),
             published: None,
             crash: None,
+            served: BTreeSet::new(),
             frozen: false,
             fault: None,
             trace,
@@ -258,7 +263,7 @@ impl World {
         }
         let variants = self.proxies[proxy].variants();
         let Some(variant) = self.rng.pick(&variants) else { return };
-        let requests = self.rng.from_to(1, load.burst);
+        let requests = self.rng.between(1, load.burst);
         self.request(proxy, variant, requests);
     }
 

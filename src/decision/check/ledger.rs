@@ -131,7 +131,9 @@ impl Ledger {
                 }
             }
             Event::Launched { outcomes, .. } => {
-                outcomes.iter().for_each(|outcome| self.note_launched(outcome));
+                for outcome in outcomes {
+                    self.note_launched(outcome);
+                }
             }
             Event::Terminated { instance, result } => {
                 if let (Some(known), Err(ProviderError::NotFound)) =
