@@ -392,3 +392,70 @@ fn a_client_that_leaves_while_connecting_frees_the_slot() {
     assert!(left.elapsed() < Duration::from_millis(150), "{:?}", left.elapsed());
     drop(fill);
 }
+
+#[test]
+fn sessions_stick_close_and_move_when_their_instance_goes() {
+    const NEW: &str = "x-amzn-sagemaker-session-id: new_session";
+    let stateful = |name: &'static str| {
+        move |head: &str, stream: &mut TcpStream| {
+            let session = head
+                .lines()
+                .find_map(|line| line.strip_prefix("x-amzn-sagemaker-session-id: "))
+                .unwrap_or("none")
+                .to_owned();
+            let extra = if head.contains(NEW) {
+                format!(
+                    "X-Amzn-SageMaker-Session-Id: s-of-{name}; Expires=2030-01-01T00:00:00Z\r\n"
+                )
+            } else if head.contains("close-it: 1") {
+                format!("X-Amzn-SageMaker-Closed-Session-Id: {session}\r\n")
+            } else {
+                String::new()
+            };
+            let body = format!("{name} {session}");
+            let length = body.len();
+            let answer =
+                format!("HTTP/1.1 200 OK\r\n{extra}content-length: {length}\r\n\r\n{body}");
+            drop(stream.write_all(answer.as_bytes()));
+        }
+    };
+    let (first, _) = scripted(stateful("a"));
+    let (second, _) = scripted(stateful("b"));
+    let forebay = in_front_of(&[(first, 4), (second, 4)], "");
+    let path = "/endpoints/e/invocations";
+    let session_header = "x-amzn-sagemaker-session-id";
+    let invoke = |session: &str| http::post(forebay.proxy, path, &[(session_header, session)], "x");
+    let mut sessions = Vec::new();
+    for _ in 0..8 {
+        let answer = invoke("NEW_SESSION");
+        let named = answer.header("x-amzn-sagemaker-new-session-id").expect("a new session");
+        assert!(answer.header(session_header).is_none());
+        let (id, attributes) = named.split_once(';').expect("attributes");
+        assert_eq!(attributes, " Expires=2030-01-01T00:00:00Z");
+        let instance = answer.header("x-forebay-instance").expect("instance").to_owned();
+        sessions.push((id.to_owned(), instance));
+    }
+    assert!(sessions.iter().any(|s| s.1 != sessions[0].1), "both instances have some");
+    for _ in 0..5 {
+        for (id, instance) in &sessions {
+            let answer = invoke(id);
+            assert_eq!(answer.header("x-forebay-instance"), Some(instance.as_str()));
+            let text = answer.text();
+            let (worker, name) = text.split_once(' ').expect("two words");
+            assert_eq!(name, format!("s-of-{worker}"), "the worker sees its own name");
+        }
+    }
+    let headers = [(session_header, sessions[0].0.as_str()), ("close-it", "1")];
+    let closed = http::post(forebay.proxy, path, &headers, "x");
+    assert!(closed.header("x-amzn-sagemaker-closed-session-id").is_some());
+    // Drained: its sessions move to the one that is left, all of them.
+    let gone = sessions[0].1.clone();
+    assert!(forebay.cli(&["drain", &gone]).status.success());
+    eventually("its sessions have moved", || {
+        let mut others = sessions.iter().filter(|(_, instance)| *instance == gone);
+        others
+            .all(|(id, _)| invoke(id).header("x-forebay-instance") != Some(gone.as_str()))
+            .then_some(())
+    });
+    wait_all_zero(&forebay);
+}

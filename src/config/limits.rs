@@ -25,8 +25,8 @@ pub(super) const PRIORITY: RangeInclusive<u32> = 1..=1_000;
 /// Prices, powers and weights.
 pub(super) const AMOUNT: RangeInclusive<f64> = 0.0..=1_000_000_000.0;
 
-/// The longest duration: 365 days.
-const LONGEST: Duration = Duration::from_secs(365 * 24 * 3_600);
+/// The longest duration: a year, as durations in the file count it.
+const LONGEST: Duration = Duration::from_secs(31_557_600);
 /// The shortest one where none at all makes no sense.
 const SHORTEST: Duration = Duration::from_millis(1);
 

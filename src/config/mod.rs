@@ -30,7 +30,7 @@ use toml::de::DeTable;
 pub use manager::{ManagerConfig, OnExit, StoreConfig};
 use mistake::Sink;
 pub use mistake::{Mistake, Position, Severity};
-pub use provider::{PLACEHOLDERS, ProviderConfig};
+pub use provider::ProviderConfig;
 pub use proxy::{AdminConfig, ProxyConfig};
 use reader::Table;
 
@@ -73,8 +73,8 @@ pub fn load(path: &Path) -> Result<(Config, Vec<Mistake>), Vec<Mistake>> {
 /// # Errors
 /// As [`load`].
 pub fn load_str(text: &str, file_name: &str) -> Result<(Config, Vec<Mistake>), Vec<Mistake>> {
-    let (document, syntax) = DeTable::parse_recoverable(text);
-    let syntax = syntax.iter().map(|error| syntax::describe(error, text)).collect();
+    let (mended, syntax) = syntax::mend(text);
+    let (document, _) = DeTable::parse_recoverable(&mended);
     let sink = Sink::new(text, syntax);
     let config = read(&Table::new(document.get_ref(), 0, "the file", &sink));
     let failed = sink.errors() > 0;

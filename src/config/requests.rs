@@ -30,6 +30,7 @@ pub(super) fn read(table: &Table<'_>) -> RequestPolicy {
         retry_percent: table.number_or("retry_percent", limits::PERCENT, default.retry_percent),
         caller_header: header(table, "caller_header").unwrap_or(default.caller_header),
         priority_header: header(table, "priority_header"),
+        sticky_header: header(table, "sticky_header"),
         slow_start: limits::duration_or(table, "slow_start", Span::Any, default.slow_start),
         ejection: EjectionPolicy {
             threshold: table.number_or(
@@ -51,12 +52,10 @@ pub(super) fn read(table: &Table<'_>) -> RequestPolicy {
 
 fn header(table: &Table<'_>, key: &'static str) -> Option<String> {
     let found = table.get::<String>(key)?;
-    match HeaderName::from_bytes(found.value.as_bytes()) {
-        Ok(name) => Some(name.as_str().to_owned()),
-        Err(_) => {
-            let rule = format!("`{key}` must be the name of a header, such as \"x-api-key\"");
-            table.sink().error(found.at, rule);
-            None
-        }
+    if let Ok(name) = HeaderName::from_bytes(found.value.as_bytes()) {
+        return Some(name.as_str().to_owned());
     }
+    let rule = format!("`{key}` must be the name of a header, such as \"x-api-key\"");
+    table.sink().error(found.at, rule);
+    None
 }

@@ -13,7 +13,10 @@ use super::limits::{self, Span};
 use super::mistake::Sink;
 use super::reader::{Located, Table};
 use super::{requests, suggest};
-use crate::types::spec::{HealthSpec, PoolSpec, QueueSpec, RebalanceSpec, VariantSpec};
+use crate::types::spec::{
+    Fallback, HealthSpec, PoolSpec, QueueSpec, Rebalance, RebalanceSpec, RoutingStrategy,
+    VariantSpec,
+};
 use crate::types::{InstanceTypeName, ModelName, VariantName};
 
 /// A variant as it was read.
@@ -38,8 +41,8 @@ pub(super) fn read(
     let span =
         |key, span, seconds| limits::duration_or(table, key, span, Duration::from_secs(seconds));
     let weight = table.number_or("weight", limits::AMOUNT, 1.0);
-    let routing = table.or("routing", Default::default());
-    let fallback = table.or("fallback", Default::default());
+    let routing = table.or("routing", RoutingStrategy::default());
+    let fallback = table.or("fallback", Fallback::default());
     let queue = QueueSpec {
         limit: table.number_or("queue_limit", limits::QUEUE, 1_024),
         timeout: span("queue_timeout", Span::Any, 30),
@@ -147,7 +150,7 @@ fn health(table: &Table<'_>) -> HealthSpec {
 
 fn rebalance(table: &Table<'_>) -> RebalanceSpec {
     RebalanceSpec {
-        mode: table.or("rebalance", Default::default()),
+        mode: table.or("rebalance", Rebalance::default()),
         max_share: table.number_or("rebalance_max_share", 0.0..=1.0, 0.25),
         min_interval: limits::duration_or(
             table,

@@ -29,8 +29,8 @@ pub struct Candidate {
     pub copies: u32,
     /// Requests that all its copies together take at once.
     pub slots: u32,
-    /// Predicted service time of one more request, in seconds; `NaN` while too little is known.
-    /// Only `PREDICTED_LATENCY` looks at it.
+    /// Predicted service time of one more request, on any scale that keeps the order; `NaN` where too
+    /// little is known. Only `PREDICTED_LATENCY` looks at it.
     pub predicted: f32,
 }
 

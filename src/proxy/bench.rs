@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use futures_util::FutureExt;
 
-use super::admission::Reservation;
+use super::admission::{Affinity, Reservation};
 use super::router::Router;
 use super::snapshot::Variant;
 use crate::decision::admit::Caller;
@@ -69,7 +69,7 @@ impl Fleet {
     /// Chooses and reserves, as a request does; `None` when nothing is free.
     #[must_use]
     pub fn take(&self) -> Option<Held> {
-        let admitted = self.variant.admit(Caller { priority: 0, id: 0 }, &[]);
+        let admitted = self.variant.admit(Caller { priority: 0, id: 0 }, &[], Affinity::None);
         admitted.now_or_never()?.ok().map(Held)
     }
 }

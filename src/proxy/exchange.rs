@@ -5,7 +5,7 @@
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
@@ -28,6 +28,8 @@ const CLIENT_LEFT: u16 = 499;
 pub(super) struct Exchange {
     reservation: Reservation,
     sent_at: Instant,
+    /// Requests at the instance when it was sent, itself included.
+    company: u32,
     end: End,
 }
 
@@ -52,7 +54,8 @@ impl Exchange {
         let sent_at = clock::monotonic();
         reservation.backend.traffic.sent(sent_at.duration_since(arrived_at));
         reservation.backend.slot.note_sent(clock::uptime_ms());
-        Self { reservation, sent_at, end: End::Waiting }
+        let company = reservation.backend.slot.outstanding();
+        Self { reservation, sent_at, company, end: End::Waiting }
     }
 
     pub(super) fn backend(&self) -> &Backend {
@@ -100,6 +103,13 @@ impl Exchange {
         self.backend().traffic.first_chunk(self.sent_at.elapsed());
     }
 
+    /// How long the instance took, and in what company: on the mean of its beginning and its end.
+    fn learn(&self, spent: Duration) {
+        let backend = self.backend();
+        let company = f64::from(self.company + backend.slot.outstanding()) / 2.0;
+        backend.times.learn(spent.as_secs_f64(), company / f64::from(backend.route.copies));
+    }
+
     fn worked(&self) {
         self.backend().slot.note_work(clock::uptime_ms());
     }
@@ -112,7 +122,12 @@ impl Drop for Exchange {
             End::Elsewhere => return,
             End::Waiting => (CLIENT_LEFT, Outcome::Neutral),
             End::Begun(code, _) => (code, Outcome::Neutral),
-            End::Complete(code, outcome) => (code, outcome),
+            End::Complete(code, outcome) => {
+                if outcome == Outcome::Good {
+                    self.learn(spent);
+                }
+                (code, outcome)
+            }
             // A break before the head is told by whoever answers for it.
             End::Broken(None) => (0, Outcome::Bad),
             End::Broken(Some(code)) => (code, Outcome::Bad),

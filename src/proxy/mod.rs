@@ -29,6 +29,7 @@ mod headers;
 pub mod link;
 mod listener;
 mod model_field;
+mod pinned;
 mod refusal;
 mod request;
 mod resolve;
@@ -36,6 +37,7 @@ mod retry;
 mod router;
 mod slot;
 mod snapshot;
+mod sticky;
 mod upstream;
 mod vitals;
 

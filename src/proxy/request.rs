@@ -15,7 +15,7 @@ use http::request::Parts;
 use http::{Method, Request, Response, Uri, Version};
 use hyper::body::Incoming;
 
-use super::admission::Reservation;
+use super::admission::{Affinity, Reservation};
 use super::attempt::{Failure, Sender};
 use super::body::{RequestBody, ResponseBody};
 use super::headers::{self, Length};
@@ -24,6 +24,7 @@ use super::resolve::Target;
 use super::retry::{Draft, Retry};
 use super::router::Router;
 use super::snapshot::Variant;
+use super::sticky;
 use crate::decision::admit::Caller;
 use crate::runtime::clock;
 use crate::telemetry::traffic::Traffic;
@@ -144,17 +145,21 @@ impl Life {
     async fn send_somewhere(&mut self) -> Result<Response<ResponseBody>, Refusal> {
         let Some(variant) = self.variant.clone() else { return Err(Refusal::NoInstance) };
         let caller = caller(&self.parts.headers, &variant.requests);
+        let affinity = sticky::affinity(&mut self.parts.headers, &variant.requests);
         let mut retry = Retry::new(&variant, self.parts.uri.path());
         let mut draft = self.take_draft();
         loop {
-            let reservation = self.admit(caller, &retry, draft.body()).await?;
+            let reservation = self.admit(caller, affinity, &retry, draft.body()).await?;
             retry.trying(&reservation.backend);
             self.accountable = Some(Arc::clone(&reservation.backend.traffic));
             let request = draft.next(retry.may_follow());
             let hold_head = retry.replays() && draft.is_spare();
             let sent = self.thread.sender.send(reservation, request, self.arrived_at, hold_head);
             match sent.await {
-                Ok(response) => return Ok(response),
+                Ok(mut response) => {
+                    sticky::name_sessions(response.headers_mut(), retry.tried().last().copied());
+                    return Ok(response);
+                }
                 Err(Failure::BadBody) => return Err(Refusal::BadBody),
                 Err(Failure::NotSent(unsent)) => {
                     draft.give_back(*unsent);
@@ -189,6 +194,7 @@ impl Life {
     async fn admit(
         &mut self,
         caller: Caller,
+        affinity: Affinity,
         retry: &Retry,
         body: Option<&mut RequestBody>,
     ) -> Result<Reservation, Refusal> {
@@ -198,7 +204,7 @@ impl Life {
         if variant.backends.is_empty() {
             self.thread.router.want_report();
         }
-        let mut admitted = pin!(variant.admit(caller, retry.tried()));
+        let mut admitted = pin!(variant.admit(caller, retry.tried(), affinity));
         let most = self.thread.max_body_buffer;
         let mut unread = body.filter(|body| !body.is_complete());
         std::future::poll_fn(|cx| {
@@ -223,19 +229,11 @@ impl Life {
 
 /// Who asks, to the queue: by the configured headers, of which nothing but a hash is kept.
 fn caller(headers: &HeaderMap, policy: &RequestPolicy) -> Caller {
-    let id = headers.get(&policy.caller_header).map_or(0, |value| hash(value.as_bytes()));
+    let id = headers.get(&policy.caller_header).map_or(0, |value| sticky::hash(value.as_bytes()));
     let priority = policy.priority_header.as_ref().and_then(|name| headers.get(name));
     let priority = match priority.map(HeaderValue::as_bytes) {
         Some([digit @ b'0'..=b'9']) => digit - b'0',
         _ => USUAL_PRIORITY,
     };
     Caller { priority, id }
-}
-
-fn hash(bytes: &[u8]) -> u64 {
-    use std::hash::BuildHasher;
-    // Keyed anew in every process, so that nobody can choose to collide with another caller.
-    static KEY: std::sync::LazyLock<std::hash::RandomState> =
-        std::sync::LazyLock::new(Default::default);
-    KEY.hash_one(bytes)
 }

@@ -74,6 +74,7 @@ impl Router {
         leaving.retain(|b| b.slot.outstanding() > 0 && !stays.contains(&b.id()));
         for gone in previous.backends().filter(|b| !stays.contains(&b.id())) {
             gone.slot.close();
+            gone.pinned.turn_away();
             gone.traffic.set_concurrency(0, 0, 0);
             if gone.slot.outstanding() > 0 {
                 leaving.push(Arc::clone(gone));

@@ -10,10 +10,13 @@ use std::time::Duration;
 use http::HeaderValue;
 
 use super::admission::WaitingRoom;
+use super::pinned::Pinned;
 use super::slot::{Seen, Slot};
 use super::vitals::Vitals;
 use crate::decision::budget::RetryBudget;
+use crate::decision::predict::ServiceTimes;
 use crate::decision::route::{self, Candidate, Chosen};
+use crate::decision::session::{self, Home};
 use crate::telemetry::traffic::{RetryTraffic, Traffic};
 use crate::types::spec::{RequestPolicy, RoutingStrategy};
 use crate::types::table::{BackendRoute, RoutingTable, TableVersion, VariantRoute};
@@ -31,6 +34,8 @@ pub(super) struct Backend {
     pub(super) slot: Arc<Slot>,
     pub(super) vitals: Arc<Vitals>,
     pub(super) traffic: Arc<Traffic>,
+    pub(super) times: Arc<ServiceTimes>,
+    pub(super) pinned: Arc<Pinned>,
     pub(super) instance_header: HeaderValue,
     pub(super) instance_type_header: HeaderValue,
     pub(super) host_header: HeaderValue,
@@ -43,8 +48,8 @@ impl Backend {
 
     fn new(
         route: &BackendRoute,
-        (slot, vitals): (Arc<Slot>, Arc<Vitals>),
-        traffic: Arc<Traffic>,
+        standing: Standing,
+        (traffic, times): (Arc<Traffic>, Arc<ServiceTimes>),
     ) -> Self {
         // Names are validated to be visible ASCII, which every header value may be.
         let header = |text: &str| {
@@ -52,9 +57,11 @@ impl Backend {
         };
         Self {
             socket: route.address.authority().parse().ok(),
-            slot,
-            vitals,
+            slot: standing.slot,
+            vitals: standing.vitals,
+            pinned: standing.pinned,
             traffic,
+            times,
             instance_header: header(route.instance.as_str()),
             instance_type_header: header(route.instance_type.as_str()),
             host_header: header(route.address.authority()),
@@ -62,10 +69,25 @@ impl Backend {
         }
     }
 
+    fn standing(&self) -> Standing {
+        Standing {
+            slot: Arc::clone(&self.slot),
+            vitals: Arc::clone(&self.vitals),
+            pinned: Arc::clone(&self.pinned),
+        }
+    }
+
     /// Requests that all its copies take at once.
     pub(super) fn slots(&self) -> u32 {
         self.route.copies.saturating_mul(self.route.max_concurrency)
     }
+}
+
+/// What belongs to one start of an instance, whatever else of it changes.
+struct Standing {
+    slot: Arc<Slot>,
+    vitals: Arc<Vitals>,
+    pinned: Arc<Pinned>,
 }
 
 /// A variant's part of a snapshot.
@@ -100,8 +122,21 @@ pub(super) struct Shared {
 #[derive(Debug)]
 struct Lane {
     slot: Arc<Slot>,
+    times: Arc<ServiceTimes>,
     generation: Generation,
     copies: u32,
+}
+
+impl Lane {
+    fn candidate(&self, seen: Seen, strategy: RoutingStrategy) -> Candidate {
+        let predicted = if strategy == RoutingStrategy::PredictedLatency {
+            self.times.predict((seen.outstanding / self.copies + 1) as f32)
+        } else {
+            f32::NAN
+        };
+        let Seen { outstanding, limit } = seen;
+        Candidate { outstanding, copies: self.copies, slots: limit, predicted }
+    }
 }
 
 impl Variant {
@@ -113,21 +148,51 @@ impl Variant {
         except: &[Generation],
         mut draw: impl FnMut() -> u64,
     ) -> Option<Arc<Backend>> {
+        let strategy = self.strategy_now();
         loop {
             let candidates = self.lanes.iter().map(|lane| {
                 let seen = lane.slot.observe()?;
-                (!except.contains(&lane.generation)).then_some(Candidate {
-                    outstanding: seen.outstanding,
-                    copies: lane.copies,
-                    slots: seen.limit,
-                    predicted: f32::NAN,
-                })
+                (!except.contains(&lane.generation)).then(|| lane.candidate(seen, strategy))
             });
-            let Chosen { position, candidate } = route::choose(self.strategy, candidates, draw())?;
+            let Chosen { position, candidate } = route::choose(strategy, candidates, draw())?;
             let seen = Seen { outstanding: candidate.outstanding, limit: candidate.slots };
             if self.lanes[position].slot.try_take(seen) {
                 return Some(Arc::clone(&self.backends[position]));
             }
+        }
+    }
+}
+
+impl Variant {
+    /// Takes a slot of the copy that `key` belongs to, or of the next one that it would like, as
+    /// [`Variant::take_slot`] does.
+    pub(super) fn take_slot_by_key(&self, key: u64) -> Option<Arc<Backend>> {
+        loop {
+            let homes = self.lanes.iter().map(|lane| {
+                lane.slot.observe().map(|seen| Home {
+                    generation: lane.generation,
+                    outstanding: seen.outstanding,
+                    slots: seen.limit,
+                })
+            });
+            let (position, home) = session::choose_by_key(key, homes)?;
+            let seen = Seen { outstanding: home.outstanding, limit: home.slots };
+            if self.lanes[position].slot.try_take(seen) {
+                return Some(Arc::clone(&self.backends[position]));
+            }
+        }
+    }
+
+    /// The strategy, or what stands in for it while it knows too little: what is not known of one type
+    /// must not decide between the others either.
+    fn strategy_now(&self) -> RoutingStrategy {
+        match self.strategy {
+            RoutingStrategy::PredictedLatency
+                if !self.lanes.iter().all(|lane| lane.times.is_known()) =>
+            {
+                RoutingStrategy::LeastUtilization
+            }
+            strategy => strategy,
         }
     }
 }
@@ -270,18 +335,22 @@ impl Snapshot {
     }
 }
 
+/// What is counted and learned together.
+type Kind = (VariantKey, ModelName, Option<InstanceTypeName>);
+
 /// What is taken over from the snapshot before.
 struct Builder {
     backends: HashMap<BackendId, Arc<Backend>>,
     variants: HashMap<VariantKey, Arc<Variant>>,
-    traffic: HashMap<(VariantKey, ModelName, Option<InstanceTypeName>), Arc<Traffic>>,
+    traffic: HashMap<Kind, Arc<Traffic>>,
+    times: HashMap<Kind, Arc<ServiceTimes>>,
     /// This is not the first table: what is new in it is new altogether.
     is_later: bool,
 }
 
 impl Builder {
     fn new(previous: &Snapshot, leaving: &[Arc<Backend>]) -> Self {
-        let mut traffic = HashMap::new();
+        let (mut traffic, mut times) = (HashMap::new(), HashMap::new());
         for variant in previous.variants() {
             let unserved = (variant.key.clone(), variant.model.clone(), None);
             traffic.insert(unserved, Arc::clone(&variant.unserved));
@@ -289,7 +358,8 @@ impl Builder {
                 let route = &backend.route;
                 let key =
                     (variant.key.clone(), route.model.clone(), Some(route.instance_type.clone()));
-                traffic.insert(key, Arc::clone(&backend.traffic));
+                traffic.insert(key.clone(), Arc::clone(&backend.traffic));
+                times.insert(key, Arc::clone(&backend.times));
             }
         }
         Self {
@@ -300,6 +370,7 @@ impl Builder {
                 .collect(),
             variants: previous.variants().map(|v| (v.key.clone(), Arc::clone(v))).collect(),
             traffic,
+            times,
             is_later: previous.version != TableVersion::default(),
         }
     }
@@ -313,6 +384,7 @@ impl Builder {
         let backends: Box<[_]> = route.backends.iter().map(|b| self.backend(&key, b)).collect();
         let lane = |backend: &Arc<Backend>| Lane {
             slot: Arc::clone(&backend.slot),
+            times: Arc::clone(&backend.times),
             generation: backend.route.generation,
             copies: backend.route.copies,
         };
@@ -347,11 +419,17 @@ impl Builder {
         }
         // The same start of an instance keeps its count, whatever else of it has changed.
         let standing = known.map_or_else(
-            || (Arc::default(), Arc::new(Vitals::new(self.is_later))),
-            |backend| (Arc::clone(&backend.slot), Arc::clone(&backend.vitals)),
+            || Standing {
+                slot: Arc::default(),
+                vitals: Arc::new(Vitals::new(self.is_later)),
+                pinned: Arc::default(),
+            },
+            |backend| backend.standing(),
         );
         let traffic = self.traffic(variant, &route.model, Some(&route.instance_type));
-        Arc::new(Backend::new(route, standing, traffic))
+        let kind = (variant.clone(), route.model.clone(), Some(route.instance_type.clone()));
+        let times = Arc::clone(self.times.entry(kind).or_default());
+        Arc::new(Backend::new(route, standing, (traffic, times)))
     }
 
     fn traffic(

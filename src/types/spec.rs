@@ -66,7 +66,7 @@ pub enum Engine {
     /// vLLM.
     #[serde(rename = "vllm")]
     Vllm,
-    /// SGLang.
+    /// `SGLang`.
     #[serde(rename = "sglang")]
     Sglang,
     /// Text Generation Inference.
@@ -78,7 +78,7 @@ pub enum Engine {
     /// The server of llama.cpp.
     #[serde(rename = "llama.cpp")]
     LlamaCpp,
-    /// Anything else that speaks OpenAI's API.
+    /// Any other that speaks the `/v1` API.
     #[serde(rename = "openai")]
     OpenAi,
 }
@@ -181,6 +181,9 @@ pub struct RequestPolicy {
     /// The header whose value, a digit from 0 (served first) to 9, is a request's priority; lower case.
     /// Without it, and where a request has none, every request has priority 5.
     pub priority_header: Option<String>,
+    /// The header whose value binds requests to one copy by consistent hashing, while it has room; lower
+    /// case. Sessions of the SageMaker runtime need none.
+    pub sticky_header: Option<String>,
     /// A new copy is given its slots one by one over this time; zero: all at once.
     pub slow_start: Duration,
     /// When a backend is left alone because its answers are bad.
@@ -197,6 +200,7 @@ impl Default for RequestPolicy {
             retry_percent: 20,
             caller_header: "authorization".to_owned(),
             priority_header: None,
+            sticky_header: None,
             slow_start: Duration::ZERO,
             ejection: EjectionPolicy::default(),
             stall_timeout: None,

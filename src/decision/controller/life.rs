@@ -180,6 +180,7 @@ impl Controller {
         {
             memory.hold_until = now;
             self.journal.capacities.insert(key.clone());
+            self.dirty_users_of_type(&key.instance_type);
         }
     }
 
