@@ -24,6 +24,7 @@ fn play(start: u64, count: u64) {
     let next = AtomicU64::new(start);
     let workers = std::thread::available_parallelism().map_or(1, usize::from);
     let failures: Mutex<Vec<Outcome>> = Mutex::new(Vec::new());
+    let sums = [const { AtomicU64::new(0) }; 4];
     std::thread::scope(|scope| {
         for _ in 0..workers {
             scope.spawn(|| {
@@ -34,6 +35,11 @@ fn play(start: u64, count: u64) {
                         return;
                     }
                     let outcome = run(seed, Profile::of_seed(seed));
+                    let figures =
+                        [outcome.steps, outcome.actions, outcome.crashes, outcome.simulated_ms];
+                    for (sum, figure) in sums.iter().zip(figures) {
+                        sum.fetch_add(figure, Ordering::Relaxed);
+                    }
                     if outcome.failure.is_some() {
                         failures.lock().expect("failures").push(outcome);
                     }
@@ -41,6 +47,9 @@ fn play(start: u64, count: u64) {
             });
         }
     });
+    let [steps, actions, crashes, ms] = sums.map(AtomicU64::into_inner);
+    let hours = ms / 3_600_000;
+    println!("{steps} steps, {actions} actions, {crashes} crashes, {hours} simulated hours");
     let mut failures = failures.into_inner().expect("failures");
     failures.sort_by_key(|outcome| outcome.seed);
     if let Some(first) = failures.first() {

@@ -69,6 +69,12 @@ impl Machine {
         self.ended.is_none() && !self.dead && self.healthy_at.is_some_and(|at| at <= now)
     }
 
+    /// Whether its end is certain and has not come yet.
+    pub(super) fn doomed(&self) -> bool {
+        self.ended.is_none()
+            && (self.dead || self.dies_at.is_some() || self.interruption_at.is_some())
+    }
+
     fn status(&self, now: Timestamp) -> ProviderStatus {
         match (&self.ended, self.stopping_at) {
             (Some(ended), _) => ProviderStatus::Ended { reason: ended.reason.clone() },

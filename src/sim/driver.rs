@@ -24,6 +24,7 @@ pub(super) const PROXY_SILENCE: Duration = PROXY_LEASE;
 /// A manager that runs.
 pub(super) struct Manager {
     pub(super) life: u64,
+    pub(super) started_at: Timestamp,
     pub(super) controller: Controller,
     ledger: Ledger,
 }
@@ -58,7 +59,7 @@ impl World {
         let (life, seed) = (self.lives, self.rng.next());
         let controller = Controller::new(life, self.now, fleet, stored, seed);
         self.tell_story(|| format!("manager {life} starts"));
-        self.manager = Some(Manager { life, controller, ledger });
+        self.manager = Some(Manager { life, started_at: self.now, controller, ledger });
         self.turn();
     }
 

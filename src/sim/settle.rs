@@ -13,7 +13,7 @@ const SETTLE_LIMIT: Duration = Duration::from_secs(5400);
 /// Between two looks.
 const LOOK: Duration = Duration::from_secs(20);
 /// For how long it must stay as it is.
-const STILL: Duration = Duration::from_secs(100);
+const STILL: Duration = Duration::from_secs(75);
 
 impl World {
     /// Plays everything that comes after the script.
@@ -22,7 +22,7 @@ impl World {
             return;
         }
         let plenty = self.calm_down();
-        self.advance(self.now + Duration::from_secs(60));
+        self.advance(self.now + Duration::from_secs(30));
         self.setup.load.burst = 0;
         self.wait_settled(plenty, "after the trouble");
         self.stay_still(plenty);

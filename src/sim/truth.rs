@@ -1,14 +1,18 @@
 //! Checks with the world's truth: what no controller can know, and what must hold all the same.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
-use super::driver::PROXY_SILENCE;
+use super::driver::{Manager, PROXY_SILENCE};
 use super::world::World;
 use crate::decision::controller::Action;
 use crate::types::launch::LaunchBatch;
 use crate::types::record::Change;
 use crate::types::spec::Rebalance;
 use crate::types::{InstanceId, InstanceState, InstanceTypeName, VariantKey};
+
+/// How long after its time something due must have happened.
+const OVERDUE: Duration = Duration::from_secs(5);
 
 impl World {
     /// Checks an action that is about to be carried out.
@@ -27,6 +31,21 @@ impl World {
             if let Some(why) = self.still_serving(&instance) {
                 self.blame(format!("{instance} is stopped while {why}"));
             }
+        }
+    }
+
+    /// A drain ends at its deadline, whoever still has requests.
+    pub(super) fn check_overdue(&mut self) {
+        let settled_in = |manager: &Manager| self.now.since(manager.started_at) > OVERDUE;
+        if !self.manager.as_ref().is_some_and(settled_in) {
+            return;
+        }
+        let overdue = self.store.instances.values().find(|record| {
+            record.state == InstanceState::Draining
+                && record.drain_deadline.is_some_and(|at| self.now.since(at) > OVERDUE)
+        });
+        if let Some(record) = overdue {
+            self.blame(format!("{} drains past its deadline", record.id));
         }
     }
 
@@ -126,6 +145,10 @@ impl World {
             .filter(|(_, machine)| machine.ended.is_none())
             .map(|(id, _)| id)
             .collect();
+        let doomed = self.cloud.machines.iter().find(|(_, machine)| machine.doomed());
+        if let Some((id, _)) = doomed {
+            return Some(format!("{id} is about to end"));
+        }
         let recorded: BTreeSet<_> = self.store.instances.keys().collect();
         if running != recorded {
             return Some(format!("the cloud runs {running:?}, the store has {recorded:?}"));

@@ -181,6 +181,7 @@ impl World {
             }
             Due::Table { proxy, table } => self.deliver(proxy, &table),
             Due::ReportTurn { proxy } => {
+                self.check_overdue();
                 self.report(proxy);
                 let next = self.now + self.setup.report_every;
                 if !self.gone(proxy) {
