@@ -3,6 +3,13 @@
 //! `FOREBAY_SEEDS=100000 cargo test --release --test simulate many` plays a long run,
 //! `FOREBAY_SEED=17` says where it starts, `FOREBAY_TRACE=1` prints the transcript of that one seed.
 
+#![allow(
+    clippy::disallowed_methods,
+    clippy::float_cmp,
+    clippy::print_stdout,
+    reason = "tests run in real time, compare exact counts and print their seeds"
+)]
+
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 

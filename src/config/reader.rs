@@ -60,7 +60,7 @@ impl<'a> Table<'a> {
         self.value(key).and_then(|value| read(value, key, self.sink))
     }
 
-    /// The value of `key`, which must be there; `why` completes "[table] needs `key`, …".
+    /// The value of `key`, which must be there; `why` completes `[table]` needs `key`, …".
     pub(super) fn need<T: Read>(&self, key: &'static str, why: &str) -> Option<Located<T>> {
         self.must_have(key, why);
         self.get(key)

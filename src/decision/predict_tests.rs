@@ -1,5 +1,11 @@
 //! The learner against made-up types, and the choice that it feeds against one that knows the speeds.
 
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "times of the simulation fit"
+)]
+
 use std::collections::{BinaryHeap, VecDeque};
 
 use super::*;

@@ -244,7 +244,7 @@ mod tests {
     #[test]
     fn equals_are_chosen_equally_often() {
         for strategy in STRATEGIES {
-            let mut candidates = vec![Some(candidate(2, 1, 8)); 8];
+            let mut candidates = [Some(candidate(2, 1, 8)); 8];
             candidates[0] = Some(candidate(8, 1, 8));
             candidates[3] = None;
             candidates[7] = Some(candidate(8, 1, 8));

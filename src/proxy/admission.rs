@@ -197,9 +197,6 @@ impl Variant {
         {
             return Ok(self.room.reservation(backend));
         }
-        if self.backends.is_empty() && !self.hold_when_empty {
-            return Err(Refusal::NoInstance);
-        }
         if !tried.is_empty() && self.backends.len() <= tried.len() {
             return Err(Refusal::NoOtherInstance);
         }

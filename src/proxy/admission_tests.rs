@@ -37,7 +37,6 @@ fn table(revision: u64, queue_limit: u32, backends: Vec<BackendRoute>) -> Routin
         strategy: RoutingStrategy::LeastOutstandingRequests,
         queue_limit,
         queue_timeout_ms: 30_000,
-        hold_when_empty: true,
         requests: Default::default(),
         backends,
     };

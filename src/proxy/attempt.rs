@@ -21,6 +21,7 @@ use super::headers;
 use super::refusal::Refusal;
 use super::upstream::{Connection, Pool, SendError};
 use crate::decision::outcome;
+use crate::telemetry::request::RequestRecord;
 use crate::types::spec::OnClientAbort;
 
 /// What an attempt needs of its thread.
@@ -46,7 +47,7 @@ pub(super) enum Failure {
 
 impl Sender {
     /// Sends `request` to the instance of `reservation`. With `hold_head`, the answer is handed over only
-    /// once its body has begun.
+    /// once its body has begun. `life` is when the request arrived, and what is noted of it.
     ///
     /// # Errors
     /// [`Failure`].
@@ -54,19 +55,23 @@ impl Sender {
         &self,
         reservation: Reservation,
         request: Request<RequestBody>,
-        arrived_at: Instant,
+        life: (Instant, &RequestRecord),
         hold_head: bool,
     ) -> Result<Response<ResponseBody>, Failure> {
         if reservation.backend.route.on_client_abort == OnClientAbort::Cancel {
-            return self.try_once(reservation, request, arrived_at, hold_head).await;
+            return self.try_once(reservation, request, life, hold_head).await;
         }
         // Goes on without the client: whatever comes of it is read to its end.
         let (sender, receiver) = tokio::sync::oneshot::channel();
-        let this = self.clone();
+        let (this, arrived_at, record) = (self.clone(), life.0, life.1.clone());
         self.tasks.spawn_local(async move {
-            let outcome = this.try_once(reservation, request, arrived_at, hold_head).await;
+            let outcome =
+                this.try_once(reservation, request, (arrived_at, &record), hold_head).await;
             // A client that has left hands the answer back, whose drop reads it to its end.
-            drop(sender.send(outcome));
+            if let Err(unwanted) = sender.send(outcome) {
+                record.client_left_unanswered();
+                drop(unwanted);
+            }
         });
         receiver.await.unwrap_or(Err(Failure::Broken))
     }
@@ -75,10 +80,11 @@ impl Sender {
         &self,
         reservation: Reservation,
         mut request: Request<RequestBody>,
-        arrived_at: Instant,
+        life: (Instant, &RequestRecord),
         hold_head: bool,
     ) -> Result<Response<ResponseBody>, Failure> {
-        let exchange = Exchange::begin(reservation, arrived_at);
+        let exchange = Exchange::begin(reservation, life.0, life.1);
+        exchange.announce(request.headers_mut());
         if !request.headers().contains_key(HOST) {
             let host = exchange.backend().host_header.clone();
             request.headers_mut().insert(HOST, host);
@@ -165,8 +171,11 @@ impl Sender {
             if let Ok(client) = client {
                 let mut client = TokioIo::new(client);
                 // Either side's abrupt end is the end; there is nobody left to tell.
-                if client.write_all(&said_already).await.is_ok() {
-                    drop(tokio::io::copy_bidirectional(&mut client, &mut worker).await);
+                if client.write_all(&said_already).await.is_ok()
+                    && let Ok((up, down)) =
+                        tokio::io::copy_bidirectional(&mut client, &mut worker).await
+                {
+                    exchange.record().tunnelled(up, down);
                 }
             }
             exchange.completed();

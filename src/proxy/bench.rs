@@ -49,7 +49,6 @@ impl Fleet {
             strategy,
             queue_limit: 1,
             queue_timeout_ms: 1,
-            hold_when_empty: false,
             requests: Default::default(),
             backends: (0..copies).map(backend).collect(),
         };

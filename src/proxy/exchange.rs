@@ -18,6 +18,7 @@ use super::snapshot::Backend;
 use super::upstream::{Connection, Pool};
 use crate::decision::outcome::Outcome;
 use crate::runtime::clock;
+use crate::telemetry::request::RequestRecord;
 use crate::types::spec::OnClientAbort;
 
 /// What clients that left first are counted under (nginx's convention).
@@ -31,6 +32,7 @@ pub(super) struct Exchange {
     /// Requests at the instance when it was sent, itself included.
     company: u32,
     end: End,
+    record: RequestRecord,
 }
 
 /// How a request has ended so far.
@@ -50,12 +52,25 @@ enum End {
 
 impl Exchange {
     /// A request that arrived at `arrived_at` is sent from now on.
-    pub(super) fn begin(reservation: Reservation, arrived_at: Instant) -> Self {
+    pub(super) fn begin(
+        reservation: Reservation,
+        arrived_at: Instant,
+        record: &RequestRecord,
+    ) -> Self {
         let sent_at = clock::monotonic();
         reservation.backend.traffic.sent(sent_at.duration_since(arrived_at));
         reservation.backend.slot.note_sent(clock::uptime_ms());
         let company = reservation.backend.slot.outstanding();
-        Self { reservation, sent_at, company, end: End::Waiting }
+        Self { reservation, sent_at, company, end: End::Waiting, record: record.clone() }
+    }
+
+    /// Notes where it is sent, and says so in the trace's header.
+    pub(super) fn announce(&self, headers: &mut http::HeaderMap) {
+        self.record.attempt(&self.backend().route, self.sent_at, headers);
+    }
+
+    pub(super) fn record(&self) -> &RequestRecord {
+        &self.record
     }
 
     pub(super) fn backend(&self) -> &Backend {
@@ -65,6 +80,7 @@ impl Exchange {
     /// The head of the answer is here.
     pub(super) fn answered(&mut self, code: u16, outcome: Outcome) {
         self.end = End::Begun(code, outcome);
+        self.record.answered(code);
         self.worked();
     }
 
@@ -72,15 +88,18 @@ impl Exchange {
     pub(super) fn completed(&mut self) {
         if let End::Begun(code, outcome) = self.end {
             self.end = End::Complete(code, outcome);
+            self.record.completed();
         }
     }
 
     /// The worker broke off.
     pub(super) fn failed(&mut self) {
-        self.end = match self.end {
-            End::Begun(code, _) => End::Broken(Some(code)),
-            _ => End::Broken(None),
+        let (end, error) = match self.end {
+            End::Begun(code, _) => (End::Broken(Some(code)), "stream_broken"),
+            _ => (End::Broken(None), "upstream_broken"),
         };
+        self.end = end;
+        self.record.broke_off(error);
     }
 
     /// The answer goes to nobody: the request is tried elsewhere and counted there.
@@ -89,10 +108,12 @@ impl Exchange {
             self.reservation.note_outcome(outcome);
         }
         self.end = End::Elsewhere;
+        self.record.attempt_failed("not_run");
     }
 
     /// It was not sent after all.
     pub(super) fn not_sent(mut self) {
+        self.record.attempt_failed("connect_failed");
         self.backend().slot.note_connect_failure();
         self.backend().traffic.connect_failed();
         self.reservation.note_outcome(Outcome::Bad);
@@ -242,7 +263,9 @@ impl UpstreamBody {
             }
         };
         match &frame {
-            Some(Ok(_)) => {
+            Some(Ok(frame)) => {
+                let bytes = frame.data_ref().map_or(0, |data| data.len() as u64);
+                rest.exchange.record.passed_on(bytes);
                 rest.exchange.worked();
                 if !self.has_begun {
                     self.has_begun = true;
@@ -305,6 +328,9 @@ impl Drop for UpstreamBody {
     fn drop(&mut self) {
         if !self.must_finish() {
             return;
+        }
+        if let Some(rest) = &self.rest {
+            rest.exchange.record.client_left();
         }
         let mut orphan = Self {
             rest: self.rest.take(),

@@ -19,6 +19,7 @@ use super::attempt::Sender;
 use super::request::{Thread, serve};
 use super::router::Router;
 use super::upstream::Pool;
+use crate::telemetry::request::Observers;
 
 /// How the proxy listens and connects.
 #[derive(Debug, Clone)]
@@ -35,6 +36,8 @@ pub struct ProxyOptions {
     pub max_body_buffer: u64,
     /// How long requests may finish once the proxy is told to end.
     pub drain_timeout: Duration,
+    /// Who is told about finished requests.
+    pub observers: Observers,
 }
 
 /// How long a client may take to send a request's head.
@@ -130,7 +133,12 @@ fn run_thread(
         connect_timeout: options.connect_timeout,
         tasks: TaskTracker::new(),
     };
-    let thread = Rc::new(Thread { router, sender, max_body_buffer: options.max_body_buffer });
+    let thread = Rc::new(Thread {
+        router,
+        sender,
+        max_body_buffer: options.max_body_buffer,
+        observers: Rc::new(options.observers.clone()),
+    });
     runtime.block_on(async {
         let listener = TcpListener::from_std(listener)?;
         let pool = Rc::clone(&thread.sender.pool);

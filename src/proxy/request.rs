@@ -27,6 +27,7 @@ use super::snapshot::Variant;
 use super::sticky;
 use crate::decision::admit::Caller;
 use crate::runtime::clock;
+use crate::telemetry::request::{Observers, RequestRecord};
 use crate::telemetry::traffic::Traffic;
 use crate::types::spec::RequestPolicy;
 
@@ -40,6 +41,7 @@ pub(super) struct Thread {
     pub(super) sender: Sender,
     /// Bodies up to this size are read before a slot is taken.
     pub(super) max_body_buffer: u64,
+    pub(super) observers: Rc<Observers>,
 }
 
 /// Answers one request.
@@ -50,24 +52,36 @@ pub(super) async fn serve(
     thread: Rc<Thread>,
     request: Request<Incoming>,
 ) -> Result<Response<ResponseBody>, Infallible> {
-    let (parts, body) = request.into_parts();
+    let (mut parts, body) = request.into_parts();
+    let arrived_at = clock::monotonic();
+    let record = thread.observers.begin(&mut parts, arrived_at);
     if parts.method == Method::GET && parts.uri.path() == "/v1/models" {
-        return Ok(list_models(&thread.router));
+        let models = list_models(&thread.router);
+        record.own_answer(models.status().as_u16(), full_length(&models));
+        return Ok(models);
     }
     let target = Target::of(&parts);
     let sagemaker = target.is_sagemaker();
-    let arrived_at = clock::monotonic();
-    let body = RequestBody::new(body);
-    let mut life = Life { arrived_at, body, parts, variant: None, accountable: None, thread };
+    let body = RequestBody::new(body, record.body_meter());
+    let mut life =
+        Life { arrived_at, body, parts, variant: None, accountable: None, thread, record };
     match life.run(&target).await {
         Ok(response) => Ok(response),
         Err(refusal) => {
             if let Some(traffic) = &life.accountable {
                 traffic.answered(refusal.code());
             }
-            Ok(refusal.into_response(sagemaker))
+            let kind = refusal.kind();
+            let response = refusal.into_response(sagemaker);
+            life.record.refused(response.status().as_u16(), kind, full_length(&response));
+            Ok(response)
         }
     }
+}
+
+/// The length of a body that is here already.
+fn full_length(response: &Response<ResponseBody>) -> u64 {
+    http_body::Body::size_hint(response.body()).lower()
 }
 
 fn list_models(router: &Router) -> Response<ResponseBody> {
@@ -97,6 +111,7 @@ struct Life {
     variant: Option<Arc<Variant>>,
     /// Where an answer of our own is counted: at the instance type that failed, or at none.
     accountable: Option<Arc<Traffic>>,
+    record: RequestRecord,
 }
 
 impl Life {
@@ -106,6 +121,7 @@ impl Life {
         let variant = target.resolve(&self.parts, &mut self.body, &snapshot, most).await?;
         drop(snapshot);
         variant.room.arrived();
+        self.record.resolved(&variant.key, &variant.model);
         self.accountable = Some(Arc::clone(&variant.unserved));
         self.variant = Some(variant);
         self.read_small_body().await?;
@@ -154,7 +170,12 @@ impl Life {
             self.accountable = Some(Arc::clone(&reservation.backend.traffic));
             let request = draft.next(retry.may_follow());
             let hold_head = retry.replays() && draft.is_spare();
-            let sent = self.thread.sender.send(reservation, request, self.arrived_at, hold_head);
+            let sent = self.thread.sender.send(
+                reservation,
+                request,
+                (self.arrived_at, &self.record),
+                hold_head,
+            );
             match sent.await {
                 Ok(mut response) => {
                     sticky::name_sessions(response.headers_mut(), retry.tried().last().copied());
@@ -204,6 +225,7 @@ impl Life {
         if variant.backends.is_empty() {
             self.thread.router.want_report();
         }
+        self.record.waiting();
         let mut admitted = pin!(variant.admit(caller, retry.tried(), affinity));
         let most = self.thread.max_body_buffer;
         let mut unread = body.filter(|body| !body.is_complete());

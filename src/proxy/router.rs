@@ -75,7 +75,7 @@ impl Router {
         for gone in previous.backends().filter(|b| !stays.contains(&b.id())) {
             gone.slot.close();
             gone.pinned.turn_away();
-            gone.traffic.set_concurrency(0, 0, 0);
+            gone.traffic.set_concurrency(0, 0, 0, 0);
             if gone.slot.outstanding() > 0 {
                 leaving.push(Arc::clone(gone));
             }
@@ -163,21 +163,23 @@ impl Router {
     /// Brings the gauges up to date; to be called before they are read.
     pub fn refresh_gauges(&self) {
         for variant in self.current().variants() {
-            variant.room.traffic.set_queued(variant.room.waiting());
-            let mut by_type: Vec<(&Arc<Backend>, u32, u32, u32)> = Vec::new();
+            variant.room.traffic.set_queued(variant.room.waiting(), variant.queue_limit);
+            let mut by_type: Vec<(&Arc<Backend>, u32, u32, u32, u64)> = Vec::new();
             for backend in &variant.backends {
                 let (outstanding, copies) = (backend.slot.outstanding(), backend.route.copies);
+                let slots = u64::from(copies) * u64::from(backend.route.max_concurrency);
                 match by_type.iter_mut().find(|e| Arc::ptr_eq(&e.0.traffic, &backend.traffic)) {
                     Some(entry) => {
                         entry.1 += outstanding;
                         entry.2 += 1;
                         entry.3 += copies;
+                        entry.4 += slots;
                     }
-                    None => by_type.push((backend, outstanding, 1, copies)),
+                    None => by_type.push((backend, outstanding, 1, copies, slots)),
                 }
             }
-            for (backend, outstanding, instances, copies) in by_type {
-                backend.traffic.set_concurrency(outstanding, instances, copies);
+            for (backend, outstanding, instances, copies, slots) in by_type {
+                backend.traffic.set_concurrency(outstanding, instances, copies, slots);
             }
         }
     }

@@ -99,7 +99,6 @@ pub(super) struct Variant {
     pub(super) strategy: RoutingStrategy,
     pub(super) queue_limit: u32,
     pub(super) queue_timeout: Duration,
-    pub(super) hold_when_empty: bool,
     pub(super) requests: RequestPolicy,
     pub(super) room: Arc<WaitingRoom>,
     pub(super) shared: Arc<Shared>,
@@ -396,7 +395,6 @@ impl Builder {
             strategy: route.strategy,
             queue_limit: route.queue_limit,
             queue_timeout: Duration::from_millis(route.queue_timeout_ms),
-            hold_when_empty: route.hold_when_empty,
             requests: route.requests.clone(),
             room: known.map_or_else(|| new_room(&key, route), |v| Arc::clone(&v.room)),
             shared: known.map_or_else(

@@ -19,6 +19,13 @@ pub fn now() -> Timestamp {
     Timestamp(LATEST.fetch_max(now, Ordering::Relaxed).max(now))
 }
 
+/// Wall time in nanoseconds since 1970, as it is: it may go back. For what others measure too.
+#[must_use]
+pub fn wall_nanos() -> u64 {
+    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since_epoch.as_nanos()).unwrap_or(u64::MAX)
+}
+
 /// Monotonic time, for spans.
 #[must_use]
 pub fn monotonic() -> Instant {

@@ -60,7 +60,10 @@ impl World {
         let controller = Controller::new(life, self.now, fleet, stored, seed);
         self.tell_story(|| format!("manager {life} starts"));
         self.manager = Some(Manager { life, started_at: self.now, controller, ledger });
+        // It may find another config than the one before it had.
+        self.commanding = true;
         self.turn();
+        self.commanding = false;
     }
 
     /// Kills the manager; another starts after `down`.

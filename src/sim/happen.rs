@@ -98,7 +98,9 @@ impl World {
         if taken.is_ok() != allowed {
             self.blame(format!("setting {key} to {count} gives {taken:?}"));
         }
+        self.commanding = true;
         self.turn();
+        self.commanding = false;
         let same_life = self.manager.as_ref().is_some_and(|manager| manager.life == life);
         let durable = self.store.variants.get(key).map(|record| record.desired);
         if allowed && same_life && durable != Some(count) {
@@ -109,7 +111,9 @@ impl World {
     /// The operator's new config, which a manager that is down finds when it starts.
     pub(super) fn reconfigure(&mut self, fleet: Arc<FleetSpec>) {
         self.fleet = Arc::clone(&fleet);
+        self.commanding = true;
         self.tell(Event::Reconfigured(fleet));
+        self.commanding = false;
     }
 
     fn with_machine(

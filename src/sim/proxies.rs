@@ -119,7 +119,7 @@ impl Proxy {
         let route = &table.endpoints[endpoint].variants[at];
         match rng.pick(&route.backends) {
             Some(backend) => self.dispatch(variant, backend, requests),
-            None if route.hold_when_empty && queued <= route.queue_limit => {
+            None if queued <= route.queue_limit => {
                 self.wait(variant, queued);
                 Sent::Waits(Duration::from_millis(route.queue_timeout_ms))
             }

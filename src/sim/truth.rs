@@ -27,11 +27,32 @@ impl World {
         {
             self.blame(format!("{:?} is launched and {better} was never refused", batch.instances));
         }
+        if let Some(what) = self.put_to_sleep(action) {
+            self.blame(what);
+        }
         for instance in self.stopped_by(action) {
             if let Some(why) = self.still_serving(&instance) {
                 self.blame(format!("{instance} is stopped while {why}"));
             }
         }
+    }
+
+    /// A variant that is put to sleep although it was asked for lately. Nobody but the controller does
+    /// that in a turn in which the operator said nothing.
+    fn put_to_sleep(&self, action: &Action) -> Option<String> {
+        let Action::Persist(changes) = action else { return None };
+        changes.iter().find_map(|change| {
+            let Change::PutVariant(record) = change else { return None };
+            let before = self.store.variants.get(&record.variant)?.desired;
+            let after = self.fleet.variant(&record.variant)?.scale_to_zero_after?;
+            let (at, proxy) = *self.asked.get(&record.variant)?;
+            let idle = self.now.since(at);
+            let known = idle > self.setup.report_every + self.setup.message.1
+                && !self.silent(proxy)
+                && self.must_be_known(proxy);
+            (before > 0 && record.desired == 0 && !self.commanding && known && idle < after)
+                .then(|| format!("{} sleeps {idle:?} after a request", record.variant))
+        })
     }
 
     /// A drain ends at its deadline, whoever still has requests.

@@ -1,7 +1,7 @@
 //! The simulated world: one clock, one agenda, and everything that lives by them. [`World::advance`] is
 //! the loop; [`super::driver`] is the manager's side of it, [`super::happen`] what the script does.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -43,8 +43,12 @@ pub(super) struct World {
     pub(super) published: Option<Arc<RoutingTable>>,
     /// Actions until the manager dies, and for how long.
     pub(super) crash: Option<(u32, Duration)>,
+    /// When each variant was last asked for, and at which proxy.
+    pub(super) asked: BTreeMap<VariantKey, (Timestamp, usize)>,
     /// Variants that had an instance come into service since the set was last emptied.
     pub(super) served: BTreeSet<VariantKey>,
+    /// The operator's command is being carried out.
+    pub(super) commanding: bool,
     /// Nothing may change any more.
     pub(super) frozen: bool,
     /// The first thing that went wrong.
@@ -109,7 +113,9 @@ impl World {
             proxies: Vec::new(),
             published: None,
             crash: None,
+            asked: BTreeMap::new(),
             served: BTreeSet::new(),
+            commanding: false,
             frozen: false,
             fault: None,
             trace,
@@ -271,6 +277,7 @@ impl World {
     /// Clients send `requests` for `variant` to a proxy.
     pub(super) fn request(&mut self, proxy: usize, variant: &VariantKey, requests: u32) {
         self.tally.requests += u64::from(requests);
+        self.asked.insert(variant.clone(), (self.now, proxy));
         match self.proxies[proxy].send(variant, requests, &mut self.rng) {
             Sent::To(number, instance) => self.track(proxy, number, &instance),
             Sent::Waits(limit) => {

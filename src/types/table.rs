@@ -74,9 +74,6 @@ pub struct VariantRoute {
     pub queue_limit: u32,
     /// How long one may wait, in milliseconds.
     pub queue_timeout_ms: u64,
-    /// Whether requests wait in the queue while there is no backend at all (scaled to zero), or are
-    /// refused at once.
-    pub hold_when_empty: bool,
     /// How requests are treated beyond that.
     #[serde(default)]
     pub requests: RequestPolicy,

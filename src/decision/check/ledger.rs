@@ -5,14 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::table::{check_table, wrong};
+use super::table::{check_backend, check_table, wrong};
 use super::{Violation, changes};
 use crate::decision::controller::{Action, Event};
 use crate::types::launch::{LaunchBatch, LaunchOutcome, ProviderInstance, ProviderStatus};
 use crate::types::record::{InstanceRecord, StoredState, VariantRecord};
 use crate::types::report::ProxyReport;
 use crate::types::spec::FleetSpec;
-use crate::types::table::{BackendRoute, RoutingTable, TableVersion};
+use crate::types::table::{RoutingTable, TableVersion};
 use crate::types::{
     Address, Generation, InstanceId, InstanceState, InstanceTypeName, ProviderError, ProviderName,
     ProxyId, Timestamp, VariantKey,
@@ -383,45 +383,6 @@ impl Ledger {
             found.push(Violation::WrongName { name: name.clone(), problem });
         }
     }
-}
-
-fn check_backend(
-    known: Option<&Known>,
-    variant: &VariantKey,
-    backend: &BackendRoute,
-) -> Vec<Violation> {
-    let Some(known) = known.filter(|known| known.record.state == InstanceState::InService) else {
-        let state = known.map(|known| known.record.state);
-        return vec![Violation::NotInService { instance: backend.instance.clone(), state }];
-    };
-    let record = &known.record;
-    let mut found = Vec::new();
-    let mut compare = |field, right: bool, value: String| {
-        if !right {
-            found.push(wrong(format!("backend {}", backend.instance), field, value));
-        }
-    };
-    compare("variant", record.variant == *variant, variant.to_string());
-    compare(
-        "generation",
-        record.generation == backend.generation,
-        format!("{} for {}", backend.generation, record.generation),
-    );
-    compare(
-        "address",
-        record.address.as_ref() == Some(&backend.address),
-        backend.address.to_string(),
-    );
-    compare("model", record.model == backend.model, backend.model.to_string());
-    compare("copies", record.copies == backend.copies, backend.copies.to_string());
-    compare(
-        "max_concurrency",
-        record.max_concurrency == backend.max_concurrency,
-        backend.max_concurrency.to_string(),
-    );
-    let type_matches = record.instance_type == backend.instance_type;
-    compare("instance_type", type_matches, backend.instance_type.to_string());
-    found
 }
 
 impl Known {

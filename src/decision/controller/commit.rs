@@ -163,7 +163,6 @@ impl Controller {
             strategy: spec.routing,
             queue_limit: spec.queue.limit,
             queue_timeout_ms: u64::try_from(spec.queue.timeout.as_millis()).unwrap_or(u64::MAX),
-            hold_when_empty: spec.min_instance_count == 0,
             requests: spec.requests.clone(),
             backends: self.fleet.of(key).filter_map(|i| self.backend(i)).collect(),
         }

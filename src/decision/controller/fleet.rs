@@ -63,6 +63,8 @@ pub(super) struct Instance {
     pub(super) probe: Probe,
     pub(super) stop: Stop,
     pub(super) interruption: Option<Interruption>,
+    /// When a proxy last saw it send bytes or finish a request.
+    pub(super) worked_at: Option<Timestamp>,
     /// The first published table without it, once it drains.
     pub(super) out_since: Option<TableVersion>,
 }
@@ -81,6 +83,7 @@ impl Instance {
             probe: Probe::default(),
             stop: Stop::default(),
             interruption: None,
+            worked_at: None,
             out_since: None,
         }
     }

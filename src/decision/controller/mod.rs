@@ -34,6 +34,10 @@
 //!   unhealthy while it starts (or within [`QUICK_DEATH`] of being in service), blocks its pool for that
 //!   variant, for a time that doubles; other pools are not asked in its place. Blocks and the pace of
 //!   moves are in memory only: a restart tries once more.
+//! * **Dead, busy, hung.** An instance that fails `unhealthy_threshold` probes in a row is replaced, unless
+//!   a proxy has seen it send bytes meanwhile; one that holds requests and sends nothing for the
+//!   variant's `stall_timeout` is replaced whatever its probes say. Both have half a minute for what they
+//!   still hold, not the whole `drain_timeout`: little of it would be answered.
 //! * **What a reload changes.** Counts, pools, priorities, limits and policies apply at once;
 //!   `max_concurrency` also to running instances. Models and copies of running instances stay as they
 //!   were launched (changing those is a deployment). Instances of a removed pool leave once they are

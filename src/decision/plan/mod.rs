@@ -34,7 +34,8 @@
 //!   more preferred ones lack.
 //! * **P3 bounded change**: one plan launches at most the desired number, and lets go at most those there
 //!   are.
-//! * **P4 fallback first**: a surplus instance leaves only if none of a lower priority stays.
+//! * **P4 fallback first**: a surplus instance leaves only if none of a lower priority stays, not even one
+//!   that waits for its replacement.
 //! * **P5 no dip**: after a surplus or replaced instance has left, at least the desired number is at
 //!   least as far as it was; only an announced interruption may break this.
 //! * **P6 holds**: no held or blocked pool is asked outside its own open window, a pool with a memory is

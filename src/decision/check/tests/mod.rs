@@ -219,7 +219,6 @@ fn table(revision: u64, names: &[&str]) -> RoutingTable {
         strategy: RoutingStrategy::Random,
         queue_limit: 1,
         queue_timeout_ms: 1,
-        hold_when_empty: false,
 
         requests: RequestPolicy::default(),
         backends,

@@ -64,6 +64,9 @@ pub(crate) struct World {
     pub(crate) proxy: Option<BTreeMap<InstanceId, u32>>,
     pub(crate) queued: u32,
     pub(crate) arrivals: u64,
+    /// Instances that the proxy sees work, and that it sees hang.
+    pub(crate) progress: BTreeSet<InstanceId>,
+    pub(crate) stalls: BTreeSet<InstanceId>,
     /// The proxy does not take new tables.
     pub(crate) proxy_stuck: bool,
     applied: Arc<RoutingTable>,
@@ -97,6 +100,8 @@ impl World {
             proxy: Some(BTreeMap::new()),
             queued: 0,
             arrivals: 0,
+            progress: BTreeSet::new(),
+            stalls: BTreeSet::new(),
             proxy_stuck: false,
             applied: Arc::default(),
             controller: None,
@@ -408,9 +413,8 @@ impl World {
                 generation: record.generation,
                 outstanding: *outstanding,
                 connect_failures: 0,
-
-                progressed: false,
-                stalled: false,
+                progressed: self.progress.contains(id),
+                stalled: self.stalls.contains(id),
             })
         });
         let variants = self.spec.endpoints.iter().map(|e| DemandReport {
