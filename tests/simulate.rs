@@ -18,8 +18,33 @@ use forebay::sim::{Outcome, Profile, run, run_traced, simulate};
 /// Failures after which no more seeds are played.
 const ENOUGH: usize = 20;
 
-/// Seeds that once found a bug, each with what it was.
-const REGRESSIONS: &[(u64, Profile)] = &[];
+/// Seeds that found a bug, or find one that was put in to see whether it is found; each with what it was.
+const REGRESSIONS: &[(u64, Profile)] = &[
+    // An idle variant kept its instances for ever: its timer was not set while the last request ran.
+    (42, Profile::Zero),
+    // Variants fell asleep although they had been asked for, because the clock of idleness did not count.
+    (35, Profile::Everything),
+    // A request that came and went woke nobody.
+    (6, Profile::Zero),
+    // A manager that had just started took proxies that had not reported yet for gone.
+    (26, Profile::Everything),
+    // Instances were stopped before every proxy had applied the table without them.
+    (0, Profile::Calm),
+    // A drain went on past its deadline.
+    (9, Profile::Calm),
+    // A list that was begun before an instance was granted was taken for proof of its absence.
+    (2, Profile::Faults),
+    // A termination without an answer was never repeated.
+    (20, Profile::Faults),
+    // What a dead manager had asked for was neither found nor asked for again.
+    (12, Profile::Crashes),
+    // A late launch left an instance that nobody knew, and nobody ended it.
+    (134, Profile::Everything),
+    // Preferred instances left while fallback stayed.
+    (1, Profile::Scarcity),
+    // Instances of a removed pool left before they were replaced.
+    (4, Profile::Operators),
+];
 
 fn number(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok()?;
