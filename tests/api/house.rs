@@ -36,6 +36,7 @@ const DEADLINE: Duration = Duration::from_secs(30);
 /// A running manager.
 pub(crate) struct House {
     pub(crate) handle: ManagerHandle,
+    pub(crate) router: axum::Router,
     address: std::net::SocketAddr,
     manager: JoinHandle<Result<(), ManagerError>>,
     api: JoinHandle<()>,
@@ -76,8 +77,9 @@ impl House {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("binds");
         let address = listener.local_addr().expect("bound");
         let stop = CancellationToken::new();
-        let api = tokio::spawn(api::serve(listener, api::router(state), stop.clone()));
-        Self { handle, address, manager, api, stop }
+        let router = api::router(state);
+        let api = tokio::spawn(api::serve(listener, router.clone(), stop.clone()));
+        Self { handle, router, address, manager, api, stop }
     }
 
     pub(crate) fn admin(&self) -> String {
@@ -123,11 +125,6 @@ impl House {
         let answer = client.request(request).await.expect("an answer");
         let status = answer.status().as_u16();
         (status, answer.into_body().collect().await.expect("a body").to_bytes())
-    }
-
-    /// Ends the API alone.
-    pub(crate) fn stop_serving(&self) {
-        self.stop.cancel();
     }
 
     /// Waits until the manager ends by itself.
