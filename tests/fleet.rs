@@ -1,5 +1,12 @@
 //! The fleet from outside: the real binary launches real processes, loses them, grows, shrinks, restarts.
 
+#![allow(
+    clippy::disallowed_methods,
+    clippy::float_cmp,
+    clippy::print_stdout,
+    reason = "tests run in real time, compare exact counts and print their seeds"
+)]
+
 mod support;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -41,7 +48,8 @@ fn wait_types(forebay: &Forebay, expected: &[&str]) {
     expected.sort();
     eventually(&format!("{expected:?} in service and nothing else"), || {
         let settled = forebay.instances().len() == expected.len();
-        (settled && types_in_service(forebay) == expected).then_some(())
+        let same = settled && types_in_service(forebay) == expected;
+        (same && forebay.proxies_are_current()).then_some(())
     });
 }
 

@@ -1,5 +1,12 @@
 //! The data plane from outside: real sockets, real workers, the real binary.
 
+#![allow(
+    clippy::disallowed_methods,
+    clippy::float_cmp,
+    clippy::print_stdout,
+    reason = "tests run in real time, compare exact counts and print their seeds"
+)]
+
 mod support;
 
 use std::io::Write;
@@ -409,19 +416,29 @@ fn an_upgrade_is_tunnelled_and_counted() {
 }
 
 #[test]
-fn before_any_worker_a_request_is_refused_clearly() {
-    let worker = Worker::start(&["--startup-delay", "3s"]);
-    let config_worker = format!("http://{}", worker.address);
-    let config = format!(
-        "[proxy]\nlisten = \"{{proxy}}\"\n[admin]\nlisten = \"{{admin}}\"\n[provider.existing]\nkind = \"static\"\n[instance_type.\"ml.t\"]\nprovider = \"existing\"\naddresses = [\"{config_worker}\"]\n[[endpoint]]\nname = \"e\"\n[[endpoint.variant]]\nname = \"v\"\nmodel = \"m\"\ninitial_instance_count = 1\nmax_instance_count = 1\nstartup_health_interval = \"50ms\"\n[[endpoint.variant.pool]]\ninstance_type = \"ml.t\"\npriority = 1\n"
-    );
-    let forebay = Forebay::serve(&config);
-    let answer = chat(&forebay);
-    assert_eq!(answer.status, 503, "{}", answer.text());
-    assert_eq!(answer.header("x-forebay-error"), Some("no_instance"));
-    assert!(answer.header("retry-after").is_some());
-    forebay.wait_in_service(1);
-    eventually("it serves", || (chat(&forebay).status == 200).then_some(()));
+fn before_any_worker_a_request_waits_or_is_refused_clearly() {
+    let worker = Worker::start(&["--startup-delay", "2s"]);
+    let config = |timeout: &str| {
+        format!(
+            "[proxy]\nlisten = \"{{proxy}}\"\n[admin]\nlisten = \"{{admin}}\"\n[provider.existing]\nkind = \"static\"\n[instance_type.\"ml.t\"]\nprovider = \"existing\"\naddresses = [\"http://{}\"]\n[[endpoint]]\nname = \"e\"\n[[endpoint.variant]]\nname = \"v\"\nmodel = \"m\"\ninitial_instance_count = 1\nmax_instance_count = 1\nstartup_health_interval = \"50ms\"\nqueue_timeout = \"{timeout}\"\n[[endpoint.variant.pool]]\ninstance_type = \"ml.t\"\npriority = 1\n",
+            worker.address
+        )
+    };
+    let (patient, hasty) = (Forebay::serve(&config("30s")), Forebay::serve(&config("200ms")));
+    for forebay in [&patient, &hasty] {
+        eventually("it has a table", || forebay.proxies_are_current().then_some(()));
+    }
+    std::thread::scope(|scope| {
+        let waits = scope.spawn(|| chat(&patient));
+        let answer = chat(&hasty);
+        assert_eq!(answer.status, 503, "{}", answer.text());
+        assert_eq!(answer.header("x-forebay-error"), Some("queue_timeout"));
+        assert!(answer.header("retry-after").is_some());
+        let answer = waits.join().expect("no panic");
+        assert_eq!(answer.status, 200, "it waited for the worker: {}", answer.text());
+    });
+    wait_all_zero(&patient);
+    wait_all_zero(&hasty);
 }
 
 /// Thousands of streams that are cancelled, broken or run out of patience, in every phase.
@@ -459,11 +476,11 @@ fn a_hostile_storm_ends_with_every_counter_at_zero() {
 fn hostile(forebay: &Forebay, number: u64) {
     let mut client = Client::connect(forebay.proxy);
     let patience = Duration::from_millis(number.wrapping_mul(2_654_435_761) % 40);
-    let body = if number % 3 == 0 { CHAT } else { STREAM };
+    let body = if number.is_multiple_of(3) { CHAT } else { STREAM };
     match number % 6 {
         // Leaves after sending half of its head, half of its body, or all of it.
         0 => {
-            drop(client.stream.write_all(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncont"))
+            drop(client.stream.write_all(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncont"));
         }
         1 => {
             let head = format!(

@@ -3,9 +3,20 @@
 //! `FOREBAY_SEEDS=100000 cargo test --release --test simulate many` plays a long run,
 //! `FOREBAY_SEED=17` says where it starts, `FOREBAY_TRACE=1` prints the transcript of that one seed.
 
+#![allow(
+    clippy::disallowed_methods,
+    clippy::float_cmp,
+    clippy::print_stdout,
+    reason = "tests run in real time, compare exact counts and print their seeds"
+)]
+
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use forebay::sim::{Profile, run, run_traced};
+use forebay::sim::{Outcome, Profile, run, run_traced};
+
+/// Failures after which no more seeds are played.
+const ENOUGH: usize = 20;
 
 /// Seeds that once found a bug, each with what it was.
 const REGRESSIONS: &[(u64, Profile)] = &[];
@@ -19,13 +30,14 @@ fn number(name: &str) -> Option<u64> {
 fn play(start: u64, count: u64) {
     let next = AtomicU64::new(start);
     let workers = std::thread::available_parallelism().map_or(1, usize::from);
-    let failures = std::sync::Mutex::new(Vec::new());
+    let failures: Mutex<Vec<Outcome>> = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
         for _ in 0..workers {
             scope.spawn(|| {
                 loop {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= start.saturating_add(count) {
+                    let enough = failures.lock().expect("failures").len() >= ENOUGH;
+                    if enough || seed >= start.saturating_add(count) {
                         return;
                     }
                     let outcome = run(seed, Profile::of_seed(seed));
@@ -47,7 +59,10 @@ fn play(start: u64, count: u64) {
                 other.failure.as_deref().unwrap_or_default()
             );
         }
-        panic!("{} of {count} seeds fail; the first:\n{first}", failures.len());
+        panic!(
+            "{} of {count} seeds fail (no more are played); the first:\n{first}",
+            failures.len()
+        );
     }
 }
 

@@ -6,8 +6,8 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use tokio::sync::watch;
 
-use super::AppError;
 use super::providers::Providers;
+use super::{AppError, observers};
 use crate::config::Config;
 use crate::control::{Manager, ManagerError, ManagerHandle, ManagerOptions, OnExit};
 use crate::proxy::link::{self, LinkOptions, REPORT_INTERVAL, REPORT_SPACING};
@@ -15,12 +15,13 @@ use crate::proxy::{self, Listening, ProxyOptions, Router};
 use crate::runtime::rng;
 use crate::runtime::tasks::Tasks;
 use crate::store::sqlite::SqliteStore;
+use crate::telemetry::request::Observers;
 use crate::types::ProxyId;
 use crate::types::report::ProxyReport;
 use crate::types::table::RoutingTable;
 
 /// How often rates are brought up to date.
-const TICK: Duration = Duration::from_secs(1);
+const TICK: Duration = Duration::from_millis(250);
 
 /// The manager, running.
 pub(super) struct ManagerHalf {
@@ -39,12 +40,12 @@ impl ManagerHalf {
         let mut options = ManagerOptions::new(Arc::clone(&config.fleet), managed);
         options.crash = crate::control::crash::CrashPoints::from_environment()
             .map_err(|error| AppError::Start(std::io::Error::other(error)))?;
-        let (manager, handle) = Manager::new(options, Box::new(store));
+        let (runs, handle) = Manager::new(options, Box::new(store));
         let (ended, has_ended) = watch::channel(false);
         let outcome = Arc::new(Mutex::new(None));
         let slot = Arc::clone(&outcome);
         tasks.spawn("manager", async move {
-            let outcome = manager.run().await;
+            let outcome = runs.run().await;
             *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(outcome);
             ended.send_replace(true);
         });
@@ -72,6 +73,7 @@ pub(super) struct ProxyHalf {
     router: Arc<Router>,
     listening: Listening,
     drain_timeout: Duration,
+    pub(super) observers: Observers,
 }
 
 impl ProxyHalf {
@@ -82,17 +84,17 @@ impl ProxyHalf {
         tasks: &Tasks,
     ) -> Result<Self, AppError> {
         let id = format!("proxy-{}-{}", std::process::id(), rng::unique_suffix());
+        let observers = observers::start(&config.telemetry, &id, tasks)?;
         let id = ProxyId::new(id).map_err(|error| AppError::Start(std::io::Error::other(error)))?;
         let router = Router::new(id);
-        match manager {
-            Some(half) => tie(&half.handle, &router, tasks),
-            None => {
-                let options = LinkOptions {
-                    manager: config.proxy.manager.clone().ok_or(AppError::NoManager)?,
-                    table_path: config.proxy.table_path.clone(),
-                };
-                link::start(&options, &router, tasks).map_err(AppError::Table)?;
-            }
+        if let Some(half) = manager {
+            tie(&half.handle, &router, tasks);
+        } else {
+            let options = LinkOptions {
+                manager: config.proxy.manager.clone().ok_or(AppError::NoManager)?,
+                table_path: config.proxy.table_path.clone(),
+            };
+            link::start(&options, &router, tasks).map_err(AppError::Table)?;
         }
         let options = ProxyOptions {
             listen: config.proxy.listen,
@@ -101,6 +103,7 @@ impl ProxyHalf {
             pool_idle_timeout: config.proxy.pool_idle_timeout,
             max_body_buffer: config.proxy.max_body_buffer as u64,
             drain_timeout: config.proxy.drain_timeout,
+            observers: observers.clone(),
         };
         let listening = proxy::listen(&options, &router).map_err(|error| AppError::Listen {
             address: options.listen,
@@ -109,7 +112,7 @@ impl ProxyHalf {
         })?;
         tracing::info!(address = %listening.address(), threads = options.threads, "the proxy listens");
         tasks.spawn_until_stopped("rates", tick(Arc::clone(&router)));
-        Ok(Self { router, listening, drain_timeout: options.drain_timeout })
+        Ok(Self { router, listening, drain_timeout: options.drain_timeout, observers })
     }
 
     pub(super) fn readiness(&self) -> crate::api::Readiness {

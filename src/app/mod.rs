@@ -6,6 +6,7 @@
 //! admin listener.
 
 mod halves;
+mod observers;
 mod plan;
 mod providers;
 mod reload;
@@ -23,6 +24,7 @@ use crate::api::{self, ApiState};
 use crate::config::{self, Config, Mistake, OnExit};
 use crate::control::ManagerError;
 use crate::runtime::tasks::Tasks;
+use crate::telemetry::access::AccessLog;
 use crate::telemetry::traffic;
 use halves::{ManagerHalf, ProxyHalf};
 
@@ -165,7 +167,8 @@ async fn run_until_told(
     tasks.spawn("admin", api);
     tasks.spawn_until_stopped("metrics-upkeep", upkeep(metrics));
 
-    let outcome = wait(&mut signals, &reloader, manager.as_ref()).await;
+    let access = proxy.as_ref().and_then(|half| half.observers.access.clone());
+    let outcome = wait(&mut signals, &reloader, manager.as_ref(), access.as_ref()).await;
     signals.second_ends_the_process();
     if let Some(proxy) = proxy {
         proxy.stop().await;
@@ -195,6 +198,7 @@ async fn wait(
     signals: &mut signals::Signals,
     reloader: &reload::Reloader,
     manager: Option<&ManagerHalf>,
+    access: Option<&AccessLog>,
 ) -> Result<(), AppError> {
     loop {
         let manager_ended = async {
@@ -205,7 +209,12 @@ async fn wait(
         };
         tokio::select! {
             signal = signals.next() => match signal {
-                signals::Signal::Reload => reloader.reload_and_log().await,
+                signals::Signal::Reload => {
+                    if let Some(log) = access {
+                        log.reopen();
+                    }
+                    reloader.reload_and_log().await;
+                }
                 signals::Signal::End => {
                     tracing::info!("told to end: draining");
                     return Ok(());

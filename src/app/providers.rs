@@ -53,9 +53,10 @@ impl Providers {
                     provider
                 }
             };
-            let observed = Arc::new(Observed::new(provider, name.clone()));
-            let limited = Arc::new(Limited::new(observed, CallLimits::default()));
-            managed.insert(name.clone(), ManagedProvider::new(limited, nudge));
+            // The limit inside, so that a call that it cuts off is measured too.
+            let limited = Arc::new(Limited::new(provider, CallLimits::default()));
+            let observed = Arc::new(Observed::new(limited, name.clone()));
+            managed.insert(name.clone(), ManagedProvider::new(observed, nudge));
         }
         (providers, managed)
     }

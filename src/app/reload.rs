@@ -98,6 +98,7 @@ fn fixed_changes(old: &Config, new: &Config) -> Vec<String> {
         ("[admin]", old.admin != new.admin),
         ("[manager]", old.manager != new.manager),
         ("[store]", old.store != new.store),
+        ("[telemetry]", old.telemetry != new.telemetry),
         ("[provider]", old.providers != new.providers),
     ];
     parts.iter().filter(|(_, differs)| *differs).map(|(part, _)| (*part).to_owned()).collect()
@@ -118,7 +119,7 @@ fn fleet_changes(old: &FleetSpec, new: &FleetSpec) -> Vec<String> {
         match old.endpoints.iter().find(|before| before.name == endpoint.name) {
             None => changes.push(format!("endpoint {} is new", endpoint.name)),
             Some(before) if before != endpoint => {
-                changes.push(format!("endpoint {}", endpoint.name))
+                changes.push(format!("endpoint {}", endpoint.name));
             }
             Some(_) => {}
         }

@@ -1,6 +1,6 @@
 //! `[[endpoint]]`: what clients call, and that names and weights make sense together.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::instance_type::InstanceTypes;
 use super::mistake::Sink;
@@ -71,26 +71,28 @@ fn variants(
 pub(super) struct Names {
     what: &'static str,
     rule: &'static str,
-    seen: Vec<(String, usize)>,
+    seen: BTreeMap<String, usize>,
 }
 
 impl Names {
     /// For names of `what`; `rule` says what holds for them.
     pub(super) fn new(what: &'static str, rule: &'static str) -> Self {
-        Self { what, rule, seen: Vec::new() }
+        Self { what, rule, seen: BTreeMap::new() }
     }
 
     /// Takes in one; a mistake if it is known already.
     pub(super) fn note<T>(&mut self, found: &Located<T>, name: &str, sink: &Sink<'_>) {
-        match self.seen.iter().find(|(seen, _)| seen == name) {
-            Some((_, first)) => {
+        match self.seen.get(name) {
+            Some(first) => {
                 let (what, rule, line) = (self.what, self.rule, sink.line(*first));
                 sink.error(
                     found.at,
                     format!("{what} \"{name}\" is already in line {line}; {rule}"),
                 );
             }
-            None => self.seen.push((name.to_owned(), found.at)),
+            None => {
+                self.seen.insert(name.to_owned(), found.at);
+            }
         }
     }
 }

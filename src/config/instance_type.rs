@@ -1,6 +1,6 @@
 //! `[instance_type.NAME]`: who provides it and what one instance of it can do.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::limits;
 use super::mistake::Sink;
@@ -8,7 +8,7 @@ use super::provider::{Kind, Providers};
 use super::reader::{Located, Table};
 use super::suggest;
 use super::values::shortened;
-use crate::types::spec::InstanceTypeSpec;
+use crate::types::spec::{InstanceTypeSpec, OnClientAbort};
 use crate::types::{Address, InstanceTypeName, Protocol, ProviderName};
 
 /// What the file says about instance types. As with providers, wrong ones are known too.
@@ -23,8 +23,8 @@ pub(super) struct InstanceTypes {
 /// Reads all instance types, and warns of providers that none of them uses.
 pub(super) fn read(root: &Table<'_>, providers: &Providers) -> InstanceTypes {
     let mut types = InstanceTypes::default();
-    let mut servers = Vec::new();
-    let mut used = Vec::new();
+    let mut servers = BTreeMap::new();
+    let mut used = BTreeSet::new();
     for (name, table) in root.named_tables("instance_type") {
         if table.has_only_tables() {
             split_names(*name, &table, &mut types);
@@ -43,7 +43,7 @@ pub(super) fn read(root: &Table<'_>, providers: &Providers) -> InstanceTypes {
         }
     }
     for (name, provider) in &providers.known {
-        if !used.iter().any(|used| used.as_str() == name) {
+        if !used.contains(name.as_str()) {
             let rule = format!("provider \"{name}\" is unused: no instance type names it");
             root.sink().warning(provider.at, rule);
         }
@@ -82,7 +82,7 @@ fn instance_type(
     table: &Table<'_>,
     provider: Option<&Located<ProviderName>>,
     kind: Option<Kind>,
-    servers: &mut Vec<Located<Address>>,
+    servers: &mut BTreeMap<Address, usize>,
 ) -> Option<InstanceTypeSpec> {
     let protocol = table.get::<Protocol>("protocol");
     let capacity = capacity(table, kind);
@@ -93,6 +93,7 @@ fn instance_type(
     let amount = |key| table.get_in(key, limits::AMOUNT, f64::to_string).map(|found| found.value);
     let spec = InstanceTypeSpec {
         capacity,
+        on_client_abort: table.or("on_client_abort", OnClientAbort::default()),
         max_concurrency: table.number_or("max_concurrency", limits::CONCURRENCY, 256),
         copies: table.number_or("copies", limits::COPIES, 1),
         protocol: protocol.map_or_else(Protocol::default, |found| found.value),
@@ -121,7 +122,7 @@ fn capacity(table: &Table<'_>, kind: Option<Kind>) -> Option<u32> {
 fn addresses(
     table: &Table<'_>,
     kind: Option<Kind>,
-    servers: &mut Vec<Located<Address>>,
+    servers: &mut BTreeMap<Address, usize>,
 ) -> Vec<Located<Address>> {
     let addresses = match kind {
         Some(Kind::Process) => {
@@ -142,14 +143,16 @@ fn addresses(
         table.sink().error(addresses.at, "`addresses` must name at least one server");
     }
     for address in &addresses.value {
-        match servers.iter().find(|known| known.value == address.value) {
+        match servers.get(&address.value) {
             Some(known) => {
-                let line = table.sink().line(known.at);
+                let line = table.sink().line(*known);
                 let rule =
                     format!("the server {} is already in line {line}; name it once", address.value);
                 table.sink().error(address.at, rule);
             }
-            None => servers.push(address.clone()),
+            None => {
+                servers.insert(address.value.clone(), address.at);
+            }
         }
     }
     addresses.value

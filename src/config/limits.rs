@@ -14,13 +14,19 @@ pub(super) const COPIES: RangeInclusive<u32> = 1..=1_024;
 pub(super) const CONCURRENCY: RangeInclusive<u32> = 1..=1_000_000;
 /// Requests that may wait.
 pub(super) const QUEUE: RangeInclusive<u32> = 0..=1_000_000;
+/// Shares of a hundred.
+pub(super) const PERCENT: RangeInclusive<u32> = 0..=1_000;
+/// Bad outcomes in a row.
+pub(super) const EJECTION: RangeInclusive<u32> = 0..=1_000;
+/// Shares of a whole.
+pub(super) const SHARE: RangeInclusive<f64> = 0.0..=1.0;
 /// Priorities of pools.
 pub(super) const PRIORITY: RangeInclusive<u32> = 1..=1_000;
 /// Prices, powers and weights.
 pub(super) const AMOUNT: RangeInclusive<f64> = 0.0..=1_000_000_000.0;
 
-/// The longest duration: 365 days.
-const LONGEST: Duration = Duration::from_secs(365 * 24 * 3_600);
+/// The longest duration: a year, as durations in the file count it.
+const LONGEST: Duration = Duration::from_secs(31_557_600);
 /// The shortest one where none at all makes no sense.
 const SHORTEST: Duration = Duration::from_millis(1);
 

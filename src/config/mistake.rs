@@ -1,7 +1,7 @@
 //! What is wrong with a file, and where. [`Sink`] collects while the file is read, so that one run
 //! reports everything; [`Mistake`] is what a person sees, one line each.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::fmt;
 
@@ -85,6 +85,7 @@ pub(super) struct Sink<'a> {
     /// Where each line begins.
     lines: Vec<usize>,
     found: RefCell<Vec<Found>>,
+    errors: Cell<usize>,
     /// Lines that are no TOML: what they seem to say is not judged as well.
     broken: BTreeSet<usize>,
     /// Lines that ended up in another table than they seem to, and are not judged either.
@@ -100,12 +101,14 @@ impl<'a> Sink<'a> {
             text,
             lines,
             found: RefCell::default(),
+            errors: Cell::default(),
             broken: BTreeSet::new(),
             astray: BTreeSet::new(),
         };
         for (at, message) in syntax {
             // The parser stumbles on over the rest of a line; its first complaint is the one that helps.
             if sink.break_line(sink.line(at)) {
+                sink.errors.set(sink.errors.get() + 1);
                 sink.found.get_mut().push(Found { at, severity: Severity::Error, message });
             }
         }
@@ -132,8 +135,8 @@ impl<'a> Sink<'a> {
         self.push(at, Severity::Error, message.into());
     }
 
-    /// Something that should be at `at` or elsewhere is missing. Not reported for a file with broken
-    /// lines: it may well be there, in one of them.
+    /// Something that should be at `at` or elsewhere is missing, or is not the table that it should be.
+    /// Not reported for a file with broken lines: they may well hold it.
     pub(super) fn missing(&self, at: usize, message: impl Into<String>) {
         if self.broken.is_empty() {
             self.error(at, message);
@@ -149,7 +152,7 @@ impl<'a> Sink<'a> {
 
     /// How many errors there are so far; two equal counts say that nothing between them was wrong.
     pub(super) fn errors(&self) -> usize {
-        self.found.borrow().iter().filter(|f| f.severity == Severity::Error).count()
+        self.errors.get()
     }
 
     /// The line of an offset, from 1, for messages that point to a second place.
@@ -174,6 +177,7 @@ impl<'a> Sink<'a> {
     fn push(&self, at: usize, severity: Severity, message: String) {
         let line = self.line(at);
         if !self.broken.contains(&line) && !self.astray.contains(&line) {
+            self.errors.set(self.errors.get() + usize::from(severity == Severity::Error));
             self.found.borrow_mut().push(Found { at, severity, message });
         }
     }

@@ -14,8 +14,10 @@ mod mistake;
 mod provider;
 mod proxy;
 mod reader;
+mod requests;
 mod suggest;
 mod syntax;
+mod telemetry;
 mod values;
 mod variant;
 
@@ -29,9 +31,10 @@ use toml::de::DeTable;
 pub use manager::{ManagerConfig, OnExit, StoreConfig};
 use mistake::Sink;
 pub use mistake::{Mistake, Position, Severity};
-pub use provider::{PLACEHOLDERS, ProviderConfig};
+pub use provider::ProviderConfig;
 pub use proxy::{AdminConfig, ProxyConfig};
 use reader::Table;
+pub use telemetry::{AccessLogTarget, TelemetryConfig};
 
 use crate::types::ProviderName;
 use crate::types::spec::FleetSpec;
@@ -50,6 +53,8 @@ pub struct Config {
     pub manager: ManagerConfig,
     /// The control plane's durable state.
     pub store: StoreConfig,
+    /// The access log and traces.
+    pub telemetry: TelemetryConfig,
     /// Where instances come from; every instance type's provider is in it.
     pub providers: BTreeMap<ProviderName, ProviderConfig>,
     /// What should run.
@@ -72,8 +77,8 @@ pub fn load(path: &Path) -> Result<(Config, Vec<Mistake>), Vec<Mistake>> {
 /// # Errors
 /// As [`load`].
 pub fn load_str(text: &str, file_name: &str) -> Result<(Config, Vec<Mistake>), Vec<Mistake>> {
-    let (document, syntax) = DeTable::parse_recoverable(text);
-    let syntax = syntax.iter().map(|error| syntax::describe(error, text)).collect();
+    let (mended, syntax) = syntax::mend(text);
+    let (document, _) = DeTable::parse_recoverable(&mended);
     let sink = Sink::new(text, syntax);
     let config = read(&Table::new(document.get_ref(), 0, "the file", &sink));
     let failed = sink.errors() > 0;
@@ -85,6 +90,7 @@ pub fn load_str(text: &str, file_name: &str) -> Result<(Config, Vec<Mistake>), V
 fn read(root: &Table<'_>) -> Config {
     let (proxy, admin) = proxy::read(root);
     let (manager, store) = manager::read(root);
+    let telemetry = telemetry::read(root);
     let providers = provider::read(root);
     let types = instance_type::read(root, &providers);
     let endpoints = endpoint::read(root, &types);
@@ -93,7 +99,7 @@ fn read(root: &Table<'_>) -> Config {
         root.sink().warning(0, rule);
     }
     let fleet = Arc::new(FleetSpec { instance_types: types.specs, endpoints });
-    Config { proxy, admin, manager, store, providers: providers.configs, fleet }
+    Config { proxy, admin, manager, store, telemetry, providers: providers.configs, fleet }
 }
 
 fn read_file(path: &Path) -> Result<String, String> {

@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use super::mistake::Sink;
 use super::reader::{Located, Table};
 use super::suggest;
-use super::values::Word;
+use super::values::{Word, shortened};
+use crate::provider::process::{PLACEHOLDERS, unknown_placeholders};
 use crate::types::ProviderName;
 
 /// A provider's settings, by its kind.
@@ -14,7 +15,7 @@ use crate::types::ProviderName;
 pub enum ProviderConfig {
     /// Child processes on this machine.
     Process {
-        /// Program and arguments, with the placeholders of [`PLACEHOLDERS`]; at least the program.
+        /// Program and arguments, with [placeholders](crate::provider::process::PLACEHOLDERS); at least the program.
         command: Vec<String>,
         /// Further environment variables.
         env: BTreeMap<String, String>,
@@ -24,20 +25,6 @@ pub enum ProviderConfig {
     /// Servers that somebody else runs; their addresses are with the instance types.
     Static,
 }
-
-/// What a process provider's command may have filled in, each written `{name}`.
-pub const PLACEHOLDERS: [&str; 10] = [
-    "forebay",
-    "address",
-    "port",
-    "instance",
-    "instance_type",
-    "endpoint",
-    "variant",
-    "model",
-    "copies",
-    "max_concurrency",
-];
 
 /// A provider's implementation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,7 +59,7 @@ pub(super) fn read(root: &Table<'_>) -> Providers {
         let kind = kind.map(|found| found.value);
         let config = match kind {
             Some(Kind::Process) => process(&table),
-            Some(Kind::Static) => fixed(&table),
+            Some(Kind::Static) => Some(fixed(&table)),
             None => {
                 ignore_all(&table);
                 None
@@ -103,14 +90,14 @@ fn process(table: &Table<'_>) -> Option<ProviderConfig> {
     })
 }
 
-fn fixed(table: &Table<'_>) -> Option<ProviderConfig> {
+fn fixed(table: &Table<'_>) -> ProviderConfig {
     for key in ["command", "env", "logs"] {
         table.refuse(
             key,
             "has no meaning for a provider of kind \"static\", which launches nothing",
         );
     }
-    Some(ProviderConfig::Static)
+    ProviderConfig::Static
 }
 
 /// Without a kind, nothing can be said about the other keys.
@@ -140,54 +127,25 @@ fn check_command(command: &Located<Vec<Located<String>>>, sink: &Sink<'_>) {
         if part.contains('\0') {
             sink.error(part.at, "`command` must not contain NUL");
         }
-        for name in placeholders(part) {
-            tells_where |= name == "address" || name == "port";
-            if !PLACEHOLDERS.contains(&name) {
-                let hint = suggest::nearest(name, PLACEHOLDERS);
-                let rule = hint.map_or_else(
-                    || format!("known are {}", PLACEHOLDERS.map(|p| format!("{{{p}}}")).join(" ")),
-                    |near| format!("did you mean {{{near}}}?"),
-                );
-                let rule = format!("`command` has the unknown placeholder {{{name}}}; {rule}");
-                sink.error(part.at, rule);
-            }
+        tells_where |= part.contains("{address}") || part.contains("{port}");
+        for unknown in unknown_placeholders(std::slice::from_ref(&part.value)) {
+            let hint = suggest::nearest(unknown.trim_matches(['{', '}']), PLACEHOLDERS);
+            let rule = hint.map_or_else(
+                || {
+                    format!(
+                        "known are {}",
+                        PLACEHOLDERS.map(|name| format!("{{{name}}}")).join(" ")
+                    )
+                },
+                |near| format!("did you mean {{{near}}}?"),
+            );
+            let rule =
+                format!("`command` has the unknown placeholder {}; {rule}", shortened(&unknown));
+            sink.error(part.at, rule);
         }
     }
     if !tells_where {
-        let rule =
-            "`command` has neither {address} nor {port}, so the worker is not told where to listen";
+        let rule = "`command` has neither {address} nor {port}; its worker must take FOREBAY_ADDRESS from its environment to know where to listen";
         sink.warning(command.at, rule);
-    }
-}
-
-/// The names between braces in `text`. Braces around anything else, such as JSON, are left alone.
-fn placeholders(text: &str) -> impl Iterator<Item = &str> {
-    text.match_indices('{').filter_map(|(open, _)| {
-        let rest = &text[open + 1..];
-        let name = &rest[..rest.find('}')?];
-        let is_name = name.starts_with(|c: char| c.is_ascii_alphabetic())
-            && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
-        is_name.then_some(name)
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn placeholders_are_words_in_braces() {
-        for (text, names) in [
-            ("http://{address}", vec!["address"]),
-            ("{a}{b_c}", vec!["a", "b_c"]),
-            (r#"{"json": 1}"#, vec![]),
-            (r#"{"inner": {model}}"#, vec!["model"]),
-            ("{}", vec![]),
-            ("a{3}", vec![]),
-            ("{open", vec![]),
-            ("{{x}}", vec!["x"]),
-        ] {
-            assert_eq!(placeholders(text).collect::<Vec<_>>(), names, "{text}");
-        }
     }
 }

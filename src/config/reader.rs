@@ -60,7 +60,7 @@ impl<'a> Table<'a> {
         self.value(key).and_then(|value| read(value, key, self.sink))
     }
 
-    /// The value of `key`, which must be there; `why` completes "[table] needs `key`, …".
+    /// The value of `key`, which must be there; `why` completes `[table]` needs `key`, …".
     pub(super) fn need<T: Read>(&self, key: &'static str, why: &str) -> Option<Located<T>> {
         self.must_have(key, why);
         self.get(key)
@@ -173,7 +173,7 @@ impl<'a> Table<'a> {
         let Some(items) = value.get_ref().as_array() else {
             let given = shown(value.get_ref());
             let rule = format!("`{key}` must be an array of tables: write {title}, not {given}");
-            self.sink.error(value.span().start, rule);
+            self.sink.missing(value.span().start, rule);
             return Vec::new();
         };
         items.iter().filter_map(|item| self.as_table(item, title.to_owned())).collect()
@@ -239,7 +239,7 @@ impl<'a> Table<'a> {
             return table.iter().collect();
         }
         let given = shown(value.get_ref());
-        self.sink.error(value.span().start, format!("`{key}` must be a table, not {given}"));
+        self.sink.missing(value.span().start, format!("`{key}` must be a table, not {given}"));
         Vec::new()
     }
 
@@ -248,7 +248,7 @@ impl<'a> Table<'a> {
         if let Some(entries) = value.get_ref().as_table() {
             return Some(Table::new(entries, at, title, self.sink));
         }
-        self.sink.error(at, format!("{title} must be a table, not {}", shown(value.get_ref())));
+        self.sink.missing(at, format!("{title} must be a table, not {}", shown(value.get_ref())));
         None
     }
 }

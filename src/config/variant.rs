@@ -12,8 +12,11 @@ use super::instance_type::InstanceTypes;
 use super::limits::{self, Span};
 use super::mistake::Sink;
 use super::reader::{Located, Table};
-use super::suggest;
-use crate::types::spec::{HealthSpec, PoolSpec, QueueSpec, RebalanceSpec, VariantSpec};
+use super::{requests, suggest};
+use crate::types::spec::{
+    Fallback, HealthSpec, PoolSpec, QueueSpec, Rebalance, RebalanceSpec, RoutingStrategy,
+    VariantSpec,
+};
 use crate::types::{InstanceTypeName, ModelName, VariantName};
 
 /// A variant as it was read.
@@ -38,12 +41,13 @@ pub(super) fn read(
     let span =
         |key, span, seconds| limits::duration_or(table, key, span, Duration::from_secs(seconds));
     let weight = table.number_or("weight", limits::AMOUNT, 1.0);
-    let routing = table.or("routing", Default::default());
-    let fallback = table.or("fallback", Default::default());
+    let routing = table.or("routing", RoutingStrategy::default());
+    let fallback = table.or("fallback", Fallback::default());
     let queue = QueueSpec {
         limit: table.number_or("queue_limit", limits::QUEUE, 1_024),
         timeout: span("queue_timeout", Span::Any, 30),
     };
+    let requests = requests::read(table);
     let provision_timeout = span("provision_timeout", Span::Any, 1_200);
     let startup_timeout = span("startup_timeout", Span::Positive, 600);
     let model_download_timeout = span("model_download_timeout", Span::Any, 0);
@@ -66,6 +70,7 @@ pub(super) fn read(
         max_instance_count: counts.max,
         routing,
         queue,
+        requests,
         provision_timeout,
         fallback,
         startup_timeout,
@@ -145,7 +150,7 @@ fn health(table: &Table<'_>) -> HealthSpec {
 
 fn rebalance(table: &Table<'_>) -> RebalanceSpec {
     RebalanceSpec {
-        mode: table.or("rebalance", Default::default()),
+        mode: table.or("rebalance", Rebalance::default()),
         max_share: table.number_or("rebalance_max_share", 0.0..=1.0, 0.25),
         min_interval: limits::duration_or(
             table,

@@ -33,7 +33,7 @@ impl Durable {
     }
 
     pub(super) async fn load(&self) -> Result<StoredState, StoreError> {
-        self.call(|store| store.load()).await
+        self.call(super::super::store::Store::load).await
     }
 
     pub(super) async fn commit(

@@ -113,7 +113,7 @@ impl Driver {
                 match accepted {
                     Ok(()) => drop(told.insert(id)),
                     Err(error) => {
-                        tracing::warn!(instance = %id, %error, "could not end an instance")
+                        tracing::warn!(instance = %id, %error, "could not end an instance");
                     }
                 }
             }

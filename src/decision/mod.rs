@@ -1,12 +1,20 @@
 //! Verbs: every decision of both halves, as pure code. Plain data and `now` (and random draws) go in, a
 //! value and its reason come out. No async, no sockets, no clock, no randomness.
 //!
-//! * [`route`] chooses a copy; [`admit`] orders those who wait for one.
+//! * [`route`] chooses a copy, [`session`] the one that a session belongs to; [`admit`] orders those who wait.
+//! * [`outcome`] reads what a request's end says of its instance; [`eject`] leaves sick ones alone;
+//!   [`budget`] bounds retries; [`ramp`] gives new ones their slots; [`predict`] learns how fast each is.
 //! * [`controller`] is the manager's brain: events in, actions out. [`plan`] decides one round of it.
 //! * [`check`] validates any plan and routing table, apart from whoever made it.
 
 pub mod admit;
+pub mod budget;
 pub mod check;
 pub mod controller;
+pub mod eject;
+pub mod outcome;
 pub mod plan;
+pub mod predict;
+pub mod ramp;
 pub mod route;
+pub mod session;

@@ -29,8 +29,8 @@ pub struct Candidate {
     pub copies: u32,
     /// Requests that all its copies together take at once.
     pub slots: u32,
-    /// Predicted service time of one more request, in seconds; `NaN` while too little is known.
-    /// Only `PREDICTED_LATENCY` looks at it.
+    /// Predicted service time of one more request, on any scale that keeps the order; `NaN` where too
+    /// little is known. Only `PREDICTED_LATENCY` looks at it.
     pub predicted: f32,
 }
 
@@ -76,12 +76,12 @@ fn compare(strategy: RoutingStrategy, a: &Candidate, b: &Candidate) -> std::cmp:
 }
 
 /// Who gets the next request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Chosen {
     /// Its position among the candidates.
     pub position: usize,
-    /// Its `outstanding` as the choice saw it: whoever takes the slot does so only if this still holds.
-    pub outstanding: u32,
+    /// The candidate as the choice saw it: whoever takes the slot does so only if this still holds.
+    pub candidate: Candidate,
 }
 
 /// The candidate that gets the next request; `None` when none has a free slot. Positions that hold
@@ -114,7 +114,7 @@ pub fn choose(
             std::cmp::Ordering::Greater => {}
         }
     }
-    best.map(|(position, c)| Chosen { position, outstanding: c.outstanding })
+    best.map(|(position, candidate)| Chosen { position, candidate })
 }
 
 /// As many draws as ties need out of the one that was handed in (splitmix64).
@@ -198,9 +198,9 @@ mod tests {
             candidates.iter().flatten().filter(|c| c.outstanding < c.slots).collect();
         match choose(strategy, candidates.iter().copied(), draw) {
             None => assert!(free.is_empty(), "P4"),
-            Some(Chosen { position, outstanding }) => {
-                let chosen = candidates[position].expect("only what is there is chosen");
-                assert_eq!(chosen.outstanding, outstanding);
+            Some(Chosen { position, candidate: chosen }) => {
+                let there = candidates[position].expect("only what is there is chosen");
+                assert_eq!((there.outstanding, there.slots), (chosen.outstanding, chosen.slots));
                 assert!(chosen.outstanding < chosen.slots, "P2");
                 let key = naive_key(strategy, &chosen);
                 assert!(free.iter().all(|c| naive_key(strategy, c) >= key), "P1: {candidates:?}");
@@ -244,7 +244,7 @@ mod tests {
     #[test]
     fn equals_are_chosen_equally_often() {
         for strategy in STRATEGIES {
-            let mut candidates = vec![Some(candidate(2, 1, 8)); 8];
+            let mut candidates = [Some(candidate(2, 1, 8)); 8];
             candidates[0] = Some(candidate(8, 1, 8));
             candidates[3] = None;
             candidates[7] = Some(candidate(8, 1, 8));

@@ -19,10 +19,12 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use tokio::sync::oneshot;
 
+use super::pinned::Turn;
 use super::refusal::Refusal;
 use super::router::Router;
 use super::snapshot::{Backend, Variant};
 use crate::decision::admit::{Caller, Ticket, WaitQueue};
+use crate::decision::outcome::Outcome;
 use crate::runtime::{clock, rng};
 use crate::telemetry::traffic::QueueTraffic;
 use crate::types::{Generation, VariantKey};
@@ -49,9 +51,21 @@ pub(super) struct Reservation {
     room: Arc<WaitingRoom>,
 }
 
+impl Reservation {
+    /// How a request at it has ended, for the backend's vitals.
+    pub(super) fn note_outcome(&self, outcome: Outcome) {
+        if self.backend.vitals.minds(outcome)
+            && let Some(router) = self.room.router.upgrade()
+        {
+            router.judge(&self.room.key, &self.backend, outcome);
+        }
+    }
+}
+
 impl Drop for Reservation {
     fn drop(&mut self) {
         self.backend.slot.give_back();
+        self.room.serve_pinned(&self.backend);
         self.room.slot_freed();
     }
 }
@@ -98,6 +112,14 @@ impl WaitingRoom {
     fn lock(&self) -> std::sync::MutexGuard<'_, WaitQueue<oneshot::Sender<Grant>>> {
         // The queue's own operations do not panic half-way; a poisoned lock means a bug elsewhere.
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Slots of one backend for those whose session lives there: they have nowhere else to go.
+    pub(super) fn serve_pinned(self: &Arc<Self>, backend: &Arc<Backend>) {
+        if backend.pinned.waiting() > 0 {
+            let reserve = || self.reservation(Arc::clone(backend));
+            backend.pinned.hand_out(&backend.slot, reserve);
+        }
     }
 
     fn slot_freed(self: &Arc<Self>) {
@@ -162,14 +184,18 @@ impl Variant {
         &self,
         caller: Caller,
         tried: &[Generation],
+        affinity: Affinity,
     ) -> Result<Reservation, Refusal> {
+        // A second try has lost its home anyway.
+        if tried.is_empty()
+            && let Some(outcome) = self.admit_at_home(affinity).await
+        {
+            return outcome;
+        }
         if (self.room.waiting() == 0 || !tried.is_empty())
             && let Some(backend) = self.take_slot(tried, rng::draw)
         {
             return Ok(self.room.reservation(backend));
-        }
-        if self.backends.is_empty() && !self.hold_when_empty {
-            return Err(Refusal::NoInstance);
         }
         if !tried.is_empty() && self.backends.len() <= tried.len() {
             return Err(Refusal::NoOtherInstance);
@@ -184,6 +210,55 @@ impl Variant {
         }
         Ok(reservation)
     }
+}
+
+impl Variant {
+    /// A slot of the backend that a request belongs to; `None` where it belongs to none that is there.
+    async fn admit_at_home(&self, affinity: Affinity) -> Option<Result<Reservation, Refusal>> {
+        match affinity {
+            Affinity::None => None,
+            Affinity::Key(key) => {
+                let backend = (self.room.waiting() == 0).then(|| self.take_slot_by_key(key))??;
+                Some(Ok(self.room.reservation(backend)))
+            }
+            Affinity::Home(generation, key) => {
+                let home = self.backends.iter().find(|b| b.route.generation == generation);
+                match home.filter(|home| !home.slot.is_ejected()) {
+                    Some(home) => self.wait_at(home).await,
+                    None => Box::pin(self.admit_at_home(Affinity::Key(key))).await,
+                }
+            }
+        }
+    }
+
+    async fn wait_at(&self, home: &Arc<Backend>) -> Option<Result<Reservation, Refusal>> {
+        let full = || Refusal::QueueFull {
+            waiting: self.queue_limit,
+            retry_after: self.room.retry_after(),
+        };
+        let Some(turn) = home.pinned.enter(self.queue_limit) else { return Some(Err(full())) };
+        self.room.serve_pinned(home);
+        match tokio::time::timeout(self.queue_timeout, turn).await {
+            Ok(Ok(Turn::Taken(reservation))) => Some(Ok(reservation)),
+            // The session moves.
+            Ok(Ok(Turn::Gone) | Err(_)) => None,
+            Err(_) => Some(Err(Refusal::QueueTimeout {
+                waited: self.queue_timeout,
+                retry_after: self.room.retry_after(),
+            })),
+        }
+    }
+}
+
+/// Where a request belongs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Affinity {
+    /// Anywhere.
+    None,
+    /// At whichever backend this key belongs to, while there is room.
+    Key(u64),
+    /// At this start of an instance, waiting for a slot of it; where that is gone, by the key.
+    Home(Generation, u64),
 }
 
 /// A place in the queue; dropping it leaves the queue.

@@ -24,6 +24,8 @@ pub(super) fn backend(number: u64, copies: u32, max_concurrency: u32) -> Backend
         copies,
         max_concurrency,
         protocol: crate::types::Protocol::Http1,
+        engine: None,
+        on_client_abort: Default::default(),
     }
 }
 
@@ -35,7 +37,7 @@ fn table(revision: u64, queue_limit: u32, backends: Vec<BackendRoute>) -> Routin
         strategy: RoutingStrategy::LeastOutstandingRequests,
         queue_limit,
         queue_timeout_ms: 30_000,
-        hold_when_empty: true,
+        requests: Default::default(),
         backends,
     };
     let endpoint = EndpointRoute { name: "e".parse().expect("name"), variants: vec![variant] };
@@ -70,7 +72,7 @@ async fn simultaneous_requests_on_idle_copies_go_one_to_each() {
             let take = || {
                 start.wait();
                 (0..4)
-                    .filter_map(|_| variant.admit(ANYBODY, &[]).now_or_never())
+                    .filter_map(|_| variant.admit(ANYBODY, &[], Affinity::None).now_or_never())
                     .collect::<Vec<_>>()
             };
             let threads: Vec<_> = (0..4).map(|_| scope.spawn(take)).collect();
@@ -85,10 +87,10 @@ async fn simultaneous_requests_on_idle_copies_go_one_to_each() {
 async fn waiters_are_served_in_order_and_slots_never_idle() {
     let router = router(8, vec![backend(1, 1, 1)]);
     let variant = variant(&router);
-    let held = variant.admit(ANYBODY, &[]).await.expect("a free slot");
-    let mut first = Box::pin(variant.admit(ANYBODY, &[]));
-    let mut second = Box::pin(variant.admit(ANYBODY, &[]));
-    let mut third = Box::pin(variant.admit(ANYBODY, &[]));
+    let held = variant.admit(ANYBODY, &[], Affinity::None).await.expect("a free slot");
+    let mut first = Box::pin(variant.admit(ANYBODY, &[], Affinity::None));
+    let mut second = Box::pin(variant.admit(ANYBODY, &[], Affinity::None));
+    let mut third = Box::pin(variant.admit(ANYBODY, &[], Affinity::None));
     for waiter in [&mut first, &mut second, &mut third] {
         assert!(waiter.now_or_never().is_none());
     }
@@ -107,9 +109,9 @@ async fn waiters_are_served_in_order_and_slots_never_idle() {
 async fn a_grant_that_nobody_takes_goes_to_the_next() {
     let router = router(8, vec![backend(1, 1, 1)]);
     let variant = variant(&router);
-    let held = variant.admit(ANYBODY, &[]).await.expect("a free slot");
-    let mut first = Box::pin(variant.admit(ANYBODY, &[]));
-    let mut second = Box::pin(variant.admit(ANYBODY, &[]));
+    let held = variant.admit(ANYBODY, &[], Affinity::None).await.expect("a free slot");
+    let mut first = Box::pin(variant.admit(ANYBODY, &[], Affinity::None));
+    let mut second = Box::pin(variant.admit(ANYBODY, &[], Affinity::None));
     assert!(first.as_mut().now_or_never().is_none());
     assert!(second.as_mut().now_or_never().is_none());
     drop(held);
@@ -124,10 +126,10 @@ async fn a_grant_that_nobody_takes_goes_to_the_next() {
 async fn the_wait_is_bounded_in_number_and_time() {
     let router = router(1, vec![backend(1, 1, 1)]);
     let variant = variant(&router);
-    let _held = variant.admit(ANYBODY, &[]).await.expect("a free slot");
-    let mut waiting = Box::pin(variant.admit(ANYBODY, &[]));
+    let _held = variant.admit(ANYBODY, &[], Affinity::None).await.expect("a free slot");
+    let mut waiting = Box::pin(variant.admit(ANYBODY, &[], Affinity::None));
     assert!(waiting.as_mut().now_or_never().is_none());
-    let full = variant.admit(ANYBODY, &[]).await.expect_err("the queue is full");
+    let full = variant.admit(ANYBODY, &[], Affinity::None).await.expect_err("the queue is full");
     assert!(matches!(full, Refusal::QueueFull { waiting: 1, .. }), "{full}");
     let late = waiting.await.expect_err("nothing came free");
     assert!(matches!(late, Refusal::QueueTimeout { .. }), "{late}");
@@ -138,12 +140,12 @@ async fn the_wait_is_bounded_in_number_and_time() {
 async fn a_new_table_serves_those_who_wait_or_turns_them_away() {
     let router = router(8, Vec::new());
     let variant = variant(&router);
-    let mut waiting = Box::pin(variant.admit(ANYBODY, &[]));
+    let mut waiting = Box::pin(variant.admit(ANYBODY, &[], Affinity::None));
     assert!(waiting.as_mut().now_or_never().is_none());
     router.apply(&table(2, 8, vec![backend(1, 1, 1)]));
     let held = waiting.now_or_never().expect("served").expect("a slot");
     let variant = self::variant(&router);
-    let mut waiting = Box::pin(variant.admit(ANYBODY, &[]));
+    let mut waiting = Box::pin(variant.admit(ANYBODY, &[], Affinity::None));
     assert!(waiting.as_mut().now_or_never().is_none());
     let gone = RoutingTable { endpoints: Vec::new(), ..table(3, 8, Vec::new()) };
     router.apply(&gone);
@@ -157,16 +159,19 @@ async fn a_new_table_serves_those_who_wait_or_turns_them_away() {
 #[tokio::test]
 async fn counts_belong_to_a_start_not_to_an_address() {
     let router = router(8, vec![backend(1, 1, 4)]);
-    let old = variant(&router).admit(ANYBODY, &[]).await.expect("a slot");
+    let old = variant(&router).admit(ANYBODY, &[], Affinity::None).await.expect("a slot");
     router.apply(&table(2, 8, vec![backend(2, 1, 4)]));
     assert_eq!(counts(&router), HashMap::from([(1, 1), (2, 0)]));
-    let new = variant(&router).admit(ANYBODY, &[]).await.expect("a slot");
+    let new = variant(&router).admit(ANYBODY, &[], Affinity::None).await.expect("a slot");
     drop(old);
     assert_eq!(counts(&router), HashMap::from([(2, 1)]), "the late release changed nothing");
     // Other limits for the same start: the count goes on.
     router.apply(&table(3, 8, vec![backend(2, 1, 1)]));
     assert_eq!(counts(&router), HashMap::from([(2, 1)]));
-    assert!(variant(&router).admit(ANYBODY, &[]).now_or_never().is_none(), "it is full now");
+    assert!(
+        variant(&router).admit(ANYBODY, &[], Affinity::None).now_or_never().is_none(),
+        "it is full now"
+    );
     drop(new);
     assert_eq!(router.outstanding(), 0);
 }
@@ -187,12 +192,12 @@ async fn nothing_is_sent_by_an_old_table_once_the_new_one_is_confirmed() {
 async fn a_second_try_never_goes_to_the_same_instance() {
     let router = router(8, vec![backend(1, 1, 1), backend(2, 1, 1)]);
     let variant = variant(&router);
-    let second = variant.admit(ANYBODY, &[Generation(1)]).await.expect("the other");
+    let second = variant.admit(ANYBODY, &[Generation(1)], Affinity::None).await.expect("the other");
     assert_eq!(second.backend.route.generation, Generation(2));
-    let mut third = Box::pin(variant.admit(ANYBODY, &[Generation(1)]));
+    let mut third = Box::pin(variant.admit(ANYBODY, &[Generation(1)], Affinity::None));
     assert!(third.as_mut().now_or_never().is_none_or(|r| r.is_err()));
     let all = [Generation(1), Generation(2)];
-    let refusal = variant.admit(ANYBODY, &all).await.expect_err("none is left");
+    let refusal = variant.admit(ANYBODY, &all, Affinity::None).await.expect_err("none is left");
     assert_eq!(refusal, Refusal::NoOtherInstance);
 }
 
@@ -220,7 +225,7 @@ proptest! {
                     0..4 => {
                         let variant = variant(&router);
                         let mut admitted =
-                            Box::pin(async move { variant.admit(ANYBODY, &[]).await });
+                            Box::pin(async move { variant.admit(ANYBODY, &[], Affinity::None).await });
                         match admitted.as_mut().now_or_never() {
                             Some(Ok(reservation)) => held.push(reservation),
                             Some(Err(_)) => {}
@@ -304,7 +309,7 @@ async fn storm(router: &Arc<Router>) {
         let patience = Duration::from_micros(draw % 300);
         // Some are served, some leave while they wait, some at the moment that they are served.
         if let Ok(Ok(reservation)) =
-            tokio::time::timeout(patience, variant.admit(ANYBODY, &[])).await
+            tokio::time::timeout(patience, variant.admit(ANYBODY, &[], Affinity::None)).await
         {
             assert!(reservation.backend.slot.outstanding() <= 2);
             if draw & 1024 == 0 {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use futures_util::FutureExt;
 
-use super::admission::Reservation;
+use super::admission::{Affinity, Reservation};
 use super::router::Router;
 use super::snapshot::Variant;
 use crate::decision::admit::Caller;
@@ -39,6 +39,8 @@ impl Fleet {
             copies: 1,
             max_concurrency,
             protocol: Protocol::Http1,
+            engine: None,
+            on_client_abort: Default::default(),
         };
         let variant = VariantRoute {
             name: name.parse().expect(valid),
@@ -47,7 +49,7 @@ impl Fleet {
             strategy,
             queue_limit: 1,
             queue_timeout_ms: 1,
-            hold_when_empty: false,
+            requests: Default::default(),
             backends: (0..copies).map(backend).collect(),
         };
         let router = Router::new(name.parse().expect(valid));
@@ -66,7 +68,7 @@ impl Fleet {
     /// Chooses and reserves, as a request does; `None` when nothing is free.
     #[must_use]
     pub fn take(&self) -> Option<Held> {
-        let admitted = self.variant.admit(Caller { priority: 0, id: 0 }, &[]);
+        let admitted = self.variant.admit(Caller { priority: 0, id: 0 }, &[], Affinity::None);
         admitted.now_or_never()?.ok().map(Held)
     }
 }

@@ -10,6 +10,7 @@ use hyper::body::Incoming;
 
 use super::exchange::UpstreamBody;
 use super::headers::Length;
+use crate::telemetry::request::BodyMeter;
 
 /// A client's body: what has been read of it so far, and the rest.
 #[derive(Debug)]
@@ -21,23 +22,38 @@ pub(super) struct RequestBody {
     trailers: Option<http::HeaderMap>,
     /// What the head said.
     length: Length,
+    meter: BodyMeter,
 }
 
 impl RequestBody {
-    pub(super) fn new(incoming: Incoming) -> Self {
+    pub(super) fn new(incoming: Incoming, meter: BodyMeter) -> Self {
         let length = if incoming.is_end_stream() {
             Length::None
         } else {
             incoming.size_hint().exact().map_or(Length::Unknown, Length::Exact)
         };
         let rest = (length != Length::None).then_some(incoming);
-        Self { read: VecDeque::new(), buffered: 0, rest, trailers: None, length }
+        Self { read: VecDeque::new(), buffered: 0, rest, trailers: None, length, meter }
     }
 
     /// No body at all.
     pub(super) fn empty() -> Self {
         let read = VecDeque::new();
-        Self { read, buffered: 0, rest: None, trailers: None, length: Length::None }
+        let meter = BodyMeter::default();
+        Self { read, buffered: 0, rest: None, trailers: None, length: Length::None, meter }
+    }
+
+    /// Another one of the same content, sharing its memory; `None` unless all of it is here.
+    pub(super) fn try_copy(&self) -> Option<Self> {
+        self.is_complete().then(|| Self {
+            read: self.read.clone(),
+            buffered: self.buffered,
+            rest: None,
+            trailers: self.trailers.clone(),
+            length: self.length,
+            // What is sent again is not counted again.
+            meter: BodyMeter::default(),
+        })
     }
 
     pub(super) fn length(&self) -> Length {
@@ -65,6 +81,7 @@ impl RequestBody {
             Some(Ok(frame)) => match frame.into_data() {
                 Ok(data) => {
                     self.buffered += data.len() as u64;
+                    self.meter.add(data.len());
                     self.read.push_back(data);
                     if self.rest.as_ref().is_some_and(Body::is_end_stream) {
                         self.rest = None;
@@ -103,7 +120,13 @@ impl Body for RequestBody {
             return Poll::Ready(Some(Ok(Frame::data(piece))));
         }
         match &mut self.rest {
-            Some(rest) => Pin::new(rest).poll_frame(cx),
+            Some(rest) => {
+                let frame = std::task::ready!(Pin::new(rest).poll_frame(cx));
+                if let Some(data) = frame.as_ref().and_then(|f| f.as_ref().ok()?.data_ref()) {
+                    self.meter.add(data.len());
+                }
+                Poll::Ready(frame)
+            }
             None => Poll::Ready(self.trailers.take().map(|t| Ok(Frame::trailers(t)))),
         }
     }
@@ -136,6 +159,13 @@ pub(super) enum ResponseBody {
 }
 
 impl ResponseBody {
+    /// Nobody gets it: the request goes on elsewhere.
+    pub(super) fn supersede(mut self) {
+        if let Self::Upstream(body) = &mut self {
+            body.supersede();
+        }
+    }
+
     pub(super) fn full(bytes: Bytes) -> Self {
         Self::Full(Some(bytes).filter(|bytes| !bytes.is_empty()))
     }
@@ -151,7 +181,7 @@ impl Body for ResponseBody {
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         match self.get_mut() {
             Self::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
-            Self::Upstream(body) => body.poll_frame(cx),
+            Self::Upstream(body) => body.poll_for_client(cx),
         }
     }
 

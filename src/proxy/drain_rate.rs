@@ -13,7 +13,7 @@ pub(super) struct DrainRate {
 
 /// Clients are told to come back within this many seconds at the latest.
 const LONGEST_SECONDS: u32 = 60;
-/// The weight of the newest second.
+/// The weight of one new second.
 const NEWEST: f64 = 0.2;
 
 impl DrainRate {
@@ -28,7 +28,8 @@ impl DrainRate {
         let new = freed - self.seen.swap(freed, Ordering::Relaxed);
         let now = new as f64 / seconds.max(0.001);
         let before = f64::from(self.rate_milli.load(Ordering::Relaxed)) / 1000.0;
-        let rate = if before == 0.0 { now } else { before + NEWEST * (now - before) };
+        let rate =
+            if before == 0.0 { now } else { before + (NEWEST * seconds).min(1.0) * (now - before) };
         #[allow(
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss,

@@ -70,7 +70,7 @@ pub fn start(options: &LinkOptions, router: &Arc<Router>, tasks: &Tasks) -> io::
             router.apply(&table);
         }
         None => {
-            tracing::info!(manager = %options.manager, "no table on disk: waiting for the manager")
+            tracing::info!(manager = %options.manager, "no table on disk: waiting for the manager");
         }
     }
     let link = Link { options: options.clone(), router: Arc::clone(router), client: client() };
@@ -157,13 +157,12 @@ impl Link {
                     reached = true;
                     tracing::info!(manager = %self.options.manager, "the manager takes reports again");
                 }
-                Ok(()) => {}
                 Err(error) if reached => {
                     reached = false;
                     let error = &error as &dyn std::error::Error;
                     tracing::warn!(manager = %self.options.manager, error, "cannot report to the manager");
                 }
-                Err(_) => {}
+                Ok(()) | Err(_) => {}
             }
             tokio::time::sleep(REPORT_SPACING).await;
             // Either way it is time to report.

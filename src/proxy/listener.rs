@@ -15,9 +15,11 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::attempt::Sender;
 use super::request::{Thread, serve};
 use super::router::Router;
 use super::upstream::Pool;
+use crate::telemetry::request::Observers;
 
 /// How the proxy listens and connects.
 #[derive(Debug, Clone)]
@@ -34,6 +36,8 @@ pub struct ProxyOptions {
     pub max_body_buffer: u64,
     /// How long requests may finish once the proxy is told to end.
     pub drain_timeout: Duration,
+    /// Who is told about finished requests.
+    pub observers: Observers,
 }
 
 /// How long a client may take to send a request's head.
@@ -124,16 +128,20 @@ fn run_thread(
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build_local(tokio::runtime::LocalOptions::default())?;
-    let thread = Rc::new(Thread {
-        router,
+    let sender = Sender {
         pool: Rc::new(Pool::default()),
         connect_timeout: options.connect_timeout,
-        max_body_buffer: options.max_body_buffer,
         tasks: TaskTracker::new(),
+    };
+    let thread = Rc::new(Thread {
+        router,
+        sender,
+        max_body_buffer: options.max_body_buffer,
+        observers: Rc::new(options.observers.clone()),
     });
     runtime.block_on(async {
         let listener = TcpListener::from_std(listener)?;
-        let pool = Rc::clone(&thread.pool);
+        let pool = Rc::clone(&thread.sender.pool);
         let idle = options.pool_idle_timeout;
         let sweeper = tokio::task::spawn_local(async move {
             loop {
@@ -143,10 +151,10 @@ fn run_thread(
         });
         accept(&listener, &thread, stop).await;
         drop(listener);
-        thread.tasks.close();
-        if tokio::time::timeout(options.drain_timeout, thread.tasks.wait()).await.is_err() {
+        thread.sender.tasks.close();
+        if tokio::time::timeout(options.drain_timeout, thread.sender.tasks.wait()).await.is_err() {
             tracing::warn!(
-                connections = thread.tasks.len(),
+                connections = thread.sender.tasks.len(),
                 "the drain timeout has passed: closing connections with requests on them"
             );
         }
@@ -164,7 +172,7 @@ async fn accept(listener: &TcpListener, thread: &Rc<Thread>, stop: &Cancellation
         match accepted {
             Ok((stream, _)) => {
                 let connection = serve_connection(stream, Rc::clone(thread), stop.clone());
-                thread.tasks.spawn_local(connection);
+                thread.sender.tasks.spawn_local(connection);
             }
             // The client has gone already: nothing is wrong here.
             Err(error) if is_clients(&error) => {}

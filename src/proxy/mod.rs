@@ -20,6 +20,7 @@
 //!   frames, upgrades and ends; only [`listener`] and [`upstream`] name hyper's connections.
 
 mod admission;
+mod attempt;
 pub mod bench;
 mod body;
 mod drain_rate;
@@ -28,13 +29,17 @@ mod headers;
 pub mod link;
 mod listener;
 mod model_field;
+mod pinned;
 mod refusal;
 mod request;
 mod resolve;
+mod retry;
 mod router;
 mod slot;
 mod snapshot;
+mod sticky;
 mod upstream;
+mod vitals;
 
 pub use listener::{Listening, ProxyOptions, listen};
 pub use router::Router;

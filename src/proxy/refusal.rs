@@ -51,7 +51,7 @@ impl Refusal {
     }
 
     /// The stable word in `x-forebay-error`.
-    fn kind(&self) -> &'static str {
+    pub(super) fn kind(&self) -> &'static str {
         match self {
             Self::UnknownEndpoint(_) => "unknown_endpoint",
             Self::EndpointNotNamed => "endpoint_not_named",

@@ -1,47 +1,47 @@
 //! The life of a request, from its head to the head of the answer: resolve, read what is small, be
-//! admitted, send, and send elsewhere what was never sent. Every request to a worker, whatever its path
-//! or protocol, goes through [`serve`] and holds an [`Exchange`] while it is out.
+//! admitted, send, and send elsewhere what harms nobody there. Every request to a worker, whatever its
+//! path or protocol, goes through [`serve`] and holds an exchange while it is out.
 
 use std::convert::Infallible;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, EXPECT, HOST, HeaderValue};
+use http::header::{CONTENT_TYPE, EXPECT, HeaderMap, HeaderValue};
 use http::request::Parts;
-use http::{Method, Request, Response, StatusCode, Uri, Version};
+use http::{Method, Request, Response, Uri, Version};
 use hyper::body::Incoming;
-use hyper_util::rt::TokioIo;
-use tokio::io::AsyncWriteExt;
 
-use super::admission::Reservation;
+use super::admission::{Affinity, Reservation};
+use super::attempt::{Failure, Sender};
 use super::body::{RequestBody, ResponseBody};
-use super::exchange::{Exchange, UpstreamBody};
 use super::headers::{self, Length};
 use super::refusal::Refusal;
 use super::resolve::Target;
+use super::retry::{Draft, Retry};
 use super::router::Router;
 use super::snapshot::Variant;
-use super::upstream::{Connection, Pool, SendError};
+use super::sticky;
 use crate::decision::admit::Caller;
 use crate::runtime::clock;
-use crate::types::Generation;
+use crate::telemetry::request::{Observers, RequestRecord};
+use crate::telemetry::traffic::Traffic;
+use crate::types::spec::RequestPolicy;
 
-/// Instances that one request is tried at.
-const MOST_TRIES: usize = 3;
+/// The priority of requests that name none.
+const USUAL_PRIORITY: u8 = 5;
 
 /// What a thread needs to serve requests.
 #[derive(Debug)]
 pub(super) struct Thread {
     pub(super) router: Arc<Router>,
-    pub(super) pool: Rc<Pool>,
-    pub(super) connect_timeout: Duration,
+    pub(super) sender: Sender,
     /// Bodies up to this size are read before a slot is taken.
     pub(super) max_body_buffer: u64,
-    pub(super) tasks: tokio_util::task::TaskTracker,
+    pub(super) observers: Rc<Observers>,
 }
 
 /// Answers one request.
@@ -52,28 +52,36 @@ pub(super) async fn serve(
     thread: Rc<Thread>,
     request: Request<Incoming>,
 ) -> Result<Response<ResponseBody>, Infallible> {
-    let (parts, body) = request.into_parts();
+    let (mut parts, body) = request.into_parts();
+    let arrived_at = clock::monotonic();
+    let record = thread.observers.begin(&mut parts, arrived_at);
     if parts.method == Method::GET && parts.uri.path() == "/v1/models" {
-        return Ok(list_models(&thread.router));
+        let models = list_models(&thread.router);
+        record.own_answer(models.status().as_u16(), full_length(&models));
+        return Ok(models);
     }
     let target = Target::of(&parts);
     let sagemaker = target.is_sagemaker();
-    let mut life = Life {
-        arrived_at: clock::monotonic(),
-        body: RequestBody::new(body),
-        parts,
-        variant: None,
-        thread,
-    };
+    let body = RequestBody::new(body, record.body_meter());
+    let mut life =
+        Life { arrived_at, body, parts, variant: None, accountable: None, thread, record };
     match life.run(&target).await {
         Ok(response) => Ok(response),
         Err(refusal) => {
-            if let Some(variant) = &life.variant {
-                variant.unserved.answered(refusal.code());
+            if let Some(traffic) = &life.accountable {
+                traffic.answered(refusal.code());
             }
-            Ok(refusal.into_response(sagemaker))
+            let kind = refusal.kind();
+            let response = refusal.into_response(sagemaker);
+            life.record.refused(response.status().as_u16(), kind, full_length(&response));
+            Ok(response)
         }
     }
+}
+
+/// The length of a body that is here already.
+fn full_length(response: &Response<ResponseBody>) -> u64 {
+    http_body::Body::size_hint(response.body()).lower()
 }
 
 fn list_models(router: &Router) -> Response<ResponseBody> {
@@ -101,6 +109,9 @@ struct Life {
     parts: Parts,
     body: RequestBody,
     variant: Option<Arc<Variant>>,
+    /// Where an answer of our own is counted: at the instance type that failed, or at none.
+    accountable: Option<Arc<Traffic>>,
+    record: RequestRecord,
 }
 
 impl Life {
@@ -110,6 +121,8 @@ impl Life {
         let variant = target.resolve(&self.parts, &mut self.body, &snapshot, most).await?;
         drop(snapshot);
         variant.room.arrived();
+        self.record.resolved(&variant.key, &variant.model);
+        self.accountable = Some(Arc::clone(&variant.unserved));
         self.variant = Some(variant);
         self.read_small_body().await?;
         self.prepare_head(target);
@@ -146,55 +159,84 @@ impl Life {
     }
 
     async fn send_somewhere(&mut self) -> Result<Response<ResponseBody>, Refusal> {
-        let mut tried: Vec<Generation> = Vec::new();
-        let mut request = self.take_request();
+        let Some(variant) = self.variant.clone() else { return Err(Refusal::NoInstance) };
+        let caller = caller(&self.parts.headers, &variant.requests);
+        let affinity = sticky::affinity(&mut self.parts.headers, &variant.requests);
+        let mut retry = Retry::new(&variant, self.parts.uri.path());
+        let mut draft = self.take_draft();
         loop {
-            let reservation = self.admit(&tried, request.body_mut()).await?;
-            let generation = reservation.backend.route.generation;
-            match self.send_to(reservation, request).await {
-                Ok(response) => return Ok(response),
-                Err(Failure::NotSent(unsent)) => request = *unsent,
-                Err(Failure::Refused(refusal)) => return Err(refusal),
-            }
-            tried.push(generation);
-            if tried.len() >= MOST_TRIES {
-                return Err(Refusal::NoOtherInstance);
+            let reservation = self.admit(caller, affinity, &retry, draft.body()).await?;
+            retry.trying(&reservation.backend);
+            self.accountable = Some(Arc::clone(&reservation.backend.traffic));
+            let request = draft.next(retry.may_follow());
+            let hold_head = retry.replays() && draft.is_spare();
+            let sent = self.thread.sender.send(
+                reservation,
+                request,
+                (self.arrived_at, &self.record),
+                hold_head,
+            );
+            match sent.await {
+                Ok(mut response) => {
+                    sticky::name_sessions(response.headers_mut(), retry.tried().last().copied());
+                    return Ok(response);
+                }
+                Err(Failure::BadBody) => return Err(Refusal::BadBody),
+                Err(Failure::NotSent(unsent)) => {
+                    draft.give_back(*unsent);
+                    if !retry.after_not_sent() {
+                        return Err(Refusal::NoOtherInstance);
+                    }
+                }
+                Err(Failure::NotRun(answer)) => {
+                    if !draft.is_spare() || !retry.after_not_run() {
+                        return Ok(*answer);
+                    }
+                    answer.into_body().supersede();
+                }
+                Err(Failure::Broken) => {
+                    if !draft.is_spare() || !retry.after_broken() {
+                        return Err(Refusal::UpstreamBroken);
+                    }
+                }
             }
         }
     }
 
-    fn take_request(&mut self) -> Request<RequestBody> {
+    fn take_draft(&mut self) -> Draft {
         let (mut parts, ()) = Request::new(()).into_parts();
         std::mem::swap(&mut parts, &mut self.parts);
         let body = std::mem::replace(&mut self.body, RequestBody::empty());
-        Request::from_parts(parts, body)
+        Draft::new(Request::from_parts(parts, body))
     }
 
     /// A slot, by the newest table. Meanwhile a body of unknown length is read on up to the limit, so
     /// that a client that leaves is noticed.
     async fn admit(
         &mut self,
-        tried: &[Generation],
-        body: &mut RequestBody,
+        caller: Caller,
+        affinity: Affinity,
+        retry: &Retry,
+        body: Option<&mut RequestBody>,
     ) -> Result<Reservation, Refusal> {
-        let key = match &self.variant {
-            Some(variant) => variant.key.clone(),
-            None => return Err(Refusal::NoInstance),
-        };
-        let variant = self.thread.router.current().variant(&key).cloned();
+        let key = self.variant.as_ref().map(|variant| &variant.key).ok_or(Refusal::NoInstance)?;
+        let variant = self.thread.router.current().variant(key).cloned();
         let variant = variant.ok_or(Refusal::VariantRemoved)?;
-        self.variant = Some(Arc::clone(&variant));
         if variant.backends.is_empty() {
             self.thread.router.want_report();
         }
-        let caller = Caller { priority: 0, id: 0 };
-        let mut admitted = pin!(variant.admit(caller, tried));
+        self.record.waiting();
+        let mut admitted = pin!(variant.admit(caller, retry.tried(), affinity));
         let most = self.thread.max_body_buffer;
+        let mut unread = body.filter(|body| !body.is_complete());
         std::future::poll_fn(|cx| {
             if let Poll::Ready(outcome) = admitted.as_mut().poll(cx) {
                 return Poll::Ready(outcome);
             }
-            while !body.is_complete() && body.buffered() < most {
+            while let Some(body) = &mut unread
+                && !body.is_complete()
+                && body.buffered() < most
+            {
                 match body.poll_read_more(cx) {
                     Poll::Ready(Ok(())) => {}
                     Poll::Ready(Err(_)) => return Poll::Ready(Err(Refusal::BadBody)),
@@ -205,130 +247,15 @@ impl Life {
         })
         .await
     }
-
-    async fn send_to(
-        &self,
-        reservation: Reservation,
-        mut request: Request<RequestBody>,
-    ) -> Result<Response<ResponseBody>, Failure> {
-        let mut exchange = Exchange::begin(reservation, self.arrived_at);
-        if !request.headers().contains_key(HOST) {
-            let host = exchange.backend().host_header.clone();
-            request.headers_mut().insert(HOST, host);
-        }
-        let client_upgrade = request.extensions_mut().remove::<hyper::upgrade::OnUpgrade>();
-        loop {
-            let mut connection = match self.connection(&exchange).await {
-                Ok(connection) => connection,
-                Err(error) => {
-                    tracing::debug!(instance = %exchange.backend().route.instance, %error, "cannot connect");
-                    restore_upgrade(&mut request, client_upgrade);
-                    exchange.not_sent();
-                    return Err(Failure::NotSent(Box::new(request)));
-                }
-            };
-            match connection.send(request).await {
-                Ok(response) => {
-                    return Ok(self.answer(response, connection, exchange, client_upgrade));
-                }
-                // It closed while it was idle, or just now: another connection to the same instance.
-                Err(SendError::NotSent(unsent)) if connection.is_reused() => request = *unsent,
-                Err(SendError::NotSent(unsent)) => {
-                    request = *unsent;
-                    restore_upgrade(&mut request, client_upgrade);
-                    exchange.not_sent();
-                    return Err(Failure::NotSent(Box::new(request)));
-                }
-                Err(SendError::Broken(error)) => {
-                    let refusal = broken(&error);
-                    exchange.answered(refusal.code());
-                    return Err(Failure::Refused(refusal));
-                }
-            }
-        }
-    }
-
-    async fn connection(&self, exchange: &Exchange) -> std::io::Result<Connection> {
-        match self.thread.pool.take(exchange.backend()) {
-            Some(connection) => Ok(connection),
-            None => Connection::open(exchange.backend(), self.thread.connect_timeout).await,
-        }
-    }
-
-    fn answer(
-        &self,
-        response: Response<Incoming>,
-        connection: Connection,
-        mut exchange: Exchange,
-        client_upgrade: Option<hyper::upgrade::OnUpgrade>,
-    ) -> Response<ResponseBody> {
-        let (mut parts, incoming) = response.into_parts();
-        exchange.answered(parts.status.as_u16());
-        let upgrade = headers::wanted_upgrade(&parts.headers);
-        headers::strip_hop_by_hop(&mut parts.headers);
-        let exact = http_body::Body::size_hint(&incoming).exact().is_some();
-        headers::fix_response_framing(&mut parts.headers, exact);
-        parts.headers.insert("x-forebay-instance", exchange.backend().instance_header.clone());
-        parts
-            .headers
-            .insert("x-forebay-instance-type", exchange.backend().instance_type_header.clone());
-        parts.version = Version::HTTP_11;
-        if parts.status == StatusCode::SWITCHING_PROTOCOLS {
-            let (Some(client), Some(protocol)) = (client_upgrade, upgrade) else {
-                // A switch that nobody asked for.
-                exchange.answered(Refusal::UpstreamBroken.code());
-                return Refusal::UpstreamBroken.into_response(false);
-            };
-            headers::set_upgrade(&mut parts.headers, protocol);
-            self.tunnel(client, connection, exchange);
-            return Response::from_parts(parts, ResponseBody::full(Bytes::new()));
-        }
-        let pool = Rc::clone(&self.thread.pool);
-        let body = UpstreamBody::new(incoming, connection, exchange, pool);
-        Response::from_parts(parts, ResponseBody::Upstream(Box::new(body)))
-    }
-
-    /// Passes bytes both ways until either side closes; the slot is held for as long.
-    fn tunnel(
-        &self,
-        client: hyper::upgrade::OnUpgrade,
-        connection: Connection,
-        exchange: Exchange,
-    ) {
-        self.thread.tasks.spawn_local(async move {
-            let (client, (mut worker, said_already)) =
-                tokio::join!(client, connection.into_switched());
-            if let Ok(client) = client {
-                let mut client = TokioIo::new(client);
-                // Either side's abrupt end is the end; there is nobody left to tell.
-                if client.write_all(&said_already).await.is_ok() {
-                    drop(tokio::io::copy_bidirectional(&mut client, &mut worker).await);
-                }
-            }
-            drop(exchange);
-        });
-    }
 }
 
-enum Failure {
-    /// It can be sent elsewhere: no byte of it has left.
-    NotSent(Box<Request<RequestBody>>),
-    Refused(Refusal),
-}
-
-fn restore_upgrade(request: &mut Request<RequestBody>, upgrade: Option<hyper::upgrade::OnUpgrade>) {
-    if let Some(upgrade) = upgrade {
-        request.extensions_mut().insert(upgrade);
-    }
-}
-
-/// Whose fault a request was that got no answer: the client's body breaks off while it is being sent, or
-/// the worker's connection does.
-fn broken(error: &hyper::Error) -> Refusal {
-    if error.is_user() || error.is_body_write_aborted() {
-        Refusal::BadBody
-    } else {
-        tracing::debug!(%error, "a worker broke off");
-        Refusal::UpstreamBroken
-    }
+/// Who asks, to the queue: by the configured headers, of which nothing but a hash is kept.
+fn caller(headers: &HeaderMap, policy: &RequestPolicy) -> Caller {
+    let id = headers.get(&policy.caller_header).map_or(0, |value| sticky::hash(value.as_bytes()));
+    let priority = policy.priority_header.as_ref().and_then(|name| headers.get(name));
+    let priority = match priority.map(HeaderValue::as_bytes) {
+        Some([digit @ b'0'..=b'9']) => digit - b'0',
+        _ => USUAL_PRIORITY,
+    };
+    Caller { priority, id }
 }

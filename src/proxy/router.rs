@@ -1,5 +1,6 @@
 //! The published snapshot and what outlives it: applying a new table, and reporting what is counted.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::{ArcSwap, Guard};
@@ -7,10 +8,12 @@ use tokio::sync::Notify;
 
 use super::admission::WaitingRoom;
 use super::snapshot::{Backend, Snapshot};
+use crate::decision::outcome::Outcome;
+use crate::runtime::clock;
 use crate::telemetry::traffic::QueueTraffic;
-use crate::types::ProxyId;
 use crate::types::report::{BackendReport, DemandReport, ProxyReport};
 use crate::types::table::{RoutingTable, TableVersion};
+use crate::types::{ProxyId, VariantKey};
 
 /// One per proxy process, shared by its threads.
 #[derive(Debug)]
@@ -19,6 +22,8 @@ pub struct Router {
     snapshot: ArcSwap<Snapshot>,
     /// Serialises [`Router::apply`], and keeps the backends that left the table with requests at them.
     leaving: Mutex<Vec<Arc<Backend>>>,
+    /// When it last reported, by the process's clock.
+    reported_at_ms: AtomicU64,
     /// Somebody should report now rather than at the next tick.
     report_now: Notify,
 }
@@ -31,6 +36,7 @@ impl Router {
             id,
             snapshot: ArcSwap::default(),
             leaving: Mutex::default(),
+            reported_at_ms: AtomicU64::new(0),
             report_now: Notify::new(),
         })
     }
@@ -60,15 +66,16 @@ impl Router {
         });
         let next = Arc::new(next);
         // One that comes back counts on from where it was.
-        for backend in next.backends() {
-            backend.slot.open();
+        for variant in next.variants() {
+            variant.admit_backends();
         }
         self.snapshot.store(Arc::clone(&next));
         let stays: std::collections::HashSet<_> = next.backends().map(|b| b.id()).collect();
         leaving.retain(|b| b.slot.outstanding() > 0 && !stays.contains(&b.id()));
         for gone in previous.backends().filter(|b| !stays.contains(&b.id())) {
             gone.slot.close();
-            gone.traffic.set_concurrency(0, 0, 0);
+            gone.pinned.turn_away();
+            gone.traffic.set_concurrency(0, 0, 0, 0);
             if gone.slot.outstanding() > 0 {
                 leaving.push(Arc::clone(gone));
             }
@@ -98,11 +105,14 @@ impl Router {
         let mut leaving = self.leaving.lock().unwrap_or_else(PoisonError::into_inner);
         leaving.retain(|backend| backend.slot.outstanding() > 0);
         let snapshot = self.current();
+        let reported_at_ms = self.reported_at_ms.swap(clock::uptime_ms(), Ordering::Relaxed);
         let backends = snapshot.backends().chain(leaving.iter()).map(|backend| BackendReport {
             instance: backend.route.instance.clone(),
             generation: backend.route.generation,
             outstanding: backend.slot.outstanding(),
             connect_failures: backend.slot.connect_failures(),
+            progressed: backend.slot.worked_at_ms() >= reported_at_ms.max(1),
+            stalled: backend.vitals.is_stalled(),
         });
         let variants = snapshot.variants().map(|variant| DemandReport {
             variant: variant.key.clone(),
@@ -122,34 +132,54 @@ impl Router {
     /// Outstanding requests over all instances, those that have left the table included.
     #[must_use]
     pub fn outstanding(&self) -> u64 {
-        self.report().backends.iter().map(|b| u64::from(b.outstanding)).sum()
+        let leaving = self.leaving.lock().unwrap_or_else(PoisonError::into_inner);
+        let snapshot = self.current();
+        snapshot.backends().chain(leaving.iter()).map(|b| u64::from(b.slot.outstanding())).sum()
     }
 
-    /// Brings the rates up to date; to be called about once a second, `seconds` after the last call.
+    /// Does what time alone brings; to be called a few times a second, `seconds` after the last call.
     pub fn tick(&self, seconds: f64) {
         for variant in self.current().variants() {
             variant.room.tick(seconds);
+            let tick = variant.tick_vitals();
+            if tick.freed {
+                variant.room.hand_out();
+            }
+            if tick.news {
+                self.want_report();
+            }
+        }
+    }
+
+    /// Takes in how a request at `backend` has ended.
+    pub(super) fn judge(&self, key: &VariantKey, backend: &Backend, outcome: Outcome) {
+        if let Some(variant) = self.current().variant(key)
+            && variant.judge(backend, outcome)
+        {
+            variant.room.hand_out();
         }
     }
 
     /// Brings the gauges up to date; to be called before they are read.
     pub fn refresh_gauges(&self) {
         for variant in self.current().variants() {
-            variant.room.traffic.set_queued(variant.room.waiting());
-            let mut by_type: Vec<(&Arc<Backend>, u32, u32, u32)> = Vec::new();
+            variant.room.traffic.set_queued(variant.room.waiting(), variant.queue_limit);
+            let mut by_type: Vec<(&Arc<Backend>, u32, u32, u32, u64)> = Vec::new();
             for backend in &variant.backends {
                 let (outstanding, copies) = (backend.slot.outstanding(), backend.route.copies);
+                let slots = u64::from(copies) * u64::from(backend.route.max_concurrency);
                 match by_type.iter_mut().find(|e| Arc::ptr_eq(&e.0.traffic, &backend.traffic)) {
                     Some(entry) => {
                         entry.1 += outstanding;
                         entry.2 += 1;
                         entry.3 += copies;
+                        entry.4 += slots;
                     }
-                    None => by_type.push((backend, outstanding, 1, copies)),
+                    None => by_type.push((backend, outstanding, 1, copies, slots)),
                 }
             }
-            for (backend, outstanding, instances, copies) in by_type {
-                backend.traffic.set_concurrency(outstanding, instances, copies);
+            for (backend, outstanding, instances, copies, slots) in by_type {
+                backend.traffic.set_concurrency(outstanding, instances, copies, slots);
             }
         }
     }

@@ -4,16 +4,21 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use http::HeaderValue;
 
 use super::admission::WaitingRoom;
-use super::slot::Slot;
-use crate::decision::route::{self, Candidate};
-use crate::telemetry::traffic::Traffic;
-use crate::types::spec::RoutingStrategy;
+use super::pinned::Pinned;
+use super::slot::{Seen, Slot};
+use super::vitals::Vitals;
+use crate::decision::budget::RetryBudget;
+use crate::decision::predict::ServiceTimes;
+use crate::decision::route::{self, Candidate, Chosen};
+use crate::decision::session::{self, Home};
+use crate::telemetry::traffic::{RetryTraffic, Traffic};
+use crate::types::spec::{RequestPolicy, RoutingStrategy};
 use crate::types::table::{BackendRoute, RoutingTable, TableVersion, VariantRoute};
 use crate::types::{EndpointName, Generation, InstanceId, InstanceTypeName, ModelName, VariantKey};
 
@@ -27,7 +32,10 @@ pub(super) struct Backend {
     /// Known at once unless the address has a host name.
     pub(super) socket: Option<SocketAddr>,
     pub(super) slot: Arc<Slot>,
+    pub(super) vitals: Arc<Vitals>,
     pub(super) traffic: Arc<Traffic>,
+    pub(super) times: Arc<ServiceTimes>,
+    pub(super) pinned: Arc<Pinned>,
     pub(super) instance_header: HeaderValue,
     pub(super) instance_type_header: HeaderValue,
     pub(super) host_header: HeaderValue,
@@ -38,15 +46,22 @@ impl Backend {
         (self.route.instance.clone(), self.route.generation)
     }
 
-    fn new(route: &BackendRoute, slot: Arc<Slot>, traffic: Arc<Traffic>) -> Self {
+    fn new(
+        route: &BackendRoute,
+        standing: Standing,
+        (traffic, times): (Arc<Traffic>, Arc<ServiceTimes>),
+    ) -> Self {
         // Names are validated to be visible ASCII, which every header value may be.
         let header = |text: &str| {
             HeaderValue::from_str(text).unwrap_or_else(|_| HeaderValue::from_static("invalid"))
         };
         Self {
             socket: route.address.authority().parse().ok(),
-            slot,
+            slot: standing.slot,
+            vitals: standing.vitals,
+            pinned: standing.pinned,
             traffic,
+            times,
             instance_header: header(route.instance.as_str()),
             instance_type_header: header(route.instance_type.as_str()),
             host_header: header(route.address.authority()),
@@ -54,9 +69,25 @@ impl Backend {
         }
     }
 
-    fn slots(&self) -> u32 {
+    fn standing(&self) -> Standing {
+        Standing {
+            slot: Arc::clone(&self.slot),
+            vitals: Arc::clone(&self.vitals),
+            pinned: Arc::clone(&self.pinned),
+        }
+    }
+
+    /// Requests that all its copies take at once.
+    pub(super) fn slots(&self) -> u32 {
         self.route.copies.saturating_mul(self.route.max_concurrency)
     }
+}
+
+/// What belongs to one start of an instance, whatever else of it changes.
+struct Standing {
+    slot: Arc<Slot>,
+    vitals: Arc<Vitals>,
+    pinned: Arc<Pinned>,
 }
 
 /// A variant's part of a snapshot.
@@ -68,21 +99,43 @@ pub(super) struct Variant {
     pub(super) strategy: RoutingStrategy,
     pub(super) queue_limit: u32,
     pub(super) queue_timeout: Duration,
-    pub(super) hold_when_empty: bool,
+    pub(super) requests: RequestPolicy,
     pub(super) room: Arc<WaitingRoom>,
+    pub(super) shared: Arc<Shared>,
     /// Counts what no instance was involved in.
     pub(super) unserved: Arc<Traffic>,
     pub(super) backends: Box<[Arc<Backend>]>,
     lanes: Box<[Lane]>,
 }
 
+/// What a variant's requests share, whichever snapshot they are routed by.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) budget: RetryBudget,
+    pub(super) retries: RetryTraffic,
+    /// Held while a request's end is judged.
+    pub(super) judging: Mutex<()>,
+}
+
 /// What the choice reads of a backend, close together; `lanes[i]` belongs to `backends[i]`.
 #[derive(Debug)]
 struct Lane {
     slot: Arc<Slot>,
+    times: Arc<ServiceTimes>,
     generation: Generation,
     copies: u32,
-    slots: u32,
+}
+
+impl Lane {
+    fn candidate(&self, seen: Seen, strategy: RoutingStrategy) -> Candidate {
+        let predicted = if strategy == RoutingStrategy::PredictedLatency {
+            self.times.predict((seen.outstanding / self.copies + 1) as f32)
+        } else {
+            f32::NAN
+        };
+        let Seen { outstanding, limit } = seen;
+        Candidate { outstanding, copies: self.copies, slots: limit, predicted }
+    }
 }
 
 impl Variant {
@@ -94,21 +147,51 @@ impl Variant {
         except: &[Generation],
         mut draw: impl FnMut() -> u64,
     ) -> Option<Arc<Backend>> {
+        let strategy = self.strategy_now();
         loop {
             let candidates = self.lanes.iter().map(|lane| {
-                let outstanding = lane.slot.observe()?;
-                (!except.contains(&lane.generation)).then_some(Candidate {
-                    outstanding,
-                    copies: lane.copies,
-                    slots: lane.slots,
-                    predicted: f32::NAN,
+                let seen = lane.slot.observe()?;
+                (!except.contains(&lane.generation)).then(|| lane.candidate(seen, strategy))
+            });
+            let Chosen { position, candidate } = route::choose(strategy, candidates, draw())?;
+            let seen = Seen { outstanding: candidate.outstanding, limit: candidate.slots };
+            if self.lanes[position].slot.try_take(seen) {
+                return Some(Arc::clone(&self.backends[position]));
+            }
+        }
+    }
+}
+
+impl Variant {
+    /// Takes a slot of the copy that `key` belongs to, or of the next one that it would like, as
+    /// [`Variant::take_slot`] does.
+    pub(super) fn take_slot_by_key(&self, key: u64) -> Option<Arc<Backend>> {
+        loop {
+            let homes = self.lanes.iter().map(|lane| {
+                lane.slot.observe().map(|seen| Home {
+                    generation: lane.generation,
+                    outstanding: seen.outstanding,
+                    slots: seen.limit,
                 })
             });
-            let chosen = route::choose(self.strategy, candidates, draw())?;
-            let backend = &self.backends[chosen.position];
-            if self.lanes[chosen.position].slot.try_take(chosen.outstanding) {
-                return Some(Arc::clone(backend));
+            let (position, home) = session::choose_by_key(key, homes)?;
+            let seen = Seen { outstanding: home.outstanding, limit: home.slots };
+            if self.lanes[position].slot.try_take(seen) {
+                return Some(Arc::clone(&self.backends[position]));
             }
+        }
+    }
+
+    /// The strategy, or what stands in for it while it knows too little: what is not known of one type
+    /// must not decide between the others either.
+    fn strategy_now(&self) -> RoutingStrategy {
+        match self.strategy {
+            RoutingStrategy::PredictedLatency
+                if !self.lanes.iter().all(|lane| lane.times.is_known()) =>
+            {
+                RoutingStrategy::LeastUtilization
+            }
+            strategy => strategy,
         }
     }
 }
@@ -140,6 +223,16 @@ impl Endpoint {
 
     pub(super) fn variant(&self, name: &str) -> Option<&Arc<Variant>> {
         self.variants.iter().find(|v| v.key.variant.as_str() == name)
+    }
+}
+
+impl Shared {
+    fn new(key: &VariantKey, model: &ModelName) -> Self {
+        Self {
+            budget: RetryBudget::default(),
+            retries: RetryTraffic::new(key, model),
+            judging: Mutex::default(),
+        }
     }
 }
 
@@ -241,16 +334,22 @@ impl Snapshot {
     }
 }
 
+/// What is counted and learned together.
+type Kind = (VariantKey, ModelName, Option<InstanceTypeName>);
+
 /// What is taken over from the snapshot before.
 struct Builder {
     backends: HashMap<BackendId, Arc<Backend>>,
     variants: HashMap<VariantKey, Arc<Variant>>,
-    traffic: HashMap<(VariantKey, ModelName, Option<InstanceTypeName>), Arc<Traffic>>,
+    traffic: HashMap<Kind, Arc<Traffic>>,
+    times: HashMap<Kind, Arc<ServiceTimes>>,
+    /// This is not the first table: what is new in it is new altogether.
+    is_later: bool,
 }
 
 impl Builder {
     fn new(previous: &Snapshot, leaving: &[Arc<Backend>]) -> Self {
-        let mut traffic = HashMap::new();
+        let (mut traffic, mut times) = (HashMap::new(), HashMap::new());
         for variant in previous.variants() {
             let unserved = (variant.key.clone(), variant.model.clone(), None);
             traffic.insert(unserved, Arc::clone(&variant.unserved));
@@ -258,7 +357,8 @@ impl Builder {
                 let route = &backend.route;
                 let key =
                     (variant.key.clone(), route.model.clone(), Some(route.instance_type.clone()));
-                traffic.insert(key, Arc::clone(&backend.traffic));
+                traffic.insert(key.clone(), Arc::clone(&backend.traffic));
+                times.insert(key, Arc::clone(&backend.times));
             }
         }
         Self {
@@ -269,6 +369,8 @@ impl Builder {
                 .collect(),
             variants: previous.variants().map(|v| (v.key.clone(), Arc::clone(v))).collect(),
             traffic,
+            times,
+            is_later: previous.version != TableVersion::default(),
         }
     }
 
@@ -281,21 +383,24 @@ impl Builder {
         let backends: Box<[_]> = route.backends.iter().map(|b| self.backend(&key, b)).collect();
         let lane = |backend: &Arc<Backend>| Lane {
             slot: Arc::clone(&backend.slot),
+            times: Arc::clone(&backend.times),
             generation: backend.route.generation,
             copies: backend.route.copies,
-            slots: backend.slots(),
         };
+        let known = self.variants.get(&key).cloned();
+        let known = known.as_ref();
         Variant {
             model: route.model.clone(),
             weight: route.weight,
             strategy: route.strategy,
             queue_limit: route.queue_limit,
             queue_timeout: Duration::from_millis(route.queue_timeout_ms),
-            hold_when_empty: route.hold_when_empty,
-            room: self
-                .variants
-                .get(&key)
-                .map_or_else(|| new_room(&key, route), |v| Arc::clone(&v.room)),
+            requests: route.requests.clone(),
+            room: known.map_or_else(|| new_room(&key, route), |v| Arc::clone(&v.room)),
+            shared: known.map_or_else(
+                || Arc::new(Shared::new(&key, &route.model)),
+                |v| Arc::clone(&v.shared),
+            ),
             unserved: self.traffic(&key, &route.model, None),
             lanes: backends.iter().map(lane).collect(),
             backends,
@@ -311,9 +416,18 @@ impl Builder {
             return Arc::clone(backend);
         }
         // The same start of an instance keeps its count, whatever else of it has changed.
-        let slot = known.map(|backend| Arc::clone(&backend.slot)).unwrap_or_default();
+        let standing = known.map_or_else(
+            || Standing {
+                slot: Arc::default(),
+                vitals: Arc::new(Vitals::new(self.is_later)),
+                pinned: Arc::default(),
+            },
+            |backend| backend.standing(),
+        );
         let traffic = self.traffic(variant, &route.model, Some(&route.instance_type));
-        Arc::new(Backend::new(route, slot, traffic))
+        let kind = (variant.clone(), route.model.clone(), Some(route.instance_type.clone()));
+        let times = Arc::clone(self.times.entry(kind).or_default());
+        Arc::new(Backend::new(route, standing, (traffic, times)))
     }
 
     fn traffic(

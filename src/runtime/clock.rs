@@ -2,6 +2,7 @@
 
 #![allow(clippy::disallowed_methods, reason = "this is the one module that reads the clock")]
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -18,10 +19,25 @@ pub fn now() -> Timestamp {
     Timestamp(LATEST.fetch_max(now, Ordering::Relaxed).max(now))
 }
 
+/// Wall time in nanoseconds since 1970, as it is: it may go back. For what others measure too.
+#[must_use]
+pub fn wall_nanos() -> u64 {
+    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since_epoch.as_nanos()).unwrap_or(u64::MAX)
+}
+
 /// Monotonic time, for spans.
 #[must_use]
 pub fn monotonic() -> Instant {
     Instant::now()
+}
+
+/// Milliseconds since the first call in this process, at least 1: monotonic, and small enough for an atomic.
+#[must_use]
+pub fn uptime_ms() -> u64 {
+    static START: OnceLock<Instant> = OnceLock::new();
+    let start = *START.get_or_init(Instant::now);
+    u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX) + 1
 }
 
 #[cfg(test)]

@@ -166,7 +166,7 @@ impl Cloud {
         let startup = self.setup.startup_by_type.get(kind).copied().unwrap_or(self.setup.startup);
         let startup = rng.span(startup);
         let running_at = now + startup / 2;
-        let slot = (0..).find(|slot| !self.addresses.contains(slot)).unwrap_or(0);
+        let slot = (0..=u32::MAX).find(|slot| !self.addresses.contains(slot)).unwrap_or(0);
         self.addresses.insert(slot);
         let socket = std::net::SocketAddr::from(([10, 0, 0, 1], 9000 + (slot % 50_000) as u16));
         Machine {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::setup::Faults;
 use super::world::{Due, World};
 use crate::decision::check::Ledger;
-use crate::decision::controller::{Action, Controller, Event};
+use crate::decision::controller::{Action, Controller, Event, PROXY_LEASE};
 use crate::types::launch::{LaunchBatch, LaunchOutcome};
 use crate::types::record::Change;
 use crate::types::{
@@ -19,7 +19,7 @@ const TURN_LIMIT: u32 = 5_000;
 /// After which a provider's own time limit ends a call.
 const CALL_LIMIT: Duration = Duration::from_secs(60);
 /// After how long without a report a proxy is taken for gone.
-pub(super) const PROXY_SILENCE: Duration = Duration::from_secs(30);
+pub(super) const PROXY_SILENCE: Duration = PROXY_LEASE;
 
 /// A manager that runs.
 pub(super) struct Manager {
@@ -74,15 +74,15 @@ impl World {
     }
 
     /// Tells the manager, if there is one, what has happened.
-    pub(super) fn tell(&mut self, event: &Event) {
+    pub(super) fn tell(&mut self, event: Event) {
         let now = self.now;
         if self.manager.is_none() {
             return;
         }
-        self.note(|| format!("  event {}", show_event(event)));
+        self.note(|| format!("  event {}", show_event(&event)));
         if let Some(manager) = &mut self.manager {
-            manager.ledger.note_event(now, event);
-            manager.controller.handle_event(now, event.clone());
+            manager.ledger.note_event(now, &event);
+            manager.controller.handle_event(now, event);
             self.turn();
         }
     }

@@ -15,15 +15,15 @@ use crate::types::{InstanceTypeName, Protocol};
 
 /// A fleet; with `zero`, of variants that may sleep.
 pub(super) fn draw(rng: &mut Rng, zero: bool) -> FleetSpec {
-    let providers = rng.from_to(1, 2);
-    let instance_types: BTreeMap<InstanceTypeName, InstanceTypeSpec> = (1..=rng.from_to(1, 5))
+    let providers = rng.between(1, 2);
+    let instance_types: BTreeMap<InstanceTypeName, InstanceTypeSpec> = (1..=rng.between(1, 5))
         .map(|n| {
-            let provider = format!("cloud-{}", rng.from_to(1, providers));
+            let provider = format!("cloud-{}", rng.between(1, providers));
             (name(&format!("type-{n}")), draw_type(rng, &provider))
         })
         .collect();
     let kinds: Vec<InstanceTypeName> = instance_types.keys().cloned().collect();
-    let endpoints = (1..=rng.from_to(1, 2))
+    let endpoints = (1..=rng.between(1, 2))
         .map(|n| EndpointSpec {
             name: name(&format!("endpoint-{n}")),
             variants: (1..=if rng.chance(250) { 2 } else { 1 })
@@ -44,7 +44,7 @@ pub(super) fn change(fleet: &mut FleetSpec, original: &FleetSpec, rng: &mut Rng)
         2 => {
             let kind = rng.pick(&kinds).unwrap_or(&kinds[0]);
             if let Some(spec) = fleet.instance_types.get_mut(kind) {
-                spec.max_concurrency = rng.from_to(1, 16);
+                spec.max_concurrency = rng.between(1, 16);
             }
         }
         _ => {
@@ -62,14 +62,14 @@ fn change_variant(variant: &mut VariantSpec, kinds: &[InstanceTypeName], rng: &m
         2 => variant.pools = draw_pools(rng, kinds),
         3 => {
             for pool in &mut variant.pools {
-                pool.priority = rng.from_to(1, 3);
+                pool.priority = rng.between(1, 3);
             }
             variant.pools.sort_by_key(|pool| pool.priority);
         }
         4 => {
-            variant.max_instance_count = rng.from_to(variant.min_instance_count.max(1), 8);
+            variant.max_instance_count = rng.between(variant.min_instance_count.max(1), 8);
             variant.initial_instance_count =
-                rng.from_to(variant.min_instance_count, variant.max_instance_count);
+                rng.between(variant.min_instance_count, variant.max_instance_count);
         }
         5 => variant.model = name(&format!("model-{}", rng.below(3))),
         _ => {
@@ -84,28 +84,30 @@ fn draw_type(rng: &mut Rng, provider: &str) -> InstanceTypeSpec {
     InstanceTypeSpec {
         provider: name(provider),
         capacity: None,
-        max_concurrency: rng.from_to(1, 16),
-        copies: rng.from_to(1, 2),
+        max_concurrency: rng.between(1, 16),
+        copies: rng.between(1, 2),
         protocol: Protocol::Http1,
         addresses: Vec::new(),
         price_per_hour: None,
         watts: None,
         engine: None,
+        on_client_abort: Default::default(),
     }
 }
 
 fn draw_variant(rng: &mut Rng, n: u32, kinds: &[InstanceTypeName], zero: bool) -> VariantSpec {
     let zero = zero && rng.chance(700);
-    let max = rng.from_to(1, 8);
-    let min = if zero { 0 } else { rng.from_to(0, max.min(2)) };
+    let max = rng.between(1, 8);
+    let min = if zero { 0 } else { rng.between(0, max.min(2)) };
     VariantSpec {
         name: name(&format!("v{n}")),
         model: name("model"),
         weight: 1.0,
-        initial_instance_count: rng.from_to(min, max),
+        initial_instance_count: rng.between(min, max),
         min_instance_count: min,
         max_instance_count: max,
         routing: RoutingStrategy::LeastOutstandingRequests,
+        requests: Default::default(),
         queue: QueueSpec { limit: 1000, timeout: Duration::from_secs(60) },
         provision_timeout: seconds(rng, 5, 120),
         fallback: draw_fallback(rng),
@@ -116,7 +118,7 @@ fn draw_variant(rng: &mut Rng, n: u32, kinds: &[InstanceTypeName], zero: bool) -
             interval: seconds(rng, 5, 20),
             startup_interval: seconds(rng, 1, 4),
             timeout: seconds(rng, 1, 5),
-            unhealthy_threshold: rng.from_to(1, 3),
+            unhealthy_threshold: rng.between(1, 3),
         },
         drain_timeout: seconds(rng, 5, 90),
         rebalance: draw_rebalance(rng),
@@ -133,7 +135,7 @@ fn draw_fallback(rng: &mut Rng) -> Fallback {
 fn draw_rebalance(rng: &mut Rng) -> RebalanceSpec {
     RebalanceSpec {
         mode: if rng.chance(500) { Rebalance::Active } else { Rebalance::OnScaleOut },
-        max_share: f64::from(rng.from_to(1, 10)) / 10.0,
+        max_share: f64::from(rng.between(1, 10)) / 10.0,
         min_interval: seconds(rng, 0, 60),
     }
 }
@@ -142,7 +144,7 @@ fn draw_pools(rng: &mut Rng, kinds: &[InstanceTypeName]) -> Vec<PoolSpec> {
     let mut kinds = kinds.to_vec();
     let mut priority = 1;
     let mut pools = Vec::new();
-    for _ in 0..rng.from_to(1, 4) {
+    for _ in 0..rng.between(1, 4) {
         if kinds.is_empty() {
             break;
         }

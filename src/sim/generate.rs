@@ -109,9 +109,14 @@ pub(super) fn setup(seed: u64, profile: Profile) -> Setup {
     let available = fleet
         .instance_types
         .keys()
-        .filter_map(|kind| rng.chance(scarce).then(|| (kind.clone(), rng.from_to(0, 4))))
+        .filter_map(|kind| {
+            if !rng.chance(scarce) {
+                return None;
+            }
+            Some((kind.clone(), rng.between(0, 4)))
+        })
         .collect();
-    let quick = u64::from(rng.from_to(1, 300));
+    let quick = u64::from(rng.between(1, 300));
     Setup {
         cloud: CloudSetup {
             available,
@@ -124,8 +129,9 @@ pub(super) fn setup(seed: u64, profile: Profile) -> Setup {
             address_at_grant: rng.chance(500),
         },
         faults: if trouble.faults { faults(rng) } else { Faults::default() },
-        proxies: rng.from_to(1, 3),
-        report_every: Duration::from_millis(rng.from_to(500, 2000).into()),
+        troubled: trouble.faults || trouble.workers > 0 || trouble.configs > 0,
+        proxies: rng.between(1, 3),
+        report_every: Duration::from_millis(rng.between(700, 2500).into()),
         message: (Duration::from_millis(1), Duration::from_millis(1 + quick)),
         load: load(rng, trouble.zero),
         script: script.lines,
@@ -145,7 +151,7 @@ impl Script {
         if count == 0 {
             return;
         }
-        for _ in 0..rng.from_to(count.div_ceil(2), count) {
+        for _ in 0..rng.between(count.div_ceil(2), count) {
             let at = rng.span((Duration::ZERO, self.length));
             self.lines.push((at, line(rng)));
         }
@@ -164,24 +170,24 @@ fn write_script(script: &mut Script, fleet: &Arc<FleetSpec>, trouble: Trouble, r
     let one = |rng: &mut Rng| rng.pick(&kinds).unwrap_or(&kinds[0]).clone();
     script.write(trouble.scale, rng, |rng| {
         let (key, max) = rng.pick(&keys).unwrap_or(&keys[0]);
-        Happening::Desired(key.clone(), rng.from_to(0, max + 1))
+        Happening::Desired(key.clone(), rng.between(0, max + 1))
     });
-    script.write(trouble.capacity, rng, |rng| Happening::Capacity(one(rng), rng.from_to(0, 6)));
-    script.write(trouble.workers, rng, |rng| worker_trouble(rng));
+    script.write(trouble.capacity, rng, |rng| Happening::Capacity(one(rng), rng.between(0, 6)));
+    script.write(trouble.workers, rng, worker_trouble);
     if trouble.faults {
         script.write(3, rng, |rng| Happening::Rejecting(one(rng), rng.chance(500)));
         script.write(2, rng, |rng| Happening::Faults(faults(rng)));
     }
     script.write(trouble.crashes, rng, |rng| {
         let most = if rng.chance(300) { 60 } else { 2 };
-        Happening::Crash { after: rng.from_to(0, 12), down: seconds(rng, 0, most) }
+        Happening::Crash { after: rng.between(0, 12), down: seconds(rng, 0, most) }
     });
     script.write(trouble.drains, rng, |rng| Happening::Drain { pick: rng.next() });
     script.write(trouble.interruptions, rng, |rng| {
         let notice = seconds(rng, 0, 120);
         Happening::Interrupt { pick: rng.next(), notice }
     });
-    script.write(trouble.proxies, rng, |rng| proxy_trouble(rng));
+    script.write(trouble.proxies, rng, proxy_trouble);
     write_configs(script, fleet, trouble.configs, rng);
 }
 
@@ -222,20 +228,20 @@ fn proxy_trouble(rng: &mut Rng) -> Happening {
 fn faults(rng: &mut Rng) -> Faults {
     let most = [20, 100, 300][usize::try_from(rng.below(3)).unwrap_or(0)];
     Faults {
-        lost_before: rng.from_to(0, most),
-        lost_after: rng.from_to(0, most),
-        hangs: rng.from_to(0, most),
-        late: rng.from_to(0, most),
-        slow: rng.from_to(0, most),
-        never_healthy: rng.from_to(0, most),
-        dies_young: rng.from_to(0, most),
+        lost_before: rng.between(0, most),
+        lost_after: rng.between(0, most),
+        hangs: rng.between(0, most),
+        late: rng.between(0, most),
+        slow: rng.between(0, most),
+        never_healthy: rng.between(0, most),
+        dies_young: rng.between(0, most),
     }
 }
 
 fn load(rng: &mut Rng, zero: bool) -> Load {
     // Variants can only fall asleep between bursts that are far apart.
     let every = if zero { span(rng, 20, 240) } else { span(rng, 2, 30) };
-    Load { every, burst: rng.from_to(0, 6), service: span(rng, 0, 60) }
+    Load { every, burst: rng.between(0, 6), service: span(rng, 0, 60) }
 }
 
 /// A number of seconds from `low` to `high`.

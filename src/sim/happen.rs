@@ -108,7 +108,7 @@ impl World {
     /// The operator's new config, which a manager that is down finds when it starts.
     pub(super) fn reconfigure(&mut self, fleet: Arc<FleetSpec>) {
         self.fleet = Arc::clone(&fleet);
-        self.tell(&Event::Reconfigured(fleet));
+        self.tell(Event::Reconfigured(fleet));
     }
 
     fn with_machine(

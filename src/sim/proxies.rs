@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::rng::Rng;
 use crate::types::report::{BackendReport, DemandReport, ProxyReport};
@@ -47,8 +48,8 @@ struct Demand {
 pub(super) enum Sent {
     /// To an instance; it ends under this number.
     To(u64, InstanceId),
-    /// It waits for an instance.
-    Waits,
+    /// It waits for an instance, for so long at most.
+    Waits(Duration),
     /// It was refused, or there was nobody to ask for.
     Refused,
 }
@@ -100,23 +101,42 @@ impl Proxy {
             .collect()
     }
 
+    /// How the table routes requests for `variant`.
+    fn route(&self, variant: &VariantKey) -> Option<(Arc<RoutingTable>, usize, usize)> {
+        let table = self.table.as_ref()?;
+        let endpoint = table.endpoints.iter().position(|e| e.name == variant.endpoint)?;
+        let variants = &table.endpoints[endpoint].variants;
+        let at = variants.iter().position(|v| v.name == variant.variant)?;
+        Some((Arc::clone(table), endpoint, at))
+    }
+
     /// Clients send `requests` for `variant`.
     pub(super) fn send(&mut self, variant: &VariantKey, requests: u32, rng: &mut Rng) -> Sent {
         let demand = self.demand.entry(variant.clone()).or_default();
         demand.arrivals += u64::from(requests);
-        let table = self.table.clone();
-        let route = table.iter().flat_map(|table| &table.endpoints).find_map(|endpoint| {
-            let same = endpoint.name == variant.endpoint;
-            endpoint.variants.iter().find(|route| same && route.name == variant.variant)
-        });
-        let Some(route) = route else { return Sent::Refused };
+        let queued = demand.queued + requests;
+        let Some((table, endpoint, at)) = self.route(variant) else { return Sent::Refused };
+        let route = &table.endpoints[endpoint].variants[at];
         match rng.pick(&route.backends) {
             Some(backend) => self.dispatch(variant, backend, requests),
-            None if route.hold_when_empty && demand.queued + requests <= route.queue_limit => {
-                demand.queued += requests;
-                Sent::Waits
+            None if queued <= route.queue_limit => {
+                self.wait(variant, queued);
+                Sent::Waits(Duration::from_millis(route.queue_timeout_ms))
             }
             None => Sent::Refused,
+        }
+    }
+
+    fn wait(&mut self, variant: &VariantKey, queued: u32) {
+        if let Some(demand) = self.demand.get_mut(variant) {
+            demand.queued = queued;
+        }
+    }
+
+    /// The clients of `requests` that wait have waited for too long.
+    pub(super) fn time_out(&mut self, variant: &VariantKey, requests: u32) {
+        if let Some(demand) = self.demand.get_mut(variant) {
+            demand.queued = demand.queued.saturating_sub(requests);
         }
     }
 
@@ -130,17 +150,14 @@ impl Proxy {
             .map(|(key, demand)| (key.clone(), demand.queued))
             .collect();
         for (variant, queued) in waiting {
-            let table = self.table.clone();
-            let backends = table.iter().flat_map(|t| &t.endpoints).find_map(|endpoint| {
-                let same = endpoint.name == variant.endpoint;
-                endpoint.variants.iter().find(|route| same && route.name == variant.variant)
-            });
-            let Some(backend) = backends.and_then(|route| rng.pick(&route.backends)) else {
+            let Some((table, endpoint, at)) = self.route(&variant) else {
+                // Nobody is to be asked for it any more: refused.
+                self.wait(&variant, 0);
                 continue;
             };
-            if let Some(demand) = self.demand.get_mut(&variant) {
-                demand.queued = 0;
-            }
+            let backends = &table.endpoints[endpoint].variants[at].backends;
+            let Some(backend) = rng.pick(backends) else { continue };
+            self.wait(&variant, 0);
             if let Sent::To(number, instance) = self.dispatch(&variant, backend, queued) {
                 sent.push((number, instance));
             }
@@ -212,6 +229,9 @@ impl Proxy {
                 generation,
                 outstanding,
                 connect_failures: 0,
+
+                progressed: false,
+                stalled: false,
             })
             .collect();
         let variants = self

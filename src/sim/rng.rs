@@ -29,7 +29,7 @@ impl Rng {
     }
 
     /// A number from `low` to `high`, both included.
-    pub(super) fn from_to(&mut self, low: u32, high: u32) -> u32 {
+    pub(super) fn between(&mut self, low: u32, high: u32) -> u32 {
         let width = u64::from(high.saturating_sub(low)) + 1;
         low + u32::try_from(self.below(width)).unwrap_or(0)
     }
@@ -62,7 +62,7 @@ mod tests {
         let mut two = Rng::new(7);
         for _ in 0..1000 {
             assert_eq!(one.next(), two.next());
-            assert!((3..=9).contains(&one.from_to(3, 9)));
+            assert!((3..=9).contains(&one.between(3, 9)));
             two.next();
         }
         // The published first output for seed 0.

@@ -272,6 +272,7 @@ impl Scenario {
                 quota_share: 0,
             },
             faults: world.faults.per_mille(),
+            troubled: true,
             proxies: world.proxies,
             report_every: Duration::from_secs(1),
             message: (Duration::from_millis(1), Duration::from_millis(20)),

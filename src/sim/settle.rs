@@ -5,30 +5,32 @@ use std::time::Duration;
 
 use super::setup::{Faults, Load};
 use super::world::World;
-use crate::types::{InstanceTypeName, VariantKey};
+use crate::types::spec::{Fallback, Rebalance, VariantSpec};
+use crate::types::{InstanceState, InstanceTypeName, VariantKey};
 
 /// How long the fleet may take to settle: back-offs, windows and hold-offs included.
-const SETTLE_LIMIT: Duration = Duration::from_secs(3 * 3600);
+const SETTLE_LIMIT: Duration = Duration::from_secs(5400);
 /// Between two looks.
 const LOOK: Duration = Duration::from_secs(20);
 /// For how long it must stay as it is.
-const STILL: Duration = Duration::from_secs(150);
+const STILL: Duration = Duration::from_secs(100);
 
 impl World {
     /// Plays everything that comes after the script.
     pub(super) fn settle(&mut self) {
+        if self.fault.is_some() {
+            return;
+        }
         let plenty = self.calm_down();
         self.advance(self.now + Duration::from_secs(60));
         self.setup.load.burst = 0;
         self.wait_settled(plenty, "after the trouble");
-        self.stay_still();
+        self.stay_still(plenty);
         self.note(|| "one more restart, of a fleet that is as it should be".into());
         self.crash_now(Duration::from_secs(1));
-        self.stay_still();
-        if let (None, Some(why)) = (&self.fault, self.unsettled(plenty)) {
-            self.blame(format!("after the last restart: {why}"));
-        }
+        self.stay_still(plenty);
         self.frozen = false;
+        self.wait_settled(plenty, "after the last restart");
         self.wake();
     }
 
@@ -70,19 +72,23 @@ impl World {
     fn wait_settled(&mut self, plenty: bool, when: &str) {
         let limit = self.now + SETTLE_LIMIT;
         loop {
-            self.advance(self.now + LOOK);
             if self.fault.is_some() {
                 return;
             }
             let Some(why) = self.unsettled(plenty) else { return };
+            self.advance(self.now + LOOK);
             if self.now > limit {
                 return self.blame(format!("{when}, {SETTLE_LIMIT:?} were not enough: {why}"));
             }
         }
     }
 
-    fn stay_still(&mut self) {
-        self.frozen = true;
+    /// Nothing may happen; unless there is a reason to look for better capacity now and then.
+    fn stay_still(&mut self, plenty: bool) {
+        let looks = |spec: &VariantSpec| {
+            spec.rebalance.mode == Rebalance::Active || spec.fallback == Fallback::Parallel
+        };
+        self.frozen = plenty || !self.fleet.variants().any(|(_, spec)| looks(spec));
         self.advance(self.now + STILL);
     }
 
@@ -110,11 +116,19 @@ impl World {
             self.blame(format!("requests for {asleep:?}, which sleep, are refused"));
         }
         let limit = self.now + SETTLE_LIMIT;
-        while self.fault.is_none() && self.proxies[proxy].queued() > 0 {
-            self.advance(self.now + LOOK);
+        while let (None, Some(key)) = (&self.fault, asleep.iter().find(|key| !self.woke(key))) {
             if self.now > limit {
-                self.blame(format!("{asleep:?} were asked for and never woke"));
+                return self.blame(format!("{key} was asked for and never woke"));
             }
+            self.advance(self.now + LOOK);
         }
+    }
+
+    /// Whether a variant has an instance in service, or had one since and sleeps again.
+    fn woke(&self, key: &VariantKey) -> bool {
+        self.store
+            .instances
+            .values()
+            .any(|record| record.variant == *key && record.state >= InstanceState::InService)
     }
 }

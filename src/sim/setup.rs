@@ -18,6 +18,8 @@ pub(super) struct Setup {
     pub(super) fleet: Arc<FleetSpec>,
     pub(super) cloud: CloudSetup,
     pub(super) faults: Faults,
+    /// Whether launches may fail for other reasons than capacity.
+    pub(super) troubled: bool,
     pub(super) proxies: u32,
     /// Time between two reports of a proxy.
     pub(super) report_every: Duration,

@@ -5,9 +5,10 @@ use std::collections::BTreeSet;
 use super::driver::PROXY_SILENCE;
 use super::world::World;
 use crate::decision::controller::Action;
+use crate::types::launch::LaunchBatch;
 use crate::types::record::Change;
 use crate::types::spec::Rebalance;
-use crate::types::{InstanceId, InstanceState, VariantKey};
+use crate::types::{InstanceId, InstanceState, InstanceTypeName, VariantKey};
 
 impl World {
     /// Checks an action that is about to be carried out.
@@ -17,6 +18,11 @@ impl World {
         {
             self.blame(format!("nothing was left to do, and {what}"));
         }
+        if let Action::Launch { batch, .. } = action
+            && let Some(better) = self.passed_over(batch)
+        {
+            self.blame(format!("{:?} is launched and {better} was never refused", batch.instances));
+        }
         if let Action::Terminate { instance, .. } = action
             && let Some(why) = self.still_serving(instance)
         {
@@ -24,25 +30,35 @@ impl World {
         }
     }
 
+    /// A better type than the one of a batch that nothing has ever spoken against.
+    fn passed_over(&self, batch: &LaunchBatch) -> Option<&InstanceTypeName> {
+        if self.setup.troubled {
+            return None;
+        }
+        let spec = self.fleet.variant(&batch.variant)?;
+        let own = spec.pools.iter().find(|pool| pool.instance_type == batch.instance_type)?;
+        let better = spec.pools.iter().filter(|pool| pool.priority < own.priority);
+        let mut kinds = better.map(|pool| &pool.instance_type);
+        kinds.find(|kind| self.cloud.refusals.get(*kind).is_none_or(|count| *count == 0))
+    }
+
     /// What an action changes of a fleet that is as it should be.
     fn disturbs(&self, action: &Action) -> Option<String> {
         match action {
             Action::Launch { batch, .. } => Some(format!("{:?} is launched", batch.instances)),
             Action::Terminate { instance, .. } => Some(format!("{instance} is terminated")),
-            Action::Persist(changes) => changes.iter().find_map(|change| match change {
-                Change::PutInstance(record) => {
-                    let before = self.store.instances.get(&record.id).map(|r| r.state);
-                    (before != Some(record.state))
-                        .then(|| format!("{} becomes {}", record.id, record.state))
-                }
-                Change::DeleteInstance(id) => Some(format!("{id} is deleted")),
-                Change::PutVariant(record) => {
-                    let before = self.store.variants.get(&record.variant).map(|v| v.desired);
-                    (before != Some(record.desired))
-                        .then(|| format!("{} is to have {}", record.variant, record.desired))
-                }
-                _ => None,
-            }),
+            // Old capacity memory may be forgotten, and a late answer logged, at any time.
+            Action::Persist(changes)
+                if changes
+                    .iter()
+                    .all(|c| matches!(c, Change::DeleteCapacity(_) | Change::Log(_))) =>
+            {
+                None
+            }
+            Action::Persist(changes) => Some(format!("{changes:?} are written")),
+            Action::Publish(table) if self.published.is_some() => {
+                Some(format!("table {} is published", table.version))
+            }
             Action::List(_) | Action::Probe { .. } | Action::Publish(_) => None,
         }
     }
@@ -68,12 +84,15 @@ impl World {
         })
     }
 
-    /// Whether the manager can know of a proxy's requests: it has been heard since it started, and is
-    /// not cut off.
+    /// Whether the manager can know of a proxy's requests: it has been heard lately, or could have been
+    /// (a manager that has just started must wait for that).
     fn must_be_known(&self, proxy: usize) -> bool {
-        let Some((life, at)) = self.proxies[proxy].heard else { return false };
-        let fresh = self.manager.as_ref().is_some_and(|manager| manager.life == life);
-        !self.silent(proxy) || (fresh && self.now.since(at) < PROXY_SILENCE)
+        let state = &self.proxies[proxy];
+        let Some((life, at)) = state.heard else { return false };
+        let same = self.manager.as_ref().is_some_and(|manager| manager.life == life);
+        let turn = self.setup.report_every + self.setup.message.1;
+        (same && self.now.since(at) < PROXY_SILENCE)
+            || (!self.silent(proxy) && self.now.since(state.silent_until) > turn)
     }
 
     /// Why the fleet is not yet what it should be, with all the capacity it needs and nothing failing.

@@ -15,7 +15,7 @@ use super::trace::Trace;
 use crate::decision::controller::Event;
 use crate::types::spec::FleetSpec;
 use crate::types::table::RoutingTable;
-use crate::types::{InstanceId, ProxyId, Timestamp};
+use crate::types::{InstanceId, ProxyId, Timestamp, VariantKey};
 
 /// When every simulation starts, so that a transcript shows round times.
 pub(super) const START: Timestamp = Timestamp(1_000_000_000_000);
@@ -80,6 +80,8 @@ pub(super) enum Due {
     BurstTurn { proxy: usize },
     /// A burst has been served.
     BurstEnds { proxy: usize, number: u64 },
+    /// Requests have waited for too long.
+    TimesOut { proxy: usize, variant: VariantKey, requests: u32 },
     /// An instance runs no more.
     MachineEnds { instance: InstanceId, reason: &'static str },
     /// A proxy is back.
@@ -163,14 +165,14 @@ impl World {
             Due::Carry(call) => self.carry_out(*call),
             Due::Answer { life, event } => {
                 if self.manager.as_ref().is_some_and(|manager| manager.life == life) {
-                    self.tell(&event);
+                    self.tell(*event);
                 }
             }
             Due::Report { proxy, event } => {
                 if let Some(manager) = &self.manager {
                     self.proxies[proxy].heard = Some((manager.life, self.now));
                 }
-                self.tell(&event);
+                self.tell(*event);
             }
             Due::Table { proxy, table } => self.deliver(proxy, &table),
             Due::ReportTurn { proxy } => {
@@ -184,6 +186,9 @@ impl World {
             Due::BurstEnds { proxy, number } => {
                 self.proxies[proxy].finish(number);
                 self.let_go(proxy);
+            }
+            Due::TimesOut { proxy, variant, requests } => {
+                self.proxies[proxy].time_out(&variant, requests);
             }
             Due::MachineEnds { instance, reason } => self.machine_ends(&instance, reason),
             Due::ProxyUp { proxy, renamed } => self.proxy_up(proxy, renamed),
@@ -253,23 +258,20 @@ impl World {
         }
         let variants = self.proxies[proxy].variants();
         let Some(variant) = self.rng.pick(&variants) else { return };
-        let requests = self.rng.from_to(1, load.burst);
+        let requests = self.rng.between(1, load.burst);
         self.request(proxy, variant, requests);
     }
 
     /// Clients send `requests` for `variant` to a proxy.
-    pub(super) fn request(
-        &mut self,
-        proxy: usize,
-        variant: &crate::types::VariantKey,
-        requests: u32,
-    ) {
+    pub(super) fn request(&mut self, proxy: usize, variant: &VariantKey, requests: u32) {
         self.tally.requests += u64::from(requests);
         match self.proxies[proxy].send(variant, requests, &mut self.rng) {
             Sent::To(number, instance) => self.track(proxy, number, &instance),
-            Sent::Waits => {
-                self.tally.waited += u64::from(requests);
+            Sent::Waits(limit) => {
+                let (variant, at) = (variant.clone(), self.now + limit);
                 self.note(|| format!("proxy {proxy}: {requests} requests wait for {variant}"));
+                self.agenda.enter(at, Due::TimesOut { proxy, variant, requests });
+                self.tally.waited += u64::from(requests);
                 self.report(proxy);
             }
             Sent::Refused => self.tally.refused += u64::from(requests),

@@ -134,7 +134,9 @@ fn what_is_committed_is_loaded<O: Fn() -> Box<dyn Store>>(fresh: impl Fn() -> O)
             let mut model = Model::default();
             for changes in &commits {
                 store.commit(epoch, changes).expect("commits");
-                changes.iter().for_each(|change| model.apply(change));
+                for change in changes {
+                    model.apply(change);
+                }
                 prop_assert_eq!(store.load().expect("loads"), model.state());
             }
             drop(store);

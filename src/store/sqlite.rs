@@ -77,7 +77,7 @@ impl SqliteStore {
         if application == 0 && tables == 0 {
             tx.pragma_update(None, "application_id", APPLICATION_ID).map_err(fail)?;
             tx.execute_batch(SCHEMA).map_err(fail)?;
-            put_meta(&tx, "schema_version", SCHEMA_VERSION).map_err(fail)?;
+            put_meta(&tx, "schema_version", &SCHEMA_VERSION).map_err(fail)?;
         } else if application != APPLICATION_ID {
             return Err(not_ours(&path, "it is another program's database"));
         }
@@ -145,10 +145,10 @@ impl Store for SqliteStore {
             Presence::forget(&path, epoch);
             epoch = super::next_epoch(epoch, now);
             presence = Presence::announce(&path, epoch);
-            put_meta(&tx, "lease_owner", owner).map_err(fail)?;
-            put_meta(&tx, "lease_epoch", epoch).map_err(fail)?;
+            put_meta(&tx, "lease_owner", &owner).map_err(fail)?;
+            put_meta(&tx, "lease_epoch", &epoch).map_err(fail)?;
         }
-        put_meta(&tx, "lease_expires_at", (now + ttl).0).map_err(fail)?;
+        put_meta(&tx, "lease_expires_at", &(now + ttl).0).map_err(fail)?;
         tx.commit().map_err(fail)?;
         if holder != owner {
             self.presence = presence;
@@ -161,7 +161,7 @@ impl Store for SqliteStore {
         let fail = |error: rusqlite::Error| explain(&path, &error);
         let tx = self.begin()?;
         fence(&tx, &path, epoch)?;
-        put_meta(&tx, "lease_owner", "").map_err(fail)?;
+        put_meta(&tx, "lease_owner", &"").map_err(fail)?;
         tx.commit().map_err(fail)?;
         if let Some(presence) = self.presence.take() {
             presence.end();
@@ -196,7 +196,7 @@ impl Store for SqliteStore {
             apply(&tx, &path, change)?;
         }
         if next_generation != before {
-            put_meta(&tx, "next_generation", next_generation).map_err(fail)?;
+            put_meta(&tx, "next_generation", &next_generation).map_err(fail)?;
         }
         if trims {
             let oldest = format!(
@@ -300,7 +300,7 @@ fn number(connection: &Connection, key: &str) -> rusqlite::Result<u64> {
     })
 }
 
-fn put_meta(tx: &Transaction<'_>, key: &str, value: impl ToString) -> rusqlite::Result<()> {
+fn put_meta(tx: &Transaction<'_>, key: &str, value: &impl ToString) -> rusqlite::Result<()> {
     tx.prepare_cached("INSERT OR REPLACE INTO meta (key, value) VALUES (?1, ?2)")?
         .execute(params![key, value.to_string()])?;
     Ok(())

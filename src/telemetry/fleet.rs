@@ -18,6 +18,8 @@ use crate::types::{
 pub const INSTANCE_COUNT: &str = "forebay_instance_count";
 /// Instances that there should be.
 pub const DESIRED_INSTANCE_COUNT: &str = "forebay_desired_instance_count";
+/// A pool's place in its variant's list; 1 is the highest. What is not first is fallback.
+pub const POOL_PRIORITY: &str = "forebay_pool_priority";
 /// Launches refused for lack of capacity.
 pub const CAPACITY_ERRORS: &str = "forebay_capacity_errors_total";
 /// Calls of a provider that failed, whatever the reason.
@@ -48,6 +50,11 @@ impl FleetMetrics {
             DESIRED_INSTANCE_COUNT,
             Unit::Count,
             "Instances that a variant should have."
+        );
+        describe_gauge!(
+            POOL_PRIORITY,
+            Unit::Count,
+            "A pool's place in its variant's list: 1 is the highest, what comes after the first is fallback."
         );
         describe_counter!(
             CAPACITY_ERRORS,
@@ -124,6 +131,10 @@ impl FleetMetrics {
         let name = variant.name.as_str();
         let desired = labels(endpoint, name, "none");
         values.insert((DESIRED_INSTANCE_COUNT, desired), f64::from(variant.desired_instance_count));
+        for pool in &variant.pools {
+            let labels = labels(endpoint, name, pool.instance_type.as_str());
+            values.insert((POOL_PRIORITY, labels), f64::from(pool.priority));
+        }
         let pools = variant.pools.iter().map(|pool| &pool.instance_type);
         let kinds = pools.chain(variant.instances.iter().map(|instance| &instance.instance_type));
         for kind in kinds {
@@ -208,6 +219,7 @@ mod tests {
             copies: 1,
             protocol: crate::types::Protocol::Http1,
             engine: None,
+            on_client_abort: crate::types::spec::OnClientAbort::default(),
             addresses: vec![],
             price_per_hour: Some(2.5),
             watts: Some(700.0),
@@ -235,6 +247,7 @@ mod tests {
                 format!("forebay_instance_count{{{pool},state=\"Draining\"}} 0"),
                 r#"forebay_instance_count{InstanceType="g6",endpoint="e",variant="v",state="Starting"} 1"#.into(),
                 r#"forebay_desired_instance_count{InstanceType="none",endpoint="e",variant="v"} 3"#.into(),
+                format!("forebay_pool_priority{{{pool}}} 1"),
                 format!("forebay_capacity_errors_total{{{pool}}} 0"),
                 format!("forebay_fleet_price_per_hour{{{pool}}} 2.5"),
                 format!("forebay_fleet_power_watts{{{pool}}} 700"),

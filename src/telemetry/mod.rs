@@ -1,6 +1,12 @@
-//! Every metric, named once, and the set-up of logs ([`logs`]). [`fleet`] has what the manager counts,
-//! [`traffic`] what the proxy counts. Handles are looked up once and kept; no request looks one up.
+//! Every metric, named once, and what is told about single requests. [`fleet`] has what the manager
+//! counts, [`traffic`] what the proxy counts; handles are looked up once and kept, no request looks one up.
+//! [`request`] notes what happens to a request, for the [`access`] log and for [`trace`]s. [`logs`] sets up
+//! the process's own logs.
 
+pub mod access;
+pub mod finished;
 pub mod fleet;
 pub mod logs;
+pub mod request;
+pub mod trace;
 pub mod traffic;

@@ -26,6 +26,11 @@ const QUEUED: &str = "forebay_queued_requests";
 const OUTSTANDING: &str = "forebay_outstanding_requests";
 const PER_MODEL: &str = "forebay_concurrent_requests_per_model";
 const PER_COPY: &str = "forebay_concurrent_requests_per_copy";
+const SLOTS: &str = "forebay_slots";
+const QUEUE_LIMIT: &str = "forebay_queue_limit";
+const EJECTIONS: &str = "forebay_ejections_total";
+const RETRIES: &str = "forebay_retries_total";
+const RETRIES_DENIED: &str = "forebay_retries_denied_total";
 const CONNECT_FAILURES: &str = "forebay_upstream_connect_failures_total";
 
 /// Names, units and help texts, once for the process.
@@ -57,6 +62,16 @@ pub fn describe() {
         "How long requests waited for a free slot, those that had to."
     );
     describe_gauge!(QUEUED, Unit::Count, "Requests waiting for a free slot.");
+    describe_gauge!(
+        QUEUE_LIMIT,
+        Unit::Count,
+        "Requests that may wait for a free slot in this proxy."
+    );
+    describe_gauge!(
+        SLOTS,
+        Unit::Count,
+        "Requests that the instances in service take at once, over all their copies."
+    );
     describe_gauge!(
         OUTSTANDING,
         Unit::Count,
@@ -95,7 +110,9 @@ pub struct Traffic {
     overhead_latency: Histogram,
     first_chunk_latency: Histogram,
     connect_failures: Counter,
+    ejections: Counter,
     outstanding: Gauge,
+    slots: Gauge,
     per_model: Gauge,
     per_copy: Gauge,
 }
@@ -116,7 +133,9 @@ impl Traffic {
             overhead_latency: metrics::histogram!(OVERHEAD_LATENCY, labels.clone()),
             first_chunk_latency: metrics::histogram!(FIRST_CHUNK_LATENCY, labels.clone()),
             connect_failures: metrics::counter!(CONNECT_FAILURES, labels.clone()),
+            ejections: metrics::counter!(EJECTIONS, labels.clone()),
             outstanding: metrics::gauge!(OUTSTANDING, labels.clone()),
+            slots: metrics::gauge!(SLOTS, labels.clone()),
             per_model: metrics::gauge!(PER_MODEL, labels.clone()),
             per_copy: metrics::gauge!(PER_COPY, labels.clone()),
             labels,
@@ -154,10 +173,17 @@ impl Traffic {
         self.connect_failures.increment(1);
     }
 
-    /// The gauges, as they are now: over `instances` in service with `copies` of the model.
-    pub fn set_concurrency(&self, outstanding: u32, instances: u32, copies: u32) {
+    /// A backend is left alone for a while.
+    pub fn ejected(&self) {
+        self.ejections.increment(1);
+    }
+
+    /// The gauges, as they are now: over `instances` in service with `copies` of the model, which
+    /// together take `slots` requests.
+    pub fn set_concurrency(&self, outstanding: u32, instances: u32, copies: u32, slots: u64) {
         let share = |of: u32| if of == 0 { 0.0 } else { f64::from(outstanding) / f64::from(of) };
         self.outstanding.set(f64::from(outstanding));
+        self.slots.set(slots as f64);
         self.per_model.set(share(instances));
         self.per_copy.set(share(copies));
     }
@@ -168,6 +194,7 @@ impl Traffic {
 pub struct QueueTraffic {
     wait: Histogram,
     queued: Gauge,
+    limit: Gauge,
 }
 
 impl QueueTraffic {
@@ -177,7 +204,8 @@ impl QueueTraffic {
         let labels = labels(variant, model, NO_INSTANCE_TYPE);
         Self {
             wait: metrics::histogram!(QUEUE_WAIT, labels.clone()),
-            queued: metrics::gauge!(QUEUED, labels),
+            queued: metrics::gauge!(QUEUED, labels.clone()),
+            limit: metrics::gauge!(QUEUE_LIMIT, labels),
         }
     }
 
@@ -186,8 +214,37 @@ impl QueueTraffic {
         self.wait.record(wait.as_secs_f64());
     }
 
-    /// So many wait now.
-    pub fn set_queued(&self, queued: u32) {
+    /// So many wait now, of `limit` that may.
+    pub fn set_queued(&self, queued: u32, limit: u32) {
         self.queued.set(f64::from(queued));
+        self.limit.set(f64::from(limit));
+    }
+}
+
+/// The handles of one variant's retries, by reason.
+#[derive(Debug)]
+pub struct RetryTraffic {
+    reasons: [(&'static str, Counter, Counter); 3],
+}
+
+impl RetryTraffic {
+    /// Looks the handles up.
+    #[must_use]
+    pub fn new(variant: &VariantKey, model: &ModelName) -> Self {
+        let counter = |name: &'static str, reason: &'static str| {
+            let mut labels = labels(variant, model, NO_INSTANCE_TYPE);
+            labels.push(Label::new("reason", reason));
+            metrics::counter!(name, labels)
+        };
+        let reasons = ["not_sent", "not_run", "replay"]
+            .map(|reason| (reason, counter(RETRIES, reason), counter(RETRIES_DENIED, reason)));
+        Self { reasons }
+    }
+
+    /// A retry for `reason` was decided, or denied.
+    pub fn note(&self, reason: &'static str, decided: bool) {
+        if let Some((_, made, denied)) = self.reasons.iter().find(|(name, ..)| *name == reason) {
+            if decided { made.increment(1) } else { denied.increment(1) }
+        }
     }
 }

@@ -34,7 +34,7 @@ pub struct LaunchOutcome {
 /// An instance that the provider agreed to run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Grant {
-    /// Where it will listen, if that is known already; otherwise [`Provider::list`] shows it later.
+    /// Where it will listen, if that is known already; otherwise `Provider::list` shows it later.
     pub address: Option<Address>,
 }
 

@@ -35,6 +35,13 @@ pub struct BackendReport {
     /// Connections that it refused or broke before an answer, since the proxy started.
     #[serde(default)]
     pub connect_failures: u64,
+    /// It has sent bytes or finished a request since the last report: whatever its probes say, it works.
+    #[serde(default)]
+    pub progressed: bool,
+    /// It holds requests and has sent nothing for longer than the variant's `stall_timeout`: whatever its
+    /// probes say, it hangs.
+    #[serde(default)]
+    pub stalled: bool,
 }
 
 /// What one proxy sees clients ask of a variant.

@@ -47,6 +47,8 @@ pub struct InstanceTypeSpec {
     pub copies: u32,
     /// What its workers speak.
     pub protocol: Protocol,
+    /// What becomes of a request when its client goes away.
+    pub on_client_abort: OnClientAbort,
     /// Addresses of servers that somebody else runs (static provider only).
     pub addresses: Vec<Address>,
     /// Currency units per hour, a fact for reports.
@@ -64,7 +66,7 @@ pub enum Engine {
     /// vLLM.
     #[serde(rename = "vllm")]
     Vllm,
-    /// SGLang.
+    /// `SGLang`.
     #[serde(rename = "sglang")]
     Sglang,
     /// Text Generation Inference.
@@ -76,7 +78,7 @@ pub enum Engine {
     /// The server of llama.cpp.
     #[serde(rename = "llama.cpp")]
     LlamaCpp,
-    /// Anything else that speaks OpenAI's API.
+    /// Any other that speaks the `/v1` API.
     #[serde(rename = "openai")]
     OpenAi,
 }
@@ -109,6 +111,8 @@ pub struct VariantSpec {
     pub routing: RoutingStrategy,
     /// The bounded wait in front of full copies.
     pub queue: QueueSpec,
+    /// How the proxy treats requests beyond choosing and queueing.
+    pub requests: RequestPolicy,
     /// The window in which one pool is retried before the next is tried.
     pub provision_timeout: Duration,
     /// When the next pool gets its turn.
@@ -162,6 +166,96 @@ pub struct QueueSpec {
     pub limit: u32,
     /// How long one may wait before it is refused with 503.
     pub timeout: Duration,
+}
+
+/// How the proxy treats a variant's requests. Travels in the routing table as it is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RequestPolicy {
+    /// Which requests may be sent again after their worker broke off without an answer.
+    pub replay: Replay,
+    /// Retries for each hundred first tries, beyond a burst of ten.
+    pub retry_percent: u32,
+    /// The header whose value tells callers apart in the queue; lower case.
+    pub caller_header: String,
+    /// The header whose value, a digit from 0 (served first) to 9, is a request's priority; lower case.
+    /// Without it, and where a request has none, every request has priority 5.
+    pub priority_header: Option<String>,
+    /// The header whose value binds requests to one copy by consistent hashing, while it has room; lower
+    /// case. Sessions of the SageMaker runtime need none.
+    pub sticky_header: Option<String>,
+    /// A new copy is given its slots one by one over this time; zero: all at once.
+    pub slow_start: Duration,
+    /// When a backend is left alone because its answers are bad.
+    pub ejection: EjectionPolicy,
+    /// A backend that holds requests and sends nothing for this long hangs: it is left alone and
+    /// replaced. `None`: never.
+    pub stall_timeout: Option<Duration>,
+}
+
+impl Default for RequestPolicy {
+    fn default() -> Self {
+        Self {
+            replay: Replay::ByPath,
+            retry_percent: 20,
+            caller_header: "authorization".to_owned(),
+            priority_header: None,
+            sticky_header: None,
+            slow_start: Duration::ZERO,
+            ejection: EjectionPolicy::default(),
+            stall_timeout: None,
+        }
+    }
+}
+
+/// Which requests may be sent again, elsewhere, after they may have run.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Replay {
+    /// `before_first_byte` for the OpenAI generation and embedding paths, whose only effect is the
+    /// answer; `never_sent` for all else.
+    #[default]
+    ByPath,
+    /// As long as no byte of the answer went to the client.
+    BeforeFirstByte,
+    /// Only while nothing of it was sent, or the worker says that it did not run.
+    NeverSent,
+}
+
+/// When a backend is left alone because its answers are bad.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct EjectionPolicy {
+    /// Bad outcomes in a row; 0: never.
+    pub threshold: u32,
+    /// How long at first; each time in a row doubles it.
+    pub base: Duration,
+    /// How long at most.
+    pub max: Duration,
+    /// The share of a variant's backends that may be left alone at once, 0 to 1.
+    pub max_share: f64,
+}
+
+impl Default for EjectionPolicy {
+    fn default() -> Self {
+        Self {
+            threshold: 5,
+            base: Duration::from_secs(10),
+            max: Duration::from_secs(300),
+            max_share: 0.5,
+        }
+    }
+}
+
+/// What becomes of a request at its worker when its client goes away.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnClientAbort {
+    /// It is cancelled at once: the connection is closed.
+    #[default]
+    Cancel,
+    /// It is read to its end, and holds its slot until then.
+    Finish,
 }
 
 /// When the next pool gets its turn after a refusal for lack of capacity.

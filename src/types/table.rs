@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::spec::RoutingStrategy;
+use super::spec::{Engine, OnClientAbort, RequestPolicy, RoutingStrategy};
 use super::{
     Address, EndpointName, Generation, InstanceId, InstanceTypeName, ModelName, Protocol,
     VariantName,
@@ -74,9 +74,9 @@ pub struct VariantRoute {
     pub queue_limit: u32,
     /// How long one may wait, in milliseconds.
     pub queue_timeout_ms: u64,
-    /// Whether requests wait in the queue while there is no backend at all (scaled to zero), or are
-    /// refused at once.
-    pub hold_when_empty: bool,
+    /// How requests are treated beyond that.
+    #[serde(default)]
+    pub requests: RequestPolicy,
     /// The instances in service.
     pub backends: Vec<BackendRoute>,
 }
@@ -101,4 +101,10 @@ pub struct BackendRoute {
     /// What it speaks.
     #[serde(default)]
     pub protocol: Protocol,
+    /// Which engine it runs, if that is told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub engine: Option<Engine>,
+    /// What becomes of a request when its client goes away.
+    #[serde(default)]
+    pub on_client_abort: OnClientAbort,
 }

@@ -11,7 +11,7 @@ use forebay::runtime::rng;
 use forebay::runtime::tasks::Tasks;
 use forebay::types::InstanceId;
 use forebay::types::launch::ProviderInstance;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, getpgrp, kill_process};
 use tokio::sync::Notify;
 
 use super::{LIMIT, World, granted, id, instance_type, provider_name, until};
@@ -106,9 +106,12 @@ impl World for Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        let groups: BTreeSet<_> = self.tagged().iter().map(|process| process.group).collect();
-        for process in processes(|_| true).iter().filter(|p| groups.contains(&p.group)) {
-            kill(process.pid, Signal::KILL);
+        let tagged = self.tagged();
+        let mut groups: BTreeSet<_> = tagged.iter().map(|process| process.group).collect();
+        groups.remove(&getpgrp().as_raw_nonzero().get());
+        let family = processes(|_| true).into_iter().filter(|p| groups.contains(&p.group));
+        for pid in tagged.iter().map(|process| process.pid).chain(family.map(|p| p.pid)) {
+            kill(pid, Signal::KILL);
         }
     }
 }

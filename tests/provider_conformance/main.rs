@@ -151,8 +151,11 @@ async fn terminating_is_idempotent_and_frees_capacity(provider: &dyn Provider) {
 }
 
 async fn capacity_holds_under_concurrent_launches(provider: &dyn Provider) {
-    let ids: Vec<String> = (0..50).map(|n| format!("n-{n}")).collect();
-    let launches = ids.iter().map(|id| provider.launch(batch("five", &[id])));
+    // Batches of several: one is in the middle of starting while others count.
+    let ids: Vec<[String; 4]> =
+        (0..50).map(|n| ["a", "b", "c", "d"].map(|m| format!("n-{n}-{m}"))).collect();
+    let launches =
+        ids.iter().map(|ids| provider.launch(batch("five", &ids.each_ref().map(String::as_str))));
     let outcomes = futures_util::future::join_all(launches).await.concat();
     let granted: BTreeSet<_> =
         outcomes.iter().filter(|o| o.result.is_ok()).map(|o| o.instance.clone()).collect();

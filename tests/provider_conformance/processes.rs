@@ -164,6 +164,15 @@ async fn a_launch_that_nobody_waits_for_is_carried_out_once() {
 }
 
 #[tokio::test]
+async fn what_was_granted_can_be_found_by_anybody() {
+    let machine = Machine::new(&["sleep", "1000"]);
+    for count in 1..=40 {
+        machine.launch(&format!("n-{count}")).await;
+        assert_eq!(machine.tagged().len(), count);
+    }
+}
+
+#[tokio::test]
 async fn owners_do_not_see_each_others_workers() {
     let (mine, other) = (Machine::new(&["sleep", "1000"]), Machine::new(&["sleep", "1000"]));
     mine.launch("a").await;

@@ -156,7 +156,9 @@ impl Forebay {
         let args = vec!["serve".into(), "--config".into(), path.display().to_string()];
         let process = start(&args, dir.path());
         let forebay = Self { process, proxy, admin, dir, args };
-        eventually("the admin listener answers", || TcpStream::connect(admin).ok());
+        for listener in [admin, proxy] {
+            eventually("it listens", || TcpStream::connect(listener).ok());
+        }
         forebay
     }
 
@@ -171,18 +173,29 @@ impl Forebay {
         Self { process, proxy, admin, dir, args: Vec::new() }
     }
 
-    /// The proxy in front of static workers, waiting until all of them are in service.
+    /// The proxy in front of static workers, waiting until all of them are in service. `extra` are further
+    /// keys of the variant.
     pub fn in_front_of(workers: &[(&Worker, u32)], extra: &str) -> Self {
+        let addresses: Vec<_> =
+            workers.iter().map(|(worker, slots)| (worker.address, *slots)).collect();
+        Self::in_front_of_addresses(&addresses, extra)
+    }
+
+    pub fn in_front_of_addresses(addresses: &[(SocketAddr, u32)], extra: &str) -> Self {
+        let types: Vec<_> =
+            addresses.iter().map(|(address, slots)| (*address, *slots, "")).collect();
+        Self::in_front_of_types(&types, extra)
+    }
+
+    /// One instance type `ml.tN` for each address, with further keys of its own.
+    pub fn in_front_of_types(types: &[(SocketAddr, u32, &str)], extra: &str) -> Self {
         let mut config = String::from(
-            "[proxy]\nlisten = \"{proxy}\"\n{extra-proxy}\n[admin]\nlisten = \"{admin}\"\n[provider.existing]\nkind = \"static\"\n",
+            "[proxy]\nlisten = \"{proxy}\"\n[admin]\nlisten = \"{admin}\"\n[provider.existing]\nkind = \"static\"\n",
         );
-        let (extra_proxy, extra) = extra.split_once("---").unwrap_or(("", extra));
-        config = config.replace("{extra-proxy}", extra_proxy);
         let mut pools = String::new();
-        for (number, (worker, max_concurrency)) in workers.iter().enumerate() {
+        for (number, (address, max_concurrency, keys)) in types.iter().enumerate() {
             config += &format!(
-                "[instance_type.\"ml.t{number}\"]\nprovider = \"existing\"\nmax_concurrency = {max_concurrency}\naddresses = [\"http://{}\"]\n",
-                worker.address
+                "[instance_type.\"ml.t{number}\"]\nprovider = \"existing\"\nmax_concurrency = {max_concurrency}\naddresses = [\"http://{address}\"]\n{keys}",
             );
             pools += &format!(
                 "[[endpoint.variant.pool]]\ninstance_type = \"ml.t{number}\"\npriority = {}\n",
@@ -191,17 +204,25 @@ impl Forebay {
         }
         config += &format!(
             "[[endpoint]]\nname = \"e\"\n[[endpoint.variant]]\nname = \"v\"\nmodel = \"m\"\ninitial_instance_count = {0}\nmin_instance_count = 1\nmax_instance_count = {0}\nfallback = \"at_once\"\nhealth_interval = \"200ms\"\nstartup_health_interval = \"50ms\"\n{extra}\n{pools}",
-            workers.len()
+            types.len()
         );
         let forebay = Self::serve(&config);
-        forebay.wait_in_service(workers.len());
+        forebay.wait_in_service(types.len());
         forebay
     }
 
     pub fn wait_in_service(&self, count: usize) {
         eventually(&format!("{count} instances in service"), || {
-            (self.in_service().len() == count).then_some(())
+            (self.in_service().len() == count && self.proxies_are_current()).then_some(())
         });
+    }
+
+    /// Whether every proxy routes by the newest table.
+    pub fn proxies_are_current(&self) -> bool {
+        let status = self.status();
+        let proxies = status["proxies"].as_array().cloned().unwrap_or_default();
+        !proxies.is_empty()
+            && proxies.iter().all(|proxy| proxy["applied"] == status["table_version"])
     }
 
     pub fn status(&self) -> serde_json::Value {
@@ -229,9 +250,15 @@ impl Forebay {
 
     /// Outstanding and queued requests as the metrics tell them, over all series.
     pub fn gauge(&self, name: &str) -> f64 {
+        self.gauge_where(name, "")
+    }
+
+    /// The same over the series whose labels contain `label`.
+    pub fn gauge_where(&self, name: &str, label: &str) -> f64 {
         let text = http::get(self.admin, "/metrics").text();
         text.lines()
             .filter(|line| line.starts_with(name) && line[name.len()..].starts_with(['{', ' ']))
+            .filter(|line| line.contains(label))
             .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
             .sum()
     }

@@ -2,20 +2,32 @@
 //! leaves first, and when a leaving instance may be stopped and forgotten.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use super::Violation;
-use super::ledger::{Known, Ledger, VariantFacts};
+use super::ledger::{Heard, Known, Ledger};
 use super::table::wrong;
-use crate::types::record::{Change, InstanceRecord, VariantRecord};
+use crate::types::record::{CapacityKey, Change, InstanceRecord, VariantRecord};
 use crate::types::spec::{Fallback, Rebalance, VariantSpec};
-use crate::types::{InstanceId, InstanceState, Timestamp, VariantKey};
+use crate::types::{
+    Generation, InstanceId, InstanceState, InstanceTypeName, ProviderName, Timestamp, VariantKey,
+};
+
+/// What one that fails its probes, or is being ended by its provider, must be given at least.
+const FORCED_DRAIN: Duration = Duration::from_secs(30);
 
 /// An instance that a batch takes out of its variant by choice.
 struct Removed {
     id: InstanceId,
     variant: VariantKey,
     priority: u32,
-    was_in_service: bool,
+    state: InstanceState,
+}
+
+/// Generations that no instance had before a batch, and those that the batch has given out.
+struct Fresh {
+    from: u64,
+    taken: BTreeSet<Generation>,
 }
 
 /// Checks `batch` and enters it into the books.
@@ -23,11 +35,13 @@ pub(super) fn check(ledger: &mut Ledger, now: Timestamp, batch: &[Change]) -> Ve
     let mut found = Vec::new();
     let mut grown = BTreeSet::new();
     let mut removed = Vec::new();
+    // Within a batch the order says nothing, so generations must be new beside those before the batch.
+    let mut fresh = Fresh { from: ledger.next_generation, taken: BTreeSet::new() };
     for change in batch {
         match change {
             Change::PutInstance(record) => {
                 removed.extend(chosen(ledger, now, &record.id, Some(record.state)));
-                if put_instance(ledger, now, record, &mut found) {
+                if put_instance(ledger, now, record, &mut fresh, &mut found) {
                     grown.insert(record.variant.clone());
                 }
             }
@@ -36,16 +50,28 @@ pub(super) fn check(ledger: &mut Ledger, now: Timestamp, batch: &[Change]) -> Ve
                 delete_instance(ledger, id, &mut found);
             }
             Change::PutVariant(record) => put_variant(ledger, record, &mut found),
-            Change::DeleteVariant(key) => delete_variant(ledger, key, &mut found),
-            Change::PutCapacity(_) | Change::DeleteCapacity(_) | Change::Log(_) => {}
+            Change::DeleteVariant(key) => drop(ledger.variants.remove(key)),
+            Change::PutCapacity(record) => {
+                ledger.refusing.insert(type_of(&record.key));
+            }
+            Change::DeleteCapacity(key) => drop(ledger.refusing.remove(&type_of(key))),
+            Change::Log(_) => {}
+        }
+    }
+    for change in batch {
+        if let Change::DeleteVariant(key) = change {
+            check_deleted_variant(ledger, key, &mut found);
         }
     }
     for variant in &grown {
         found.extend(too_many(ledger, now, variant));
     }
     check_order(ledger, &removed, &mut found);
-    settle_shrinking(ledger);
     found
+}
+
+pub(super) fn type_of(key: &CapacityKey) -> (ProviderName, InstanceTypeName) {
+    (key.provider.clone(), key.instance_type.clone())
 }
 
 /// The instance `id`, if putting it into `to` (or deleting it) takes it out of its variant and nothing
@@ -66,7 +92,7 @@ fn chosen(
         id: id.clone(),
         variant: known.record.variant.clone(),
         priority: priority(ledger, &known.record),
-        was_in_service: from == InstanceState::InService,
+        state: from,
     })
 }
 
@@ -87,17 +113,12 @@ fn condemned(ledger: &Ledger, now: Timestamp, known: &Known) -> bool {
         || outdated(ledger, spec, record)
 }
 
-/// Whether the config no longer asks for such an instance.
+/// Whether the config no longer asks for such an instance. A changed model or limit does not condemn
+/// what runs.
 fn outdated(ledger: &Ledger, spec: &VariantSpec, record: &InstanceRecord) -> bool {
-    let Some(pool) = spec.pools.iter().find(|pool| pool.instance_type == record.instance_type)
-    else {
-        return true;
-    };
-    let Some(kind) = ledger.spec.instance_types.get(&record.instance_type) else { return true };
-    pool.model.as_ref().unwrap_or(&spec.model) != &record.model
-        || kind.provider != record.provider
-        || kind.copies != record.copies
-        || kind.max_concurrency != record.max_concurrency
+    let kind = ledger.spec.instance_types.get(&record.instance_type);
+    !spec.pools.iter().any(|pool| pool.instance_type == record.instance_type)
+        || kind.is_none_or(|kind| kind.provider != record.provider)
 }
 
 /// The priority by the present config, or the recorded one where the pool is gone from it.
@@ -115,11 +136,12 @@ fn put_instance(
     ledger: &mut Ledger,
     now: Timestamp,
     record: &InstanceRecord,
+    fresh: &mut Fresh,
     found: &mut Vec<Violation>,
 ) -> bool {
     use InstanceState::{Draining, InService, Pending, Starting, Stopping};
     let Some(known) = ledger.instances.get(&record.id) else {
-        put_new(ledger, record, found);
+        put_new(ledger, record, fresh, found);
         return true;
     };
     let before = &known.record;
@@ -157,7 +179,12 @@ fn put_instance(
     false
 }
 
-fn put_new(ledger: &mut Ledger, record: &InstanceRecord, found: &mut Vec<Violation>) {
+fn put_new(
+    ledger: &mut Ledger,
+    record: &InstanceRecord,
+    fresh: &mut Fresh,
+    found: &mut Vec<Violation>,
+) {
     let listed = ledger.listed.get(&record.provider).and_then(|list| list.get(&record.id));
     let adoptable = listed.is_some_and(|i| i.variant.as_ref() == Some(&record.variant));
     let edge = match record.state {
@@ -169,7 +196,7 @@ fn put_new(ledger: &mut Ledger, record: &InstanceRecord, found: &mut Vec<Violati
         let (instance, to) = (record.id.clone(), record.state);
         found.push(Violation::BadTransition { instance, from: None, to });
     }
-    if record.generation.0 < ledger.next_generation {
+    if record.generation.0 < fresh.from || !fresh.taken.insert(record.generation) {
         found.push(Violation::GenerationReused {
             instance: record.id.clone(),
             generation: record.generation,
@@ -223,7 +250,8 @@ fn check_deadline(
     found: &mut Vec<Violation>,
 ) {
     let Some(spec) = ledger.spec.variant(&record.variant) else { return };
-    let full = now + spec.drain_timeout;
+    let forced = if known.failing || known.gone { FORCED_DRAIN } else { Duration::MAX };
+    let full = now + spec.drain_timeout.min(forced);
     let least = known.interruption_at.map_or(full, |at| at.min(full));
     if record.drain_deadline.is_none_or(|deadline| deadline < least) {
         found.push(Violation::WrongDeadline {
@@ -253,23 +281,17 @@ fn not_over(
     let Some(left_at) = known.left_at else {
         return Some("no table without it has been published".into());
     };
-    ledger.proxies.values().find_map(|(at, report)| {
-        if report.leaving || now.since(*at) >= ledger.proxy_silence {
+    ledger.proxies.iter().find_map(|(proxy, heard)| {
+        let Heard { at, applied, busy } = heard;
+        if now.since(*at) >= ledger.proxy_silence {
             return None;
         }
-        if report.applied < left_at {
-            return Some(format!(
-                "proxy {} routes by {}, it left with {left_at}",
-                report.proxy, report.applied
-            ));
+        if *applied < left_at {
+            return Some(format!("proxy {proxy} routes by {applied}, it left with {left_at}"));
         }
-        report
-            .backends
-            .iter()
-            .find(|b| {
-                b.instance == before.id && b.generation == before.generation && b.outstanding > 0
-            })
-            .map(|b| format!("proxy {} has {} requests there", report.proxy, b.outstanding))
+        busy.iter()
+            .find(|(instance, start, _)| *instance == before.id && *start == before.generation)
+            .map(|(_, _, outstanding)| format!("proxy {proxy} has {outstanding} requests there"))
     })
 }
 
@@ -292,14 +314,10 @@ fn put_variant(ledger: &mut Ledger, record: &VariantRecord, found: &mut Vec<Viol
             max: spec.max_instance_count,
         });
     }
-    let before = ledger.variants.get(&record.variant);
-    let shrinking = before.is_some_and(|b| b.shrinking || record.desired < b.record.desired);
-    let facts = VariantFacts { record: record.clone(), shrinking };
-    ledger.variants.insert(record.variant.clone(), facts);
+    ledger.variants.insert(record.variant.clone(), record.clone());
 }
 
-fn delete_variant(ledger: &mut Ledger, key: &VariantKey, found: &mut Vec<Violation>) {
-    ledger.variants.remove(key);
+fn check_deleted_variant(ledger: &Ledger, key: &VariantKey, found: &mut Vec<Violation>) {
     if ledger.spec.variant(key).is_some() {
         let problem = "is forgotten and still configured";
         found.push(Violation::WrongName { name: key.to_string(), problem });
@@ -312,7 +330,7 @@ fn delete_variant(ledger: &mut Ledger, key: &VariantKey, found: &mut Vec<Violati
 
 /// Checks the size of a variant that has grown.
 fn too_many(ledger: &Ledger, now: Timestamp, variant: &VariantKey) -> Option<Violation> {
-    let desired = ledger.variants.get(variant).map_or(0, |facts| facts.record.desired);
+    let desired = ledger.variants.get(variant).map_or(0, |facts| facts.desired);
     let spec = ledger.spec.variant(variant);
     let active = ledger.active(variant).count();
     let replaced = ledger.active(variant).filter(|known| condemned(ledger, now, known)).count();
@@ -345,7 +363,7 @@ fn surge(spec: &VariantSpec, desired: u32) -> usize {
     moving + parallel
 }
 
-/// Fallback first, and never below what is desired.
+/// Fallback first, and never before enough of the others are at least as far in their lives.
 fn check_order(ledger: &Ledger, removed: &[Removed], found: &mut Vec<Violation>) {
     for gone in removed {
         let lower = ledger
@@ -362,33 +380,15 @@ fn check_order(ledger: &Ledger, removed: &[Removed], found: &mut Vec<Violation>)
             });
         }
         let Some(facts) = ledger.variants.get(&gone.variant) else { continue };
-        let needs_service = gone.was_in_service && !facts.shrinking;
-        let remaining = ledger
-            .active(&gone.variant)
-            .filter(|kept| !needs_service || kept.record.state == InstanceState::InService)
-            .count();
-        if remaining < facts.record.desired as usize {
+        let as_far = |kept: &&Known| kept.record.state >= gone.state;
+        let remaining = ledger.active(&gone.variant).filter(as_far).count();
+        if remaining < facts.desired as usize {
             found.push(Violation::BelowDesired {
                 variant: gone.variant.clone(),
                 removed: gone.id.clone(),
                 remaining,
-                desired: facts.record.desired,
+                desired: facts.desired,
             });
-        }
-    }
-}
-
-fn settle_shrinking(ledger: &mut Ledger) {
-    let down: Vec<VariantKey> = ledger
-        .variants
-        .iter()
-        .filter(|(_, facts)| facts.shrinking)
-        .filter(|(key, facts)| ledger.active(key).count() <= facts.record.desired as usize)
-        .map(|(key, _)| key.clone())
-        .collect();
-    for key in down {
-        if let Some(facts) = ledger.variants.get_mut(&key) {
-            facts.shrinking = false;
         }
     }
 }

@@ -5,17 +5,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::table::{check_table, wrong};
+use super::table::{check_backend, check_table, wrong};
 use super::{Violation, changes};
 use crate::decision::controller::{Action, Event};
 use crate::types::launch::{LaunchBatch, LaunchOutcome, ProviderInstance, ProviderStatus};
 use crate::types::record::{InstanceRecord, StoredState, VariantRecord};
 use crate::types::report::ProxyReport;
 use crate::types::spec::FleetSpec;
-use crate::types::table::{BackendRoute, RoutingTable, TableVersion};
+use crate::types::table::{RoutingTable, TableVersion};
 use crate::types::{
-    Address, Generation, InstanceId, InstanceState, ProviderError, ProviderName, ProxyId,
-    Timestamp, VariantKey,
+    Address, Generation, InstanceId, InstanceState, InstanceTypeName, ProviderError, ProviderName,
+    ProxyId, Timestamp, VariantKey,
 };
 
 /// A second set of books beside one [`crate::decision::controller::Controller`]. Feed it each event
@@ -24,9 +24,11 @@ use crate::types::{
 pub struct Ledger {
     pub(super) spec: Arc<FleetSpec>,
     pub(super) instances: BTreeMap<InstanceId, Known>,
-    pub(super) variants: BTreeMap<VariantKey, VariantFacts>,
+    pub(super) variants: BTreeMap<VariantKey, VariantRecord>,
+    /// Types whose last launch was refused for lack of capacity, as recorded.
+    pub(super) refusing: BTreeSet<(ProviderName, InstanceTypeName)>,
     pub(super) next_generation: u64,
-    pub(super) proxies: BTreeMap<ProxyId, (Timestamp, ProxyReport)>,
+    pub(super) proxies: BTreeMap<ProxyId, Heard>,
     pub(super) proxy_silence: Duration,
     pub(super) listed: BTreeMap<ProviderName, BTreeMap<InstanceId, ProviderInstance>>,
     listing: BTreeMap<ProviderName, u64>,
@@ -62,11 +64,24 @@ pub(super) struct Known {
     pub(super) left_at: Option<TableVersion>,
 }
 
+/// What a live proxy last said.
 #[derive(Debug)]
-pub(super) struct VariantFacts {
-    pub(super) record: VariantRecord,
-    /// The desired count was lowered and the fleet has not come down to it yet.
-    pub(super) shrinking: bool,
+pub(super) struct Heard {
+    pub(super) at: Timestamp,
+    pub(super) applied: TableVersion,
+    /// Instances with requests of it.
+    pub(super) busy: Vec<(InstanceId, Generation, u32)>,
+}
+
+impl Heard {
+    fn of(now: Timestamp, report: &ProxyReport) -> Self {
+        let busy = report.backends.iter().filter(|backend| backend.outstanding > 0);
+        Self {
+            at: now,
+            applied: report.applied,
+            busy: busy.map(|b| (b.instance.clone(), b.generation, b.outstanding)).collect(),
+        }
+    }
 }
 
 impl Ledger {
@@ -78,7 +93,8 @@ impl Ledger {
         let mut ledger = Self {
             spec,
             instances: BTreeMap::new(),
-            variants: BTreeMap::new(),
+            variants: stored.variants.iter().map(|v| (v.variant.clone(), v.clone())).collect(),
+            refusing: stored.capacities.iter().map(|c| changes::type_of(&c.key)).collect(),
             next_generation: stored.next_generation.max(highest.unwrap_or(0)),
             proxies: BTreeMap::new(),
             proxy_silence,
@@ -93,11 +109,6 @@ impl Ledger {
             known.healthy = record.state == InstanceState::InService;
             known.tabled = record.in_service_at.is_some();
             ledger.instances.insert(record.id.clone(), known);
-        }
-        for record in &stored.variants {
-            let shrinking = ledger.active(&record.variant).count() > record.desired as usize;
-            let facts = VariantFacts { record: record.clone(), shrinking };
-            ledger.variants.insert(record.variant.clone(), facts);
         }
         ledger
     }
@@ -120,7 +131,9 @@ impl Ledger {
                 }
             }
             Event::Launched { outcomes, .. } => {
-                outcomes.iter().for_each(|outcome| self.note_launched(outcome));
+                for outcome in outcomes {
+                    self.note_launched(outcome);
+                }
             }
             Event::Terminated { instance, result } => {
                 if let (Some(known), Err(ProviderError::NotFound)) =
@@ -139,8 +152,12 @@ impl Ledger {
             }
             Event::Reported(report) => {
                 let silence = self.proxy_silence;
-                self.proxies.retain(|_, (at, _)| now.since(*at) < silence);
-                self.proxies.insert(report.proxy.clone(), (now, report.clone()));
+                self.proxies.retain(|_, heard| now.since(heard.at) < silence);
+                if report.leaving {
+                    self.proxies.remove(&report.proxy);
+                } else {
+                    self.proxies.insert(report.proxy.clone(), Heard::of(now, report));
+                }
             }
             Event::Reconfigured(spec) => self.spec = Arc::clone(spec),
             Event::ProviderNudged(_) => {}
@@ -185,10 +202,14 @@ impl Ledger {
     }
 
     fn note_list(&mut self, provider: &ProviderName, begun: u64, instances: &[ProviderInstance]) {
+        let step = self.step;
         let listed: BTreeMap<_, _> = instances.iter().map(|i| (i.id.clone(), i.clone())).collect();
         for known in self.instances.values_mut().filter(|k| k.record.provider == *provider) {
             match listed.get(&known.record.id) {
                 Some(instance) => {
+                    // It runs, whatever the answer to its launch will be.
+                    known.launching = false;
+                    known.visible_from = step;
                     known.interruption_at = instance.interruption_at;
                     known.gone |= matches!(instance.status, ProviderStatus::Ended { .. });
                     known.failing |= instance.status == ProviderStatus::Stopping;
@@ -213,7 +234,7 @@ impl Ledger {
     }
 
     fn check_launch(&mut self, provider: &ProviderName, batch: &LaunchBatch) -> Vec<Violation> {
-        let mut found = Vec::new();
+        let mut found = self.check_probing(provider, batch);
         let mut ids = BTreeSet::new();
         if batch.instances.is_empty() {
             found.push(wrong("a launch batch".into(), "instances", "none".into()));
@@ -224,6 +245,7 @@ impl Ledger {
             };
             if !ids.insert(id) {
                 fault("is in the batch twice".into());
+                continue;
             }
             let Some(known) = self.instances.get_mut(id) else {
                 fault("has no durable record".into());
@@ -243,6 +265,37 @@ impl Ledger {
             known.refused = false;
         }
         found
+    }
+
+    /// Whether a type that is refused is asked for one at a time. Asking again for what may have been
+    /// started is no new question.
+    fn check_probing(&self, provider: &ProviderName, batch: &LaunchBatch) -> Vec<Violation> {
+        if !self.refusing.contains(&(provider.clone(), batch.instance_type.clone())) {
+            return Vec::new();
+        }
+        let under_way = self.instances.values().find(|known| {
+            let record = &known.record;
+            known.launching
+                && record.state == InstanceState::Pending
+                && record.provider == *provider
+                && record.instance_type == batch.instance_type
+        });
+        let new = |id: &&InstanceId| self.instances.get(*id).is_some_and(|known| !known.sent);
+        let mut new = batch.instances.iter().filter(new);
+        let (first, second) = (new.next(), new.next());
+        let problem = match (first, under_way, second) {
+            (Some(_), Some(other), _) => {
+                format!("its type lacks capacity and is being asked for {}", other.record.id)
+            }
+            (Some(_), None, Some(other)) => {
+                format!("its type lacks capacity and is asked for {other} at once")
+            }
+            (None, ..) | (Some(_), None, None) => return Vec::new(),
+        };
+        first
+            .map(|id| Violation::WrongLaunch { instance: id.clone(), problem })
+            .into_iter()
+            .collect()
     }
 
     fn check_terminate(&self, provider: &ProviderName, instance: &InstanceId) -> Vec<Violation> {
@@ -330,45 +383,6 @@ impl Ledger {
             found.push(Violation::WrongName { name: name.clone(), problem });
         }
     }
-}
-
-fn check_backend(
-    known: Option<&Known>,
-    variant: &VariantKey,
-    backend: &BackendRoute,
-) -> Vec<Violation> {
-    let Some(known) = known.filter(|known| known.record.state == InstanceState::InService) else {
-        let state = known.map(|known| known.record.state);
-        return vec![Violation::NotInService { instance: backend.instance.clone(), state }];
-    };
-    let record = &known.record;
-    let mut found = Vec::new();
-    let mut compare = |field, right: bool, value: String| {
-        if !right {
-            found.push(wrong(format!("backend {}", backend.instance), field, value));
-        }
-    };
-    compare("variant", record.variant == *variant, variant.to_string());
-    compare(
-        "generation",
-        record.generation == backend.generation,
-        format!("{} for {}", backend.generation, record.generation),
-    );
-    compare(
-        "address",
-        record.address.as_ref() == Some(&backend.address),
-        backend.address.to_string(),
-    );
-    compare("model", record.model == backend.model, backend.model.to_string());
-    compare("copies", record.copies == backend.copies, backend.copies.to_string());
-    compare(
-        "max_concurrency",
-        record.max_concurrency == backend.max_concurrency,
-        backend.max_concurrency.to_string(),
-    );
-    let type_matches = record.instance_type == backend.instance_type;
-    compare("instance_type", type_matches, backend.instance_type.to_string());
-    found
 }
 
 impl Known {

@@ -148,7 +148,7 @@ pub enum Violation {
         variant: VariantKey,
         /// The one that leaves.
         removed: InstanceId,
-        /// What remains without it: in service if nothing was scaled in, else not leaving.
+        /// Those that are not leaving and at least as far in their lives.
         remaining: usize,
         /// How many there should be.
         desired: u32,

@@ -3,7 +3,9 @@
 use std::collections::HashSet;
 
 use super::Violation;
-use crate::types::table::{EndpointRoute, RoutingTable, VariantRoute};
+use super::ledger::Known;
+use crate::types::table::{BackendRoute, EndpointRoute, RoutingTable, VariantRoute};
+use crate::types::{InstanceState, VariantKey};
 
 /// Checks a table by itself and beside the one published before it: versions grow strictly, names and
 /// (instance, generation) pairs are unique, counts are at least 1, weights are numbers of at least 0.
@@ -68,4 +70,44 @@ fn check_backends(variant: &VariantRoute, found: &mut Vec<Violation>) {
 
 pub(super) fn wrong(what: String, field: &'static str, value: String) -> Violation {
     Violation::WrongValue { what, field, value }
+}
+
+/// Whether a backend is what the books know of the instance.
+pub(super) fn check_backend(
+    known: Option<&Known>,
+    variant: &VariantKey,
+    backend: &BackendRoute,
+) -> Vec<Violation> {
+    let Some(known) = known.filter(|known| known.record.state == InstanceState::InService) else {
+        let state = known.map(|known| known.record.state);
+        return vec![Violation::NotInService { instance: backend.instance.clone(), state }];
+    };
+    let record = &known.record;
+    let mut found = Vec::new();
+    let mut compare = |field, right: bool, value: String| {
+        if !right {
+            found.push(wrong(format!("backend {}", backend.instance), field, value));
+        }
+    };
+    compare("variant", record.variant == *variant, variant.to_string());
+    compare(
+        "generation",
+        record.generation == backend.generation,
+        format!("{} for {}", backend.generation, record.generation),
+    );
+    compare(
+        "address",
+        record.address.as_ref() == Some(&backend.address),
+        backend.address.to_string(),
+    );
+    compare("model", record.model == backend.model, backend.model.to_string());
+    compare("copies", record.copies == backend.copies, backend.copies.to_string());
+    compare(
+        "max_concurrency",
+        record.max_concurrency == backend.max_concurrency,
+        backend.max_concurrency.to_string(),
+    );
+    let type_matches = record.instance_type == backend.instance_type;
+    compare("instance_type", type_matches, backend.instance_type.to_string());
+    found
 }

@@ -163,7 +163,7 @@ impl Controller {
             strategy: spec.routing,
             queue_limit: spec.queue.limit,
             queue_timeout_ms: u64::try_from(spec.queue.timeout.as_millis()).unwrap_or(u64::MAX),
-            hold_when_empty: spec.min_instance_count == 0,
+            requests: spec.requests.clone(),
             backends: self.fleet.of(key).filter_map(|i| self.backend(i)).collect(),
         }
     }
@@ -173,6 +173,7 @@ impl Controller {
         if record.state != InstanceState::InService {
             return None;
         }
+        let kind = self.spec.instance_types.get(&record.instance_type);
         Some(BackendRoute {
             instance: record.id.clone(),
             generation: record.generation,
@@ -182,6 +183,8 @@ impl Controller {
             copies: record.copies,
             max_concurrency: record.max_concurrency,
             protocol: self.protocols.get(&record.instance_type).copied().unwrap_or_default(),
+            engine: kind.and_then(|kind| kind.engine),
+            on_client_abort: kind.map(|kind| kind.on_client_abort).unwrap_or_default(),
         })
     }
 }

@@ -1,11 +1,16 @@
 //! To zero and back: what the proxies see clients ask for, latched until something serves it.
 
+use std::time::Duration;
+
 use crate::types::report::ProxyReport;
 use crate::types::spec::VariantSpec;
 use crate::types::{InstanceState, Timestamp, VariantKey};
 
 use super::Controller;
 use super::events::{EventKind, Span};
+
+/// A variant with requests is looked at again this soon, to see whether it is idle.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 impl Controller {
     /// Takes in a report's demand. `first` says that this proxy was not known before: its count of
@@ -86,11 +91,13 @@ impl Controller {
             return None;
         }
         let after = spec.scale_to_zero_after?;
-        let idle = queued + running == 0 && !variant.waking && variant.record.was_in_service;
-        if desired == 0 || !serves || !idle {
+        if desired == 0 || !serves || variant.waking || !variant.record.was_in_service {
             return None;
         }
         let at = variant.last_busy_at + after;
+        if queued + running > 0 {
+            return Some(at.max(now + LOOK_AGAIN));
+        }
         if now < at {
             return Some(at);
         }

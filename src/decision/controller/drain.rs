@@ -17,6 +17,8 @@ use super::{Action, Controller, PROXY_LEASE, RECONNECT_GRACE};
 
 /// Proxies that are followed at once.
 const PROXIES_MAX: usize = 1_024;
+/// A report that comes at the very end of the lease still counts.
+const AT_LAST: Duration = Duration::from_millis(1);
 /// A termination that was never answered is repeated after this long.
 const STOP_PATIENCE: Duration = Duration::from_secs(60);
 const STOP_RETRY_BASE: Duration = Duration::from_secs(1);
@@ -73,10 +75,11 @@ impl Controller {
             .collect();
         let proxy = Proxy { applied: report.applied, reported_at: now, outstanding, demand };
         self.proxies.insert(id.clone(), proxy);
-        self.timers.set(Waiter::Proxy(id), Some(now + PROXY_LEASE));
+        self.timers.set(Waiter::Proxy(id), Some(now + PROXY_LEASE + AT_LAST));
         for suspect in suspects {
             self.suspect(now, &suspect);
         }
+        self.note_work(now, report);
         self.check_drains(now);
     }
 

@@ -63,6 +63,8 @@ pub(super) struct Instance {
     pub(super) probe: Probe,
     pub(super) stop: Stop,
     pub(super) interruption: Option<Interruption>,
+    /// When a proxy last saw it send bytes or finish a request.
+    pub(super) worked_at: Option<Timestamp>,
     /// The first published table without it, once it drains.
     pub(super) out_since: Option<TableVersion>,
 }
@@ -81,6 +83,7 @@ impl Instance {
             probe: Probe::default(),
             stop: Stop::default(),
             interruption: None,
+            worked_at: None,
             out_since: None,
         }
     }
@@ -129,6 +132,8 @@ pub(super) struct Fleet {
     instances: BTreeMap<InstanceId, Instance>,
     by_variant: BTreeMap<VariantKey, BTreeSet<InstanceId>>,
     by_state: BTreeMap<InstanceState, BTreeSet<InstanceId>>,
+    /// How many are `Pending`, by whose capacity they ask for.
+    pending: BTreeMap<CapacityKey, usize>,
 }
 
 impl Fleet {
@@ -136,6 +141,9 @@ impl Fleet {
         let record = &instance.record;
         self.by_variant.entry(record.variant.clone()).or_default().insert(record.id.clone());
         self.by_state.entry(record.state).or_default().insert(record.id.clone());
+        if record.state == InstanceState::Pending {
+            *self.pending.entry(instance.capacity_key()).or_default() += 1;
+        }
         self.instances.insert(record.id.clone(), instance);
     }
 
@@ -148,16 +156,39 @@ impl Fleet {
             }
         }
         self.by_state.entry(instance.record.state).or_default().remove(id);
+        if instance.record.state == InstanceState::Pending {
+            self.no_longer_pending(&instance.capacity_key());
+        }
         Some(instance)
     }
 
     /// Sets the state, and nothing else.
     pub(super) fn set_state(&mut self, id: &InstanceId, state: InstanceState) {
-        if let Some(instance) = self.instances.get_mut(id) {
-            self.by_state.entry(instance.record.state).or_default().remove(id);
-            instance.record.state = state;
-            self.by_state.entry(state).or_default().insert(id.clone());
+        let Some(instance) = self.instances.get_mut(id) else { return };
+        let from = std::mem::replace(&mut instance.record.state, state);
+        let key = instance.capacity_key();
+        self.by_state.entry(from).or_default().remove(id);
+        self.by_state.entry(state).or_default().insert(id.clone());
+        if state == InstanceState::Pending {
+            *self.pending.entry(key.clone()).or_default() += 1;
         }
+        if from == InstanceState::Pending {
+            self.no_longer_pending(&key);
+        }
+    }
+
+    fn no_longer_pending(&mut self, key: &CapacityKey) {
+        if let Some(count) = self.pending.get_mut(key) {
+            *count -= 1;
+            if *count == 0 {
+                self.pending.remove(key);
+            }
+        }
+    }
+
+    /// Whether somebody's launch waits for that capacity.
+    pub(super) fn asks_for(&self, key: &CapacityKey) -> bool {
+        self.pending.contains_key(key)
     }
 
     pub(super) fn get(&self, id: &InstanceId) -> Option<&Instance> {

@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
+use crate::types::report::ProxyReport;
 use crate::types::{Generation, InstanceId, InstanceState, Timestamp};
 
 use super::events::{EventKind, Leave, Span};
 use super::listed::FORCED_DRAIN;
 use super::machine::Trigger;
-use super::{Action, Controller, QUICK_DEATH};
+use super::{Action, Controller, PROXY_LEASE, QUICK_DEATH};
 
 /// A probe's answer may come this much later than its own time limit before it is given up.
 const PROBE_SLACK: Duration = Duration::from_secs(2);
@@ -146,13 +147,49 @@ impl Controller {
         {
             return;
         }
-        let record = instance.record.clone();
+        let spell = (spec.health.interval + spec.health.timeout) * spec.health.unhealthy_threshold;
+        if instance.worked_at.is_some_and(|at| now.since(at) < spell) {
+            // Busy, not dead: too busy for probes, but requests go on.
+            return;
+        }
         let last = instance.probe.last.clone().unwrap_or_default();
-        let because = format!("{failures} probes failed in a row, the last: {last}");
-        let leave = Leave::new(EventKind::Unhealthy, because.clone()).within(FORCED_DRAIN);
+        self.replace_unhealthy(
+            now,
+            id,
+            &format!("{failures} probes failed in a row, the last: {last}"),
+        );
+    }
+
+    fn replace_unhealthy(&mut self, now: Timestamp, id: &InstanceId, because: &str) {
+        let Some(instance) = self.fleet.get(id) else { return };
+        let record = instance.record.clone();
+        let leave = Leave::new(EventKind::Unhealthy, because).within(FORCED_DRAIN);
         self.apply(now, id, Trigger::Unhealthy, Some(&leave));
         if now.since(record.in_service_at.unwrap_or(now)) < QUICK_DEATH {
-            self.fail_pool(now, EventKind::Unhealthy, &record, &because);
+            self.fail_pool(now, EventKind::Unhealthy, &record, because);
+        }
+    }
+
+    /// Takes in which instances a proxy sees at work, and which hang: those hold requests and send
+    /// nothing, whatever their probes say.
+    pub(super) fn note_work(&mut self, now: Timestamp, report: &ProxyReport) {
+        for backend in &report.backends {
+            let Some(instance) = self.fleet.get_mut(&backend.instance) else { continue };
+            if instance.record.generation != backend.generation {
+                continue;
+            }
+            if backend.progressed {
+                instance.worked_at = Some(now);
+            }
+            // Another proxy may see it work.
+            let idle = instance.worked_at.is_none_or(|at| now.since(at) >= PROXY_LEASE);
+            if backend.stalled && idle && instance.state() == InstanceState::InService {
+                let because = format!(
+                    "it hangs: {} requests of proxy {} wait and it has sent nothing for stall_timeout",
+                    backend.outstanding, report.proxy
+                );
+                self.replace_unhealthy(now, &backend.instance, &because);
+            }
         }
     }
 

@@ -62,7 +62,6 @@ impl Controller {
         for ((key, kind, _), (count, error)) in failed {
             self.tell_failure(now, provider, &key, &kind, count, &error);
         }
-        self.dirty_users_of(provider);
     }
 
     /// Returns whether this was news.
@@ -132,7 +131,7 @@ impl Controller {
         }
     }
 
-    fn capacity_is_back(
+    pub(super) fn capacity_is_back(
         &mut self,
         now: Timestamp,
         provider: &ProviderName,
@@ -144,6 +143,7 @@ impl Controller {
         if let Some(memory) = self.capacities.remove(&capacity) {
             self.journal.capacities.insert(capacity);
             let refusals = memory.refusals;
+            self.dirty_users_of_type(kind);
             let message =
                 format!("{provider} has capacity for {kind} again, after {refusals} refusals");
             self.log(now, EventKind::CapacityBack, key, None, message);
@@ -170,6 +170,7 @@ impl Controller {
             reason: reason.to_owned(),
         };
         self.capacities.insert(key.clone(), record);
+        self.dirty_users_of_type(kind);
         self.journal.capacities.insert(key);
     }
 
@@ -184,7 +185,7 @@ impl Controller {
         let capacity =
             CapacityKey { provider: provider.clone(), instance_type: kind.clone(), zone: None };
         let hold = self.capacities.get(&capacity).map_or(now, |c| c.hold_until);
-        let again = format!("it is asked first again at {}", At(hold, now));
+        let again = format!("{kind} is asked first again at {}", At(hold, now));
         let Some((variant, spec)) =
             self.variants.get(key).and_then(|v| Some((v, v.spec.as_ref()?)))
         else {

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use crate::types::record::EventRecord;
+use crate::types::record::{CapacityKey, EventRecord};
 use crate::types::{InstanceId, InstanceState, Timestamp, VariantKey};
 
 use super::Controller;
@@ -27,6 +27,7 @@ impl Controller {
         let Some(instance) = self.fleet.get(id) else { return false };
         let from = instance.state();
         let key = instance.record.variant.clone();
+        let capacity = instance.capacity_key();
         match next(from, trigger) {
             Next::Stay => return false,
             Next::Gone => self.forget(now, id, from),
@@ -36,6 +37,10 @@ impl Controller {
                 self.journal.instances.insert(id.clone());
                 self.touched.insert(id.clone());
             }
+        }
+        if from == InstanceState::Pending && self.capacities.contains_key(&capacity) {
+            // The one request for this capacity is decided: whoever waited for that may ask.
+            self.dirty_users_of_type(&capacity.instance_type);
         }
         self.table_dirty |= from == InstanceState::InService;
         self.dirty.insert(key);
@@ -151,6 +156,9 @@ impl Controller {
 
     fn forget(&mut self, now: Timestamp, id: &InstanceId, from: InstanceState) {
         let Some(instance) = self.fleet.remove(id) else { return };
+        if from != InstanceState::Pending && instance.interruption.is_none() {
+            self.capacity_came_free(now, &instance.capacity_key());
+        }
         let record = instance.record;
         self.journal.instances.insert(id.clone());
         self.touched.insert(id.clone());
@@ -161,6 +169,18 @@ impl Controller {
             let because = record.leaving_because.unwrap_or_default();
             let message = format!("{} is gone ({because})", record.instance_type);
             self.log(now, EventKind::Gone, &record.variant, Some(id), message);
+        }
+    }
+
+    /// What an instance had is probably free again: its capacity may be asked for at once, instead of after
+    /// a hold that was learned while the instance still had it. One refusal brings the hold back.
+    fn capacity_came_free(&mut self, now: Timestamp, key: &CapacityKey) {
+        if let Some(memory) = self.capacities.get_mut(key)
+            && memory.hold_until > now
+        {
+            memory.hold_until = now;
+            self.journal.capacities.insert(key.clone());
+            self.dirty_users_of_type(&key.instance_type);
         }
     }
 

@@ -81,20 +81,24 @@ impl Controller {
             }
             ProviderStatus::Pending | ProviderStatus::Running => {
                 let adopted = self.fleet.get(id).is_some_and(|i| i.launch == Launch::Unknown);
-                if self.apply(now, id, Trigger::Found, None) && adopted {
-                    self.log_adopted(now, id);
+                if self.apply(now, id, Trigger::Found, None) {
+                    self.was_granted(now, id, adopted);
                 }
                 self.update(now, id, there);
             }
         }
     }
 
-    fn log_adopted(&mut self, now: Timestamp, id: &InstanceId) {
+    /// The list tells what the answer to the launch did not (yet).
+    fn was_granted(&mut self, now: Timestamp, id: &InstanceId, adopted: bool) {
         let Some(instance) = self.fleet.get(id) else { return };
-        let record = &instance.record;
-        let (key, kind) = (record.variant.clone(), record.instance_type.clone());
-        let message = format!("{kind} was launched before the last restart and is adopted");
-        self.log(now, EventKind::Adopted, &key, Some(id), message);
+        let record = instance.record.clone();
+        let (key, kind) = (record.variant, record.instance_type);
+        self.capacity_is_back(now, &record.provider, &kind, &key);
+        if adopted {
+            let message = format!("{kind} was launched before the last restart and is adopted");
+            self.log(now, EventKind::Adopted, &key, Some(id), message);
+        }
     }
 
     /// Takes over what the provider knows of one that lives.

@@ -34,6 +34,10 @@
 //!   unhealthy while it starts (or within [`QUICK_DEATH`] of being in service), blocks its pool for that
 //!   variant, for a time that doubles; other pools are not asked in its place. Blocks and the pace of
 //!   moves are in memory only: a restart tries once more.
+//! * **Dead, busy, hung.** An instance that fails `unhealthy_threshold` probes in a row is replaced, unless
+//!   a proxy has seen it send bytes meanwhile; one that holds requests and sends nothing for the
+//!   variant's `stall_timeout` is replaced whatever its probes say. Both have half a minute for what they
+//!   still hold, not the whole `drain_timeout`: little of it would be answered.
 //! * **What a reload changes.** Counts, pools, priorities, limits and policies apply at once;
 //!   `max_concurrency` also to running instances. Models and copies of running instances stay as they
 //!   were launched (changing those is a deployment). Instances of a removed pool leave once they are
@@ -59,7 +63,7 @@ mod providers;
 mod round;
 mod start;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod timers;
 mod variant;
 mod view;
@@ -257,6 +261,7 @@ impl Controller {
     /// A controller that goes on from `stored`. `epoch` is the lease's and becomes the table's;
     /// `seed` is the origin of all its jitter.
     #[must_use]
+    #[allow(clippy::needless_pass_by_value, reason = "the caller shares its spec with it for good")]
     pub fn new(
         epoch: u64,
         now: Timestamp,

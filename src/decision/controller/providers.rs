@@ -1,13 +1,19 @@
 //! Asking providers for what they run: when, how often, and how long an unanswering one is left alone.
+//!
+//! Every provider of a configured type is asked, also one that no pool uses (any more): a launch may land
+//! there late, and what it started is an orphan that only its list shows.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::decision::plan::backoff::backoff;
-use crate::types::{InstanceId, InstanceState, ProviderName, Timestamp, VariantKey};
+use crate::types::{
+    InstanceId, InstanceState, InstanceTypeName, ProviderName, Timestamp, VariantKey,
+};
 
 use super::fleet::Launch;
 use super::timers::Waiter;
+use super::variant::Variant;
 use super::{Action, Controller};
 
 /// Between lists while nothing is awaited.
@@ -48,9 +54,6 @@ impl Controller {
 
     /// A provider's list is due.
     pub(super) fn list_due(&mut self, now: Timestamp, provider: &ProviderName) {
-        if !self.is_used(provider) {
-            return;
-        }
         let Some(view) = self.providers.get_mut(provider) else { return };
         if view.in_flight {
             view.again = true;
@@ -100,20 +103,10 @@ impl Controller {
         })
     }
 
-    /// Whether a pool or an instance still needs the provider.
-    fn is_used(&self, provider: &ProviderName) -> bool {
-        let in_pool = self.spec.variants().flat_map(|(_, v)| &v.pools).any(|p| {
-            self.spec.instance_types.get(&p.instance_type).is_some_and(|t| t.provider == *provider)
-        });
-        in_pool || self.fleet.iter().any(|i| i.record.provider == *provider)
-    }
-
     /// The first provider that a variant depends on and that has not answered yet.
     pub(super) fn unheard_provider(&self, key: &VariantKey) -> Option<&ProviderName> {
-        let pools = self.spec.variant(key).into_iter().flat_map(|v| &v.pools);
-        let of_pools = pools
-            .filter_map(|p| self.spec.instance_types.get(&p.instance_type))
-            .map(|t| &t.provider);
+        let kinds = self.variants.get(key).into_iter().flat_map(Variant::pool_types);
+        let of_pools = kinds.filter_map(|t| self.spec.instance_types.get(t)).map(|t| &t.provider);
         let of_instances = self.fleet.of(key).map(|i| &i.record.provider);
         of_pools
             .chain(of_instances)
@@ -122,14 +115,23 @@ impl Controller {
 
     /// Plans anew for every variant that depends on the provider.
     pub(super) fn dirty_users_of(&mut self, provider: &ProviderName) {
-        let uses = |key: &VariantKey| {
-            let pools = self.spec.variant(key).into_iter().flat_map(|v| &v.pools);
-            let in_pool = pools
-                .filter_map(|p| self.spec.instance_types.get(&p.instance_type))
-                .any(|t| t.provider == *provider);
-            in_pool || self.fleet.of(key).any(|i| i.record.provider == *provider)
+        let from_there = |kind: &InstanceTypeName| {
+            self.spec.instance_types.get(kind).is_some_and(|t| t.provider == *provider)
         };
-        let affected: Vec<_> = self.variants.keys().filter(|k| uses(k)).cloned().collect();
+        let uses = |(key, variant): &(&VariantKey, &Variant)| {
+            variant.pool_types().any(from_there)
+                || self.fleet.of(key).any(|i| i.record.provider == *provider)
+        };
+        let affected: Vec<_> =
+            self.variants.iter().filter(uses).map(|(key, _)| key.clone()).collect();
+        self.dirty.extend(affected);
+    }
+
+    /// Plans anew for every variant with a pool of that type: what is known of its capacity has changed.
+    pub(super) fn dirty_users_of_type(&mut self, kind: &InstanceTypeName) {
+        let uses = |(_, variant): &(&VariantKey, &Variant)| variant.pool_types().any(|t| t == kind);
+        let affected: Vec<_> =
+            self.variants.iter().filter(uses).map(|(key, _)| key.clone()).collect();
         self.dirty.extend(affected);
     }
 }

@@ -97,10 +97,7 @@ impl Controller {
         let pools = spec.pools.iter().map(|pool| {
             let capacity = self.capacity_key(pool);
             let memory = capacity.as_ref().and_then(|c| self.capacities.get(c));
-            let asking = self
-                .fleet
-                .in_state(InstanceState::Pending)
-                .any(|i| Some(i.capacity_key()) == capacity);
+            let asking = capacity.as_ref().is_some_and(|c| self.fleet.asks_for(c));
             let failing = variant.and_then(|v| v.failing.get(&pool.instance_type));
             PoolView {
                 refused: memory.map(|c| Refused { at: c.refused_at, hold_until: c.hold_until }),
@@ -130,6 +127,7 @@ impl Controller {
             generation: record.generation,
             pool,
             priority: pool.map_or(record.priority, |p| spec.pools[p].priority),
+            asked_at: record.asked_at,
             state: record.state,
             outstanding: self.outstanding(&record.id, record.generation),
             unhealthy: instance.probe.failures > 0 && record.state == InstanceState::InService,

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use crate::types::record::{StoredState, VariantRecord};
+use crate::types::record::{CapacityKey, StoredState, VariantRecord};
 use crate::types::spec::{EndpointSpec, FleetSpec, VariantSpec};
 use crate::types::table::{RoutingTable, TableVersion};
 use crate::types::{InstanceState, Timestamp, VariantKey};
@@ -86,6 +86,7 @@ impl Controller {
 
     /// Follows another spec from now on; what differs is applied by the rounds that follow.
     pub(super) fn adopt_spec(&mut self, now: Timestamp, spec: &Arc<FleetSpec>) {
+        self.forget_changed_capacities(spec);
         self.spec = spec.clone();
         for variant in self.variants.values_mut() {
             variant.configured = false;
@@ -94,19 +95,29 @@ impl Controller {
             self.adopt_variant(now, endpoint, variant);
         }
         self.adopt_members();
-        let used: BTreeSet<_> = spec
-            .variants()
-            .flat_map(|(_, v)| &v.pools)
-            .filter_map(|p| spec.instance_types.get(&p.instance_type))
-            .map(|t| t.provider.clone())
-            .chain(self.fleet.iter().map(|i| i.record.provider.clone()))
-            .collect();
+        let kinds = spec.instance_types.values().map(|t| t.provider.clone());
+        let used: BTreeSet<_> =
+            kinds.chain(self.fleet.iter().map(|i| i.record.provider.clone())).collect();
         for provider in used {
             self.follow_provider(now, &provider);
         }
         self.release_removed(now);
         self.dirty.extend(self.variants.keys().cloned());
         self.table_dirty = true;
+    }
+
+    /// A type that the operator has changed, its capacity perhaps, has no history.
+    fn forget_changed_capacities(&mut self, spec: &FleetSpec) {
+        let old = &self.spec.instance_types;
+        let changed = |key: &CapacityKey| {
+            let before = old.get(&key.instance_type);
+            before.is_some() && before != spec.instance_types.get(&key.instance_type)
+        };
+        let gone: Vec<_> = self.capacities.keys().filter(|key| changed(key)).cloned().collect();
+        for key in gone {
+            self.capacities.remove(&key);
+            self.journal.capacities.insert(key);
+        }
     }
 
     fn adopt_variant(&mut self, now: Timestamp, endpoint: &EndpointSpec, spec: &VariantSpec) {

@@ -64,6 +64,12 @@ impl Variant {
         }
     }
 
+    /// The types of its pools, if the config has it.
+    pub(super) fn pool_types(&self) -> impl Iterator<Item = &InstanceTypeName> {
+        let spec = self.spec.as_ref().filter(|_| self.configured);
+        spec.into_iter().flat_map(|s| &s.pools).map(|p| &p.instance_type)
+    }
+
     pub(super) fn drain_timeout(&self) -> Duration {
         self.spec.as_ref().map_or(DEFAULT_DRAIN, |s| s.drain_timeout)
     }

@@ -17,8 +17,9 @@
 //!   So the second pass over the pools goes quickly, and a fleet in a drought comes up as soon as
 //!   anything anywhere is free.
 //! * `at_once`: as if every window were used up.
-//! * `parallel`: every pool that refuses is asked on, beside the next one, until the window closes; what
-//!   is then too many leaves by the rules below.
+//! * `parallel`: every pool that refuses is asked on, beside the next one, until the window closes, for
+//!   what is missing and for what the round itself has put elsewhere; what is then too many leaves by the
+//!   rules below. Instances that served before the round are not contested.
 //! * A turn only ever begins at a pool that may be asked now. A pool that is held is passed over.
 //! * A pool with a capacity memory is asked for one instance, one request at a time over all variants;
 //!   a grant wipes the memory, and the rest is asked for at once.
@@ -26,12 +27,15 @@
 //!   that may be asked again is asked.
 //!
 //! # Properties (each has its test in `tests.rs`)
-//! * **P1 idempotence**: planning again on a plan's result plans nothing more.
+//! * **P1 idempotence**: planning again on a plan's result plans nothing more (but a move, which waits
+//!   until nobody else leaves).
 //! * **P2 conservation**: launches never take the counted above the desired number, but for one move
-//!   (`active`), or for preferred ones in a `parallel` round.
+//!   (`active`), or for preferred ones in a `parallel` round: there no pool is asked beyond what it and
+//!   more preferred ones lack.
 //! * **P3 bounded change**: one plan launches at most the desired number, and lets go at most those there
 //!   are.
-//! * **P4 fallback first**: a surplus instance leaves only if none of a lower priority stays.
+//! * **P4 fallback first**: a surplus instance leaves only if none of a lower priority stays, not even one
+//!   that waits for its replacement.
 //! * **P5 no dip**: after a surplus or replaced instance has left, at least the desired number is at
 //!   least as far as it was; only an announced interruption may break this.
 //! * **P6 holds**: no held or blocked pool is asked outside its own open window, a pool with a memory is
@@ -47,6 +51,8 @@ mod rebalance;
 mod shrink;
 #[cfg(test)]
 mod tests;
+
+use std::collections::BTreeSet;
 
 use crate::types::record::ProvisionRound;
 use crate::types::spec::VariantSpec;
@@ -76,6 +82,8 @@ pub struct Member {
     pub pool: Option<usize>,
     /// Its pool's priority, or what it was.
     pub priority: u32,
+    /// When it was asked for.
+    pub asked_at: Timestamp,
     /// `Pending`, `Starting` or `InService`.
     pub state: InstanceState,
     /// Requests at it, over all proxies.
@@ -238,9 +246,11 @@ pub fn plan(
     now: Timestamp,
 ) -> Plan {
     let mut plan = Plan::default();
-    provision::provision(spec, seen, previous, now, &mut plan);
     shrink::release_condemned(seen, now, &mut plan);
     shrink::release_surplus(seen, &mut plan);
+    let stays = seen.without(&plan.leave);
+    let seen = stays.as_ref().unwrap_or(seen);
+    provision::provision(spec, seen, previous, now, &mut plan);
     rebalance::rebalance(spec, seen, now, &mut plan);
     if plan.waiting.is_none() {
         let count = seen.count(|m| m.is_counted() && m.state == InstanceState::Starting);
@@ -262,6 +272,17 @@ impl Member {
 }
 
 impl Observed {
+    /// What stays when those have left; `None` if nobody leaves.
+    fn without(&self, leave: &[PlannedLeave]) -> Option<Self> {
+        let leaving: BTreeSet<_> = leave.iter().map(|l| &l.instance).collect();
+        let stays = |m: &&Member| !leaving.contains(&m.id);
+        (!leaving.is_empty()).then(|| Self {
+            members: self.members.iter().filter(stays).cloned().collect(),
+            pools: self.pools.clone(),
+            ..*self
+        })
+    }
+
     /// How many members `which` holds for.
     fn count(&self, which: impl Fn(&Member) -> bool) -> u32 {
         u32::try_from(self.members.iter().filter(|m| which(m)).count()).unwrap_or(u32::MAX)

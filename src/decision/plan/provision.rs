@@ -7,7 +7,7 @@ use crate::types::record::ProvisionRound;
 use crate::types::spec::{Fallback, VariantSpec};
 use crate::types::{InstanceState, Timestamp};
 
-use super::{Observed, Plan, PlannedLaunch, PoolView, Turn, Waiting, WhyLaunch};
+use super::{Member, Observed, Plan, PlannedLaunch, PoolView, Turn, Waiting, WhyLaunch};
 
 /// In an open window a refusing pool is asked at least this often, however long others hold off.
 pub(super) const RETRY_CAP: Duration = Duration::from_secs(30);
@@ -167,10 +167,14 @@ impl Market<'_> {
         let (before, after) = (&self.groups[..at], &self.groups[at + 1..]);
         let blocked = self.pools(round.priority).any(|p| self.is_blocked(p));
         let down = if blocked { &[][..] } else { after };
-        let askable = |g: &&u32| self.group_can_ask(**g, None);
-        let (priority, wrapped) = match down.iter().find(askable) {
-            Some(priority) => (*priority, 0),
-            None => (*before.iter().find(askable)?, 1),
+        // Nobody is passed over because of a failure that is not one of capacity.
+        let first_of = |groups: &[u32]| {
+            let open = groups.iter().take_while(|g| !self.pools(**g).any(|p| self.is_blocked(p)));
+            open.copied().find(|g| self.group_can_ask(*g, None))
+        };
+        let (priority, wrapped) = match first_of(down) {
+            Some(priority) => (priority, 0),
+            None => (first_of(before)?, 1),
         };
         let window_opened_at = match self.spec.fallback {
             Fallback::AfterWindow => self.window_opening(priority),
@@ -202,8 +206,10 @@ impl Market<'_> {
         let why = if missing > 0 { WhyLaunch::Deficit } else { WhyLaunch::Preferred };
         let mut asked = 0;
         for priority in self.groups.iter().copied() {
-            let have = self.seen.count(|m| m.is_counted() && m.priority <= priority);
-            let gap = self.seen.desired.saturating_sub(have.saturating_add(asked));
+            let settled = self
+                .seen
+                .count(|m| m.is_counted() && (m.priority <= priority || is_established(m, round)));
+            let gap = self.seen.desired.saturating_sub(settled.saturating_add(asked));
             if gap == 0 {
                 break;
             }
@@ -225,8 +231,10 @@ impl Market<'_> {
     /// `parallel`: whether preferred capacity is still being asked for although the count is met.
     fn prefers_on(&self, round: ProvisionRound) -> bool {
         let first = self.groups[0];
-        let granted = self.seen.count(|m| m.is_granted() && m.priority == first);
-        self.now < self.window_end(round) && granted < self.seen.desired
+        let settled = self
+            .seen
+            .count(|m| m.is_granted() && (m.priority == first || is_established(m, Some(round))));
+        self.now < self.window_end(round) && settled < self.seen.desired
     }
 
     /// Spreads `amount` evenly over the group's pools: each next one goes where the fewest are. A pool
@@ -291,6 +299,12 @@ impl Market<'_> {
             Waiting::Capacity { pool, until }
         });
     }
+}
+
+/// `parallel`: a member that served before the round began; preferred capacity does not contest it.
+fn is_established(member: &Member, round: Option<ProvisionRound>) -> bool {
+    let before = round.is_none_or(|r| member.asked_at < r.window_opened_at);
+    before && member.state == InstanceState::InService
 }
 
 /// Whether a move to `pool` may be asked for now: not held, not blocked, nobody asking.

@@ -35,10 +35,16 @@ pub(super) fn release_surplus(seen: &Observed, plan: &mut Plan) {
     let counted = seen.members.iter().filter(|m| m.is_counted()).collect();
     let desired = usize::try_from(seen.desired).unwrap_or(usize::MAX);
     let mut queue = std::collections::VecDeque::from(in_leaving_order(counted));
+    // One that waits for its replacement leaves first, too, if its priority is lower.
+    let waits = seen
+        .members
+        .iter()
+        .filter(|m| !m.is_counted() && plan.leave.iter().all(|l| l.instance != m.id));
+    let worst_waiting = waits.map(|m| m.priority).max().unwrap_or(0);
     while queue.len() > desired {
         let Some(first) = queue.pop_front() else { break };
         let as_far = queue.iter().filter(|m| is_as_far(m, first)).count();
-        if as_far < desired {
+        if as_far < desired || worst_waiting > first.priority {
             break;
         }
         plan.leave.push(PlannedLeave { instance: first.id.clone(), why: WhyLeave::Surplus });

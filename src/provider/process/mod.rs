@@ -1,11 +1,11 @@
 //! Workers as child processes on this machine.
 //!
 //! **What runs is asked of the operating system, not of a memory of ours.** Every worker has our owner
-//! tag and its own description in its environment, and a scan of `/proc` finds it there ([`scan`]); so a
+//! tag and its own description in its environment, and a scan of `/proc` finds it there (`scan.rs`); so a
 //! manager that starts finds, adopts and can end what a killed one left. This works on Linux only.
 //!
 //! A worker runs in its own process group, has no pipe to us, and outlives us however we end. Each has a
-//! task ([`watch`]) that notices its end at once, whether it is our child or an adopted process, and then
+//! task (`watch.rs`) that notices its end at once, whether it is our child or an adopted process, and then
 //! ends what it left behind. What we ask of a command, therefore: it stays in the foreground, since a
 //! process that goes on after the launched one has ended is taken for a left-over and ended; and it keeps
 //! its environment, since a worker without it cannot be adopted after a restart.

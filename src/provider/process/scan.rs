@@ -12,6 +12,8 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use rustix::process::getpgrp;
+
 use crate::types::{Address, InstanceId, InstanceTypeName, ProviderName, VariantKey};
 
 pub(super) const OWNER: &str = "FOREBAY_OWNER";
@@ -54,7 +56,11 @@ struct Process {
 
 /// The live processes of our user at one moment.
 #[derive(Debug)]
-pub(super) struct Snapshot(Vec<Process>);
+pub(super) struct Snapshot {
+    processes: Vec<Process>,
+    /// The process group that we are in ourselves.
+    own_group: i32,
+}
 
 /// An instance as a snapshot shows it.
 #[derive(Debug)]
@@ -72,7 +78,7 @@ impl Snapshot {
     /// is older than all that it started.
     pub(super) fn instances(&self) -> BTreeMap<InstanceId, Found> {
         let mut found: BTreeMap<InstanceId, Found> = BTreeMap::new();
-        for process in &self.0 {
+        for process in &self.processes {
             let Some(tags) = &process.tags else { continue };
             let entry = found.entry(tags.instance.clone()).or_insert_with(|| Found {
                 tags: tags.clone(),
@@ -100,18 +106,22 @@ impl Snapshot {
     ) -> Vec<ProcessKey> {
         let has_tags =
             |p: &&Process| p.tags.as_ref().is_some_and(|tags| tags.instance == *instance);
-        let mut groups: HashSet<i32> = self.0.iter().filter(has_tags).map(|p| p.group).collect();
+        let mut groups: HashSet<i32> =
+            self.processes.iter().filter(has_tags).map(|p| p.group).collect();
         // A process group outlives its leader, and its id is not given out again while it does. Once
         // it is empty, the id may come back as another process' group, which that process leads.
         let is_another = |p: &Process, leader: ProcessKey| {
             p.key.pid == leader.pid && p.key.start_ticks != leader.start_ticks
         };
         if let Some(leader) = leader
-            && !self.0.iter().any(|p| is_another(p, leader))
+            && !self.processes.iter().any(|p| is_another(p, leader))
         {
             groups.insert(leader.pid);
         }
-        self.0.iter().filter(|p| groups.contains(&p.group)).map(|p| p.key).collect()
+        // A descendant may have joined our group; that does not make us one of its family.
+        groups.remove(&self.own_group);
+        let belongs = |p: &&Process| groups.contains(&p.group) || has_tags(p);
+        self.processes.iter().filter(belongs).map(|p| p.key).collect()
     }
 }
 
@@ -164,7 +174,7 @@ impl Scanner {
             });
         }
         *seen = still_seen;
-        Ok(Snapshot(processes))
+        Ok(Snapshot { processes, own_group: getpgrp().as_raw_nonzero().get() })
     }
 
     fn tags(&self, environ: &[u8]) -> Option<Arc<Tags>> {
@@ -275,6 +285,10 @@ mod tests {
         }
     }
 
+    fn snapshot(processes: Vec<Process>) -> Snapshot {
+        Snapshot { processes, own_group: 7 }
+    }
+
     fn tags(instance: &str) -> Arc<Tags> {
         let environ = format!(
             "FOREBAY_OWNER=me\0FOREBAY_PROVIDER=local\0FOREBAY_INSTANCE={instance}\0\
@@ -312,16 +326,16 @@ mod tests {
     #[test]
     fn the_oldest_group_leader_is_the_worker() {
         let ours = tags("i-1");
-        let snapshot = Snapshot(vec![
+        let whole = snapshot(vec![
             process(30, 9, 30, Some(&ours)), // a descendant that made itself a group
             process(20, 5, 20, Some(&ours)), // the worker
             process(21, 5, 20, Some(&ours)), // its child
         ]);
-        let found = snapshot.instances();
+        let found = whole.instances();
         let leader = found.values().next().expect("one").leader.expect("leads");
         assert_eq!(leader.pid, 20);
         let a_session = Process { session: 22, ..process(22, 6, 22, Some(&ours)) };
-        let only_children = Snapshot(vec![process(21, 5, 20, Some(&ours)), a_session]);
+        let only_children = snapshot(vec![process(21, 5, 20, Some(&ours)), a_session]);
         assert!(only_children.instances().values().all(|found| found.leader.is_none()));
     }
 
@@ -334,15 +348,19 @@ mod tests {
             let members = snapshot.members(&id, Some(leader));
             members.into_iter().map(|key| key.pid).collect::<Vec<_>>()
         };
-        let mut snapshot = Snapshot(vec![
+        let mut snapshot = snapshot(vec![
             process(20, 5, 20, Some(&ours)),
             process(21, 6, 20, None), // dropped its environment
             process(22, 6, 22, Some(&ours)),
             process(23, 6, 23, None), // a stranger
         ]);
         assert_eq!(pids(&snapshot), [20, 21, 22]);
+        // Joining our own group draws nobody in it along.
+        snapshot.processes =
+            vec![process(20, 5, 7, Some(&ours)), process(7, 1, 7, None), process(8, 1, 7, None)];
+        assert_eq!(pids(&snapshot), [20]);
         // The group is gone and its id has come back as a stranger's.
-        snapshot.0 = vec![process(20, 800, 20, None), process(22, 6, 22, Some(&ours))];
+        snapshot.processes = vec![process(20, 800, 20, None), process(22, 6, 22, Some(&ours))];
         assert_eq!(pids(&snapshot), [22]);
     }
 
@@ -350,7 +368,7 @@ mod tests {
     fn sees_this_very_process() {
         let snapshot = scanner().scan().expect("/proc");
         let own = i32::try_from(std::process::id()).expect("a pid");
-        assert!(snapshot.0.iter().any(|process| process.key.pid == own));
+        assert!(snapshot.processes.iter().any(|process| process.key.pid == own));
         assert_eq!(key_of(own).map(|key| key.pid), Some(own));
         assert!(!is_alive(ProcessKey { start_ticks: 0, pid: own }));
     }

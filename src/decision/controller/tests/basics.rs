@@ -159,6 +159,36 @@ fn a_worker_that_fails_its_probes_is_replaced() {
 }
 
 #[test]
+fn one_that_is_too_busy_for_probes_stays() {
+    let mut world = quickstart();
+    world.run(secs(60));
+    let busy = world.ids(G6, InService)[0].clone();
+    world.proxy = Some([(busy.clone(), 8)].into());
+    world.progress.insert(busy.clone());
+    world.running.get_mut(&busy).expect("runs").healthy = false;
+    world.run(secs(120));
+    assert!(world.ids(G6, InService).contains(&busy));
+    world.progress.clear();
+    world.run(secs(60));
+    assert!(!world.running.contains_key(&busy), "now it does nothing");
+}
+
+#[test]
+fn one_that_answers_probes_and_finishes_nothing_is_replaced() {
+    let mut world = quickstart();
+    world.run(secs(60));
+    let hung = world.ids(G6, InService)[0].clone();
+    world.proxy = Some([(hung.clone(), 8)].into());
+    world.stalls.insert(hung.clone());
+    world.run(secs(3));
+    assert_eq!(world.ids(G6, Draining), std::slice::from_ref(&hung));
+    world.run(secs(40));
+    assert!(!world.running.contains_key(&hung));
+    assert!(world.events("unhealthy")[0].contains("8 requests of proxy proxy-1 wait"));
+    assert_eq!(world.in_service(), (1, 2));
+}
+
+#[test]
 fn a_rejected_launch_backs_off_and_does_not_march_through_the_pools() {
     let mut world = quickstart();
     world.rejects.insert(kind(P5));

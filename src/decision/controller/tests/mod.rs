@@ -1,5 +1,14 @@
 //! Tests of the controller, by theme, over the little [`world`].
 
 mod basics;
-mod specs;
+mod chaos;
+mod crash;
+mod look;
+mod machine;
+mod people;
+mod races;
+mod reload;
+mod scarcity;
+pub(crate) mod specs;
 mod world;
+mod zero;

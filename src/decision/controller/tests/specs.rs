@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::types::spec::{
-    EndpointSpec, Fallback, FleetSpec, HealthSpec, InstanceTypeSpec, PoolSpec, QueueSpec,
-    Rebalance, RebalanceSpec, RoutingStrategy, VariantSpec,
+    EndpointSpec, Fallback, FleetSpec, HealthSpec, InstanceTypeSpec, OnClientAbort, PoolSpec,
+    QueueSpec, Rebalance, RebalanceSpec, RequestPolicy, RoutingStrategy, VariantSpec,
 };
 use crate::types::{
     EndpointName, InstanceTypeName, ModelName, Protocol, ProviderName, VariantKey, VariantName,
@@ -42,6 +42,7 @@ pub(crate) fn variant(pools: &[(&str, u32)], initial: u32) -> VariantSpec {
         min_instance_count: 1,
         max_instance_count: 20,
         routing: RoutingStrategy::LeastOutstandingRequests,
+        requests: RequestPolicy::default(),
         queue: QueueSpec { limit: 100, timeout: secs(60) },
         provision_timeout: secs(20),
         fallback: Fallback::AfterWindow,
@@ -85,6 +86,7 @@ pub(crate) fn fleet(endpoints: &[(&str, VariantSpec)]) -> Arc<FleetSpec> {
                 copies: 1,
                 protocol: Protocol::Http1,
                 engine: None,
+                on_client_abort: OnClientAbort::default(),
                 addresses: Vec::new(),
                 price_per_hour: Some(2.5),
                 watts: None,

@@ -16,6 +16,7 @@ use crate::types::{
     VariantKey,
 };
 
+use super::super::jitter::Jitter;
 use super::specs::{G6, P5, fleet, key, kind, ms, variant};
 
 /// The quickstart's endpoint: one preferred at most, a fallback without limit.
@@ -34,6 +35,11 @@ pub(crate) struct Running {
     pub(crate) status: ProviderStatus,
     pub(crate) healthy: bool,
     pub(crate) interruption_at: Option<Timestamp>,
+}
+
+enum Later {
+    Act(u64, Action),
+    Answer(u64, Event),
 }
 
 pub(crate) struct World {
@@ -58,6 +64,9 @@ pub(crate) struct World {
     pub(crate) proxy: Option<BTreeMap<InstanceId, u32>>,
     pub(crate) queued: u32,
     pub(crate) arrivals: u64,
+    /// Instances that the proxy sees work, and that it sees hang.
+    pub(crate) progress: BTreeSet<InstanceId>,
+    pub(crate) stalls: BTreeSet<InstanceId>,
     /// The proxy does not take new tables.
     pub(crate) proxy_stuck: bool,
     applied: Arc<RoutingTable>,
@@ -67,6 +76,10 @@ pub(crate) struct World {
     /// Every generation that was ever recorded, to see that none is used twice.
     generations: BTreeSet<u64>,
     answers: VecDeque<Event>,
+    /// Providers act, and their answers arrive, after up to this many milliseconds each.
+    pub(crate) slow_ms: u64,
+    pub(crate) chance: Jitter,
+    later: Vec<(Timestamp, Later)>,
 }
 
 impl World {
@@ -87,6 +100,8 @@ impl World {
             proxy: Some(BTreeMap::new()),
             queued: 0,
             arrivals: 0,
+            progress: BTreeSet::new(),
+            stalls: BTreeSet::new(),
             proxy_stuck: false,
             applied: Arc::default(),
             controller: None,
@@ -94,6 +109,9 @@ impl World {
             ports: 20_000,
             generations: BTreeSet::new(),
             answers: VecDeque::new(),
+            slow_ms: 0,
+            chance: Jitter::new(1),
+            later: Vec::new(),
         };
         world.start();
         world
@@ -134,7 +152,9 @@ impl World {
             self.work();
             let Some(controller) = &self.controller else { return };
             let report_at = Timestamp((self.now.0 / 1_000 + 1) * 1_000);
-            let next = controller.poll_timeout().map_or(report_at, |at| at.min(report_at));
+            let arrival = self.later.iter().map(|(at, _)| *at).min();
+            let next = controller.poll_timeout().into_iter().chain(arrival).min();
+            let next = next.map_or(report_at, |at| at.min(report_at));
             if next > end {
                 self.now = end;
                 return;
@@ -143,6 +163,7 @@ impl World {
             assert!(steps < 200_000, "the controller spins at {next}");
             self.now = self.now.max(next);
             let now = self.now;
+            self.arrive();
             self.controller().handle_timeout(now);
             if now >= report_at {
                 self.report();
@@ -157,6 +178,50 @@ impl World {
             assert!(self.now < end, "not reached within {span:?}: {:#?}", self.shape());
             self.run(ms(100));
         }
+    }
+
+    /// What was slow and is due now happens.
+    fn arrive(&mut self) {
+        let (due, later) = self.later.drain(..).partition(|(at, _)| *at <= self.now);
+        self.later = later;
+        let due: Vec<_> = due;
+        for (_, what) in due {
+            match what {
+                Later::Act(epoch, action) => self.perform(epoch, action),
+                Later::Answer(epoch, event) if epoch == self.epoch => self.feed(event),
+                Later::Answer(..) => {}
+            }
+        }
+    }
+
+    fn after_a_while(&mut self) -> Timestamp {
+        let slow = self.slow_ms;
+        self.now + ms(self.chance.draw() % (slow + 1))
+    }
+
+    fn answer(&mut self, epoch: u64, event: Event) {
+        if self.slow_ms > 0 {
+            let at = self.after_a_while();
+            self.later.push((at, Later::Answer(epoch, event)));
+        } else if epoch == self.epoch {
+            self.answers.push_back(event);
+        }
+    }
+
+    /// Rule 2 of the contract, against what the proxy really has.
+    fn assert_may_stop(&self, id: &InstanceId) {
+        let Some(deadline) = self.record(id).and_then(|r| r.drain_deadline) else { return };
+        let Some(at) = self.proxy.as_ref().filter(|_| deadline > self.now) else { return };
+        assert_eq!(at.get(id).copied().unwrap_or(0), 0, "{id} is stopped with requests at it");
+        let routed = self.applied.endpoints.iter().flat_map(|e| &e.variants);
+        let routed = routed.flat_map(|v| &v.backends).any(|b| b.instance == *id);
+        assert!(!routed, "{id} is stopped while a proxy routes to it");
+    }
+
+    /// The instances that the proxy may send to.
+    pub(crate) fn routed(&self) -> Vec<InstanceId> {
+        let variants = self.applied.endpoints.iter().flat_map(|e| &e.variants);
+        variants.flat_map(|v| &v.backends).map(|b| b.instance.clone()).collect()
     }
 
     /// Carries out actions and feeds answers until there are none.
@@ -194,20 +259,45 @@ impl World {
                 }
                 self.table = table;
             }
-            Action::List(provider) => {
-                if !self.hanging.contains(&provider) {
-                    let result = Ok(self.list(&provider));
-                    self.answers.push_back(Event::Listed { provider, result });
-                }
+            Action::Terminate { ref instance, .. } => {
+                self.assert_may_stop(instance);
+                self.begin(action);
             }
-            Action::Launch { provider, batch } => {
+            Action::Launch { ref batch, .. } => {
                 for id in &batch.instances {
                     assert!(self.record(id).is_some(), "{id} is launched without a record");
                 }
                 self.launches.push(batch.clone());
+                self.begin(action);
+            }
+            Action::List(_) | Action::Probe { .. } => self.begin(action),
+        }
+    }
+
+    fn begin(&mut self, action: Action) {
+        let epoch = self.epoch;
+        if self.slow_ms > 0 {
+            let at = self.after_a_while();
+            self.later.push((at, Later::Act(epoch, action)));
+        } else {
+            self.perform(epoch, action);
+        }
+    }
+
+    /// The provider's or the worker's part.
+    fn perform(&mut self, epoch: u64, action: Action) {
+        match action {
+            Action::Persist(_) | Action::Publish(_) => {}
+            Action::List(provider) => {
+                if !self.hanging.contains(&provider) {
+                    let result = Ok(self.list(&provider));
+                    self.answer(epoch, Event::Listed { provider, result });
+                }
+            }
+            Action::Launch { provider, batch } => {
                 if !self.hanging.contains(&provider) {
                     let outcomes = self.launch(&provider, &batch);
-                    self.answers.push_back(Event::Launched { provider, outcomes });
+                    self.answer(epoch, Event::Launched { provider, outcomes });
                 }
             }
             Action::Terminate { provider, instance } => {
@@ -216,7 +306,7 @@ impl World {
                 }
                 let there = self.running.remove(&instance);
                 let result = there.map(drop).ok_or(ProviderError::NotFound);
-                self.answers.push_back(Event::Terminated { instance, result });
+                self.answer(epoch, Event::Terminated { instance, result });
             }
             Action::Probe { instance, generation, .. } => {
                 let result = match self.running.get(&instance) {
@@ -224,7 +314,7 @@ impl World {
                     Some(_) => Err("status 500".to_owned()),
                     None => Err("connection refused".to_owned()),
                 };
-                self.answers.push_back(Event::Probed { instance, generation, result });
+                self.answer(epoch, Event::Probed { instance, generation, result });
             }
         }
     }
@@ -323,6 +413,8 @@ impl World {
                 generation: record.generation,
                 outstanding: *outstanding,
                 connect_failures: 0,
+                progressed: self.progress.contains(id),
+                stalled: self.stalls.contains(id),
             })
         });
         let variants = self.spec.endpoints.iter().map(|e| DemandReport {
@@ -340,62 +432,6 @@ impl World {
         };
         self.feed(Event::Reported(report));
     }
-
-    pub(crate) fn record(&self, id: &InstanceId) -> Option<&crate::types::record::InstanceRecord> {
-        self.store.instances.iter().find(|i| i.id == *id)
-    }
-
-    /// Recorded instances of a type in a state.
-    pub(crate) fn count(&self, name: &str, state: InstanceState) -> usize {
-        let of = |i: &&_| is_of(i, name, state);
-        self.store.instances.iter().filter(of).count()
-    }
-
-    /// The ids of a type in a state, by age.
-    pub(crate) fn ids(&self, name: &str, state: InstanceState) -> Vec<InstanceId> {
-        let mut found: Vec<_> =
-            self.store.instances.iter().filter(|i| is_of(i, name, state)).collect();
-        found.sort_by_key(|i| i.generation);
-        found.into_iter().map(|i| i.id.clone()).collect()
-    }
-
-    /// In service of the preferred type and of the fallback.
-    pub(crate) fn in_service(&self) -> (usize, usize) {
-        (self.count(P5, InstanceState::InService), self.count(G6, InstanceState::InService))
-    }
-
-    /// How many of each type are in which state.
-    pub(crate) fn shape(&self) -> BTreeMap<String, usize> {
-        let mut shape = BTreeMap::new();
-        for i in &self.store.instances {
-            *shape.entry(format!("{} {}", i.instance_type, i.state)).or_default() += 1;
-        }
-        shape
-    }
-
-    /// What runs and what is recorded are the same set, and all of it is in service.
-    pub(crate) fn assert_settled(&self) {
-        let recorded: BTreeSet<_> = self.store.instances.iter().map(|i| &i.id).collect();
-        let running: BTreeSet<_> = self.running.keys().collect();
-        assert_eq!(recorded, running, "what is recorded and what runs");
-        let all = self.store.instances.iter().all(|i| i.state == InstanceState::InService);
-        assert!(all, "{:#?}", self.shape());
-    }
-
-    pub(crate) fn events(&self, kind: &str) -> Vec<&str> {
-        let of = self.store.events.iter().filter(|e| e.kind == kind);
-        of.map(|e| e.message.as_str()).collect()
-    }
-
-    /// Asked-for instances of a type, over all launches.
-    pub(crate) fn asked(&self, name: &str) -> usize {
-        let of = self.launches.iter().filter(|b| b.instance_type.as_str() == name);
-        of.map(|b| b.instances.len()).sum()
-    }
-}
-
-fn is_of(record: &crate::types::record::InstanceRecord, name: &str, state: InstanceState) -> bool {
-    record.instance_type.as_str() == name && record.state == state
 }
 
 fn address(port: u16) -> crate::types::Address {

@@ -1,0 +1,209 @@
+//! One try of a request at one instance: a connection, the head of the answer, and, where the request may
+//! be replayed, the first piece of its body, so that a worker that dies before that costs time and no
+//! error.
+
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::header::HOST;
+use http::{Request, Response, StatusCode, Version};
+use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+use tokio::io::AsyncWriteExt;
+use tokio_util::task::TaskTracker;
+
+use super::admission::Reservation;
+use super::body::{RequestBody, ResponseBody};
+use super::exchange::{Exchange, UpstreamBody};
+use super::headers;
+use super::refusal::Refusal;
+use super::upstream::{Connection, Pool, SendError};
+use crate::decision::outcome;
+use crate::telemetry::request::RequestRecord;
+use crate::types::spec::OnClientAbort;
+
+/// What an attempt needs of its thread.
+#[derive(Debug, Clone)]
+pub(super) struct Sender {
+    pub(super) pool: Rc<Pool>,
+    pub(super) connect_timeout: Duration,
+    pub(super) tasks: TaskTracker,
+}
+
+/// How an attempt ended without an answer for the client.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// No byte of the request has left: here it is again.
+    NotSent(Box<Request<RequestBody>>),
+    /// The worker says that it has not run it. Its words, in case there is nowhere else to go.
+    NotRun(Box<Response<ResponseBody>>),
+    /// It may have run; no byte of an answer went to the client.
+    Broken,
+    /// The client's own body broke off.
+    BadBody,
+}
+
+impl Sender {
+    /// Sends `request` to the instance of `reservation`. With `hold_head`, the answer is handed over only
+    /// once its body has begun. `life` is when the request arrived, and what is noted of it.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub(super) async fn send(
+        &self,
+        reservation: Reservation,
+        request: Request<RequestBody>,
+        life: (Instant, &RequestRecord),
+        hold_head: bool,
+    ) -> Result<Response<ResponseBody>, Failure> {
+        if reservation.backend.route.on_client_abort == OnClientAbort::Cancel {
+            return self.try_once(reservation, request, life, hold_head).await;
+        }
+        // Goes on without the client: whatever comes of it is read to its end.
+        let (sender, receiver) = tokio::sync::oneshot::channel();
+        let (this, arrived_at, record) = (self.clone(), life.0, life.1.clone());
+        self.tasks.spawn_local(async move {
+            let outcome =
+                this.try_once(reservation, request, (arrived_at, &record), hold_head).await;
+            // A client that has left hands the answer back, whose drop reads it to its end.
+            if let Err(unwanted) = sender.send(outcome) {
+                record.client_left_unanswered();
+                drop(unwanted);
+            }
+        });
+        receiver.await.unwrap_or(Err(Failure::Broken))
+    }
+
+    async fn try_once(
+        &self,
+        reservation: Reservation,
+        mut request: Request<RequestBody>,
+        life: (Instant, &RequestRecord),
+        hold_head: bool,
+    ) -> Result<Response<ResponseBody>, Failure> {
+        let exchange = Exchange::begin(reservation, life.0, life.1);
+        exchange.announce(request.headers_mut());
+        if !request.headers().contains_key(HOST) {
+            let host = exchange.backend().host_header.clone();
+            request.headers_mut().insert(HOST, host);
+        }
+        let client_upgrade = request.extensions_mut().remove::<OnUpgrade>();
+        loop {
+            let mut connection = match self.connection(&exchange).await {
+                Ok(connection) => connection,
+                Err(error) => {
+                    let instance = &exchange.backend().route.instance;
+                    tracing::debug!(%instance, %error, "cannot connect");
+                    return Err(not_sent(exchange, request, client_upgrade));
+                }
+            };
+            match connection.send(request).await {
+                Ok(response) => {
+                    let answer =
+                        self.answer(response, connection, exchange, client_upgrade, hold_head);
+                    return answer.await;
+                }
+                // It closed while it was idle, or just now: another connection to the same instance.
+                Err(SendError::NotSent(unsent)) if connection.is_reused() => request = *unsent,
+                Err(SendError::NotSent(unsent)) => {
+                    return Err(not_sent(exchange, *unsent, client_upgrade));
+                }
+                Err(SendError::Broken(error)) => return Err(broken(exchange, &error)),
+            }
+        }
+    }
+
+    async fn connection(&self, exchange: &Exchange) -> std::io::Result<Connection> {
+        match self.pool.take(exchange.backend()) {
+            Some(connection) => Ok(connection),
+            None => Connection::open(exchange.backend(), self.connect_timeout).await,
+        }
+    }
+
+    async fn answer(
+        &self,
+        response: Response<Incoming>,
+        connection: Connection,
+        mut exchange: Exchange,
+        client_upgrade: Option<OnUpgrade>,
+        hold_head: bool,
+    ) -> Result<Response<ResponseBody>, Failure> {
+        let (mut parts, incoming) = response.into_parts();
+        let upgrade = headers::wanted_upgrade(&parts.headers);
+        headers::strip_hop_by_hop(&mut parts.headers);
+        let exact = http_body::Body::size_hint(&incoming).exact().is_some();
+        headers::fix_response_framing(&mut parts.headers, exact);
+        let backend = exchange.backend();
+        parts.headers.insert("x-forebay-instance", backend.instance_header.clone());
+        parts.headers.insert("x-forebay-instance-type", backend.instance_type_header.clone());
+        parts.version = Version::HTTP_11;
+        if parts.status == StatusCode::SWITCHING_PROTOCOLS {
+            let (Some(client), Some(protocol)) = (client_upgrade, upgrade) else {
+                tracing::debug!("a worker switches protocols though nobody asked it to");
+                exchange.failed();
+                return Err(Failure::Broken);
+            };
+            exchange.answered(parts.status.as_u16(), outcome::Outcome::Good);
+            headers::set_upgrade(&mut parts.headers, protocol);
+            self.tunnel(client, connection, exchange);
+            return Ok(Response::from_parts(parts, ResponseBody::full(Bytes::new())));
+        }
+        let engine = backend.route.engine;
+        let not_run = outcome::not_run(engine, parts.status.as_u16(), |name| {
+            parts.headers.get(name).and_then(|value| value.to_str().ok())
+        });
+        exchange.answered(parts.status.as_u16(), outcome::of_status(engine, parts.status.as_u16()));
+        let mut body = UpstreamBody::new(incoming, connection, exchange, self);
+        if hold_head && body.read_ahead().await.is_err() {
+            return Err(Failure::Broken);
+        }
+        let response = Response::from_parts(parts, ResponseBody::Upstream(Box::new(body)));
+        if not_run { Err(Failure::NotRun(Box::new(response))) } else { Ok(response) }
+    }
+
+    /// Passes bytes both ways until either side closes; the slot is held for as long.
+    fn tunnel(&self, client: OnUpgrade, connection: Connection, mut exchange: Exchange) {
+        self.tasks.spawn_local(async move {
+            let (client, (mut worker, said_already)) =
+                tokio::join!(client, connection.into_switched());
+            if let Ok(client) = client {
+                let mut client = TokioIo::new(client);
+                // Either side's abrupt end is the end; there is nobody left to tell.
+                if client.write_all(&said_already).await.is_ok()
+                    && let Ok((up, down)) =
+                        tokio::io::copy_bidirectional(&mut client, &mut worker).await
+                {
+                    exchange.record().tunnelled(up, down);
+                }
+            }
+            exchange.completed();
+        });
+    }
+}
+
+fn not_sent(
+    exchange: Exchange,
+    mut request: Request<RequestBody>,
+    client_upgrade: Option<OnUpgrade>,
+) -> Failure {
+    if let Some(upgrade) = client_upgrade {
+        request.extensions_mut().insert(upgrade);
+    }
+    exchange.not_sent();
+    Failure::NotSent(Box::new(request))
+}
+
+/// Whose fault a request was that got no answer: the client's body broke off while it was being sent, or
+/// the worker's connection did.
+fn broken(mut exchange: Exchange, error: &hyper::Error) -> Failure {
+    if error.is_user() || error.is_body_write_aborted() {
+        exchange.answered(Refusal::BadBody.code(), outcome::Outcome::Neutral);
+        return Failure::BadBody;
+    }
+    let instance = &exchange.backend().route.instance;
+    tracing::debug!(%instance, %error, "a worker broke off");
+    exchange.failed();
+    Failure::Broken
+}

@@ -1,0 +1,140 @@
+//! Sending a request again: where, how often, and with what. The rules:
+//!
+//! * never at an instance that it was tried at, and at [`MOST_TRIES`] instances in all;
+//! * within the variant's budget, which counts tries decided against first tries;
+//! * what was not sent, or says that it was not run, always; what may have run only where the variant's
+//!   [`Replay`] policy says that this harms nobody, and no byte of an answer has gone to the client.
+
+use std::sync::Arc;
+
+use http::Request;
+use smallvec::SmallVec;
+
+use super::body::RequestBody;
+use super::snapshot::{Backend, Variant};
+use crate::types::Generation;
+use crate::types::spec::Replay;
+
+/// Instances that one request is tried at.
+const MOST_TRIES: usize = 3;
+
+/// Paths whose only effect is the answer: generation and embedding in OpenAI's API.
+const HARMLESS_PATHS: [&str; 6] = [
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/embeddings",
+    "/v1/responses",
+    "/v1/rerank",
+    "/v1/score",
+];
+
+/// What has been tried for one request.
+#[derive(Debug)]
+pub(super) struct Retry {
+    variant: Arc<Variant>,
+    tried: SmallVec<[Generation; MOST_TRIES]>,
+    replays: bool,
+}
+
+impl Retry {
+    pub(super) fn new(variant: &Arc<Variant>, path: &str) -> Self {
+        variant.shared.budget.first_try(variant.requests.retry_percent);
+        let replays = match variant.requests.replay {
+            Replay::BeforeFirstByte => true,
+            Replay::NeverSent => false,
+            Replay::ByPath => HARMLESS_PATHS.contains(&path),
+        };
+        Self { variant: Arc::clone(variant), tried: SmallVec::new(), replays }
+    }
+
+    /// Starts of instances that it must not go to again.
+    pub(super) fn tried(&self) -> &[Generation] {
+        &self.tried
+    }
+
+    pub(super) fn trying(&mut self, backend: &Backend) {
+        self.tried.push(backend.route.generation);
+    }
+
+    /// Whether another try may follow the one under way, so that a spare copy is worth keeping.
+    pub(super) fn may_follow(&self) -> bool {
+        self.tried.len() < MOST_TRIES && self.tried.len() < self.variant.backends.len()
+    }
+
+    /// Whether it may be sent again though it may have run.
+    pub(super) fn replays(&self) -> bool {
+        self.replays
+    }
+
+    pub(super) fn after_not_sent(&self) -> bool {
+        self.decide("not_sent")
+    }
+
+    pub(super) fn after_not_run(&self) -> bool {
+        self.may_follow() && self.decide("not_run")
+    }
+
+    pub(super) fn after_broken(&self) -> bool {
+        self.replays && self.may_follow() && self.decide("replay")
+    }
+
+    fn decide(&self, reason: &'static str) -> bool {
+        let decided = self.tried.len() < MOST_TRIES && self.variant.shared.budget.may_retry();
+        self.variant.shared.retries.note(reason, decided);
+        decided
+    }
+}
+
+/// A request that may have to be sent more than once.
+#[derive(Debug)]
+pub(super) struct Draft {
+    request: Option<Request<RequestBody>>,
+    is_spare: bool,
+}
+
+impl Draft {
+    pub(super) fn new(request: Request<RequestBody>) -> Self {
+        Self { request: Some(request), is_spare: false }
+    }
+
+    /// What has been read of its body, while it is here.
+    pub(super) fn body(&mut self) -> Option<&mut RequestBody> {
+        self.request.as_mut().map(Request::body_mut)
+    }
+
+    /// The request to send; with `keep`, and where all of its body is in memory, a copy stays here.
+    pub(super) fn next(&mut self, keep: bool) -> Request<RequestBody> {
+        if keep && let Some(copy) = self.request.as_ref().and_then(copy) {
+            self.is_spare = true;
+            return copy;
+        }
+        self.is_spare = false;
+        self.request.take().unwrap_or_else(|| Request::new(RequestBody::empty()))
+    }
+
+    /// Whether a copy of what was sent last is here.
+    pub(super) fn is_spare(&self) -> bool {
+        self.is_spare
+    }
+
+    /// What was to be sent has not been.
+    pub(super) fn give_back(&mut self, request: Request<RequestBody>) {
+        self.request = Some(request);
+    }
+}
+
+fn copy(request: &Request<RequestBody>) -> Option<Request<RequestBody>> {
+    // An upgrade takes the client's connection along, of which there is one.
+    if request.extensions().get::<hyper::upgrade::OnUpgrade>().is_some()
+        && super::headers::wanted_upgrade(request.headers()).is_some()
+    {
+        return None;
+    }
+    let body = request.body().try_copy()?;
+    let (mut parts, ()) = Request::new(()).into_parts();
+    parts.method = request.method().clone();
+    parts.uri = request.uri().clone();
+    parts.version = request.version();
+    parts.headers = request.headers().clone();
+    Some(Request::from_parts(parts, body))
+}

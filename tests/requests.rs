@@ -1,0 +1,468 @@
+//! What happens to requests when workers fail, refuse, hang or are new; and fairness in the queue.
+
+#![allow(
+    clippy::disallowed_methods,
+    clippy::float_cmp,
+    clippy::print_stdout,
+    reason = "tests run in real time, compare exact counts and print their seeds"
+)]
+
+mod support;
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use support::http::{self, Client};
+use support::{Forebay, Process, Worker, eventually, free_port, local, write_config};
+
+const CHAT: &str = r#"{"model":"m","messages":[{"role":"user","content":"hi"}]}"#;
+const STREAM: &str = r#"{"model":"m","stream":true,"messages":[{"role":"user","content":"hi"}]}"#;
+const JSON: (&str, &str) = ("content-type", "application/json");
+/// Probes that never take a worker out, so that only traffic decides.
+const BLIND: &str = "unhealthy_threshold = 1000\n";
+
+fn chat(forebay: &Forebay) -> http::Answer {
+    http::post(forebay.proxy, "/v1/chat/completions", &[JSON], CHAT)
+}
+
+fn wait_all_zero(forebay: &Forebay) {
+    eventually("all counters back at zero", || {
+        (forebay.gauge("forebay_outstanding_requests") == 0.0
+            && forebay.gauge("forebay_queued_requests") == 0.0)
+            .then_some(())
+    });
+}
+
+/// A worker made by hand: answers each request with what `answer` writes; counts them.
+fn scripted(
+    answer: impl Fn(&str, &mut TcpStream) + Send + Sync + 'static,
+) -> (SocketAddr, Arc<AtomicU64>) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("port");
+    let address = listener.local_addr().expect("address");
+    let (answer, count) = (Arc::new(answer), Arc::new(AtomicU64::new(0)));
+    let counted = Arc::clone(&count);
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let (answer, counted) = (Arc::clone(&answer), Arc::clone(&counted));
+            std::thread::spawn(move || serve(stream, &*answer, &counted));
+        }
+    });
+    (address, count)
+}
+
+fn serve(mut stream: TcpStream, answer: &dyn Fn(&str, &mut TcpStream), count: &AtomicU64) {
+    let mut buffer = Vec::new();
+    let mut piece = [0; 4096];
+    loop {
+        let end = loop {
+            if let Some(at) = buffer.windows(4).position(|w: &[u8]| w == b"\r\n\r\n") {
+                break at + 4;
+            }
+            match stream.read(&mut piece) {
+                Ok(n @ 1..) => buffer.extend_from_slice(&piece[..n]),
+                _ => return,
+            }
+        };
+        let head = String::from_utf8_lossy(&buffer[..end]).to_ascii_lowercase();
+        let length = head
+            .lines()
+            .find_map(|line| line.strip_prefix("content-length: ")?.parse::<usize>().ok())
+            .unwrap_or(0);
+        while buffer.len() < end + length {
+            match stream.read(&mut piece) {
+                Ok(n @ 1..) => buffer.extend_from_slice(&piece[..n]),
+                _ => return,
+            }
+        }
+        buffer.drain(..end + length);
+        if head.starts_with("get /ping") {
+            drop(stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"));
+            continue;
+        }
+        count.fetch_add(1, Ordering::Relaxed);
+        answer(&head, &mut stream);
+    }
+}
+
+/// The proxy in front of addresses, each a type of its own.
+fn in_front_of(addresses: &[(SocketAddr, u32)], extra: &str) -> Forebay {
+    Forebay::in_front_of_addresses(addresses, extra)
+}
+
+#[test]
+fn a_killed_worker_costs_time_and_no_error() {
+    let mut victim = Worker::start(&["--first-token", "300ms"]);
+    let other = Worker::start(&["--first-token", "20ms"]);
+    let forebay = Forebay::in_front_of(&[(&victim, 4), (&other, 8)], BLIND);
+    std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..8)
+            .map(|n| {
+                let forebay = &forebay;
+                scope.spawn(move || {
+                    let body = if n % 2 == 0 { CHAT } else { STREAM };
+                    http::post(forebay.proxy, "/v1/chat/completions", &[JSON], body)
+                })
+            })
+            .collect();
+        eventually("some are at the victim", || (victim.stat("running") >= 2).then_some(()));
+        victim.process.kill();
+        for client in clients {
+            let answer = client.join().expect("no panic");
+            assert_eq!((answer.status, answer.complete), (200, true), "{}", answer.text());
+        }
+    });
+    let text = http::get(forebay.admin, "/metrics").text();
+    let replays = forebay.gauge_where("forebay_retries_total", "reason=\"replay\"");
+    assert!(replays >= 2.0, "{text}");
+    wait_all_zero(&forebay);
+}
+
+#[test]
+fn what_has_an_effect_is_never_replayed() {
+    let dropping = Worker::start(&["--fail", "drop-connection"]);
+    let other = Worker::start(&[]);
+    let forebay = Forebay::in_front_of(
+        &[(&dropping, 8), (&other, 8)],
+        &format!("{BLIND}ejection_threshold = 0\n"),
+    );
+    let mut errors = 0;
+    for _ in 0..20 {
+        let answer = http::post(forebay.proxy, "/v1/files", &[], "x");
+        if answer.status == 502 {
+            assert_eq!(answer.header("x-forebay-error"), Some("upstream_broken"));
+            errors += 1;
+        }
+    }
+    assert!(errors > 0, "some went to the one that drops");
+    // The same by path is harmless, and by configuration for every path.
+    for _ in 0..20 {
+        assert_eq!(chat(&forebay).status, 200);
+    }
+    let forebay = Forebay::in_front_of(
+        &[(&dropping, 8), (&other, 8)],
+        &format!("{BLIND}ejection_threshold = 0\nreplay = \"before_first_byte\"\n"),
+    );
+    for _ in 0..20 {
+        assert_eq!(http::post(forebay.proxy, "/v1/files", &[], "x").status, 200);
+    }
+}
+
+#[test]
+fn not_run_goes_elsewhere_within_the_budget() {
+    let not_run = |_: &str, stream: &mut TcpStream| {
+        drop(stream.write_all(
+            b"HTTP/1.1 503 Busy\r\nx-forebay-not-run: true\r\ncontent-length: 4\r\n\r\nbusy",
+        ));
+    };
+    let (first, tries_first) = scripted(not_run);
+    let (second, tries_second) = scripted(not_run);
+    let forebay =
+        in_front_of(&[(first, 50), (second, 50)], &format!("{BLIND}ejection_threshold = 0\n"));
+    let requests = AtomicU64::new(0);
+    let end = Instant::now() + Duration::from_secs(3);
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                let mut client = Client::connect(forebay.proxy);
+                while Instant::now() < end {
+                    client.send("POST", "/anything", &[], b"x");
+                    let answer = client.read_answer();
+                    assert_eq!((answer.status, answer.text().as_str()), (503, "busy"));
+                    requests.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+    });
+    let tries = tries_first.load(Ordering::Relaxed) + tries_second.load(Ordering::Relaxed);
+    let requests = requests.load(Ordering::Relaxed);
+    assert!(requests > 100, "{requests}");
+    assert!(tries * 10 <= requests * 12 + 100, "{tries} tries of {requests} requests");
+    assert!(tries > requests, "and retries there were");
+    wait_all_zero(&forebay);
+}
+
+#[test]
+fn not_run_is_hidden_while_another_instance_runs_it() {
+    let (busy, tries) =
+        scripted(|_, stream| {
+            drop(stream.write_all(
+                b"HTTP/1.1 503 Busy\r\nx-forebay-not-run: 1\r\ncontent-length: 0\r\n\r\n",
+            ));
+        });
+    let (works, _) = scripted(|_, stream| {
+        drop(stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"));
+    });
+    let forebay = in_front_of(&[(busy, 50), (works, 50)], BLIND);
+    for _ in 0..10 {
+        let answer = http::post(forebay.proxy, "/has/effects", &[], "x");
+        assert_eq!((answer.status, answer.text().as_str()), (200, "ok"));
+    }
+    assert!(tries.load(Ordering::Relaxed) > 0);
+}
+
+#[test]
+fn a_copy_that_fails_fast_does_not_attract_the_traffic() {
+    let failing = Worker::start(&["--fail", "fail-fast"]);
+    let other = Worker::start(&["--first-token", "5ms"]);
+    let forebay = Forebay::in_front_of(&[(&failing, 8), (&other, 8)], BLIND);
+    for _ in 0..40 {
+        chat(&forebay);
+    }
+    let before = failing.stat("started");
+    let mut errors = 0;
+    for _ in 0..500 {
+        errors += u32::from(chat(&forebay).status != 200);
+    }
+    let share = failing.stat("started") - before;
+    assert!(share <= 5, "{share} of 500 went to it");
+    assert!(errors <= 5);
+    assert!(forebay.gauge("forebay_ejections_total") >= 1.0);
+}
+
+#[test]
+fn clients_mistakes_eject_nobody() {
+    let worker = Worker::start(&["--fail", "error=400"]);
+    let other = Worker::start(&["--fail", "error=429"]);
+    let forebay = Forebay::in_front_of(&[(&worker, 8), (&other, 8)], BLIND);
+    for _ in 0..100 {
+        assert!([400, 429].contains(&chat(&forebay).status));
+    }
+    assert_eq!(forebay.gauge("forebay_ejections_total"), 0.0);
+    assert!(worker.stat("started") > 20 && other.stat("started") > 20);
+}
+
+#[test]
+fn one_that_hangs_is_left_alone_and_replaced_though_its_probes_succeed() {
+    let hung = Worker::start(&["--fail", "hang"]);
+    let other = Worker::start(&[]);
+    let forebay = Forebay::in_front_of(
+        &[(&hung, 8), (&other, 8)],
+        "stall_timeout = \"500ms\"\nejection_base = \"60s\"\n",
+    );
+    let waiting: Vec<_> = (0..4)
+        .map(|_| {
+            let mut client = Client::connect(forebay.proxy);
+            client.send("POST", "/v1/chat/completions", &[JSON], CHAT.as_bytes());
+            client
+        })
+        .collect();
+    eventually("the hung one is known", || {
+        let ids: Vec<_> = forebay.in_service().iter().map(|i| i["instance_type"].clone()).collect();
+        (forebay.log().contains("sends nothing") && !ids.is_empty()).then_some(())
+    });
+    let before = hung.stat("started");
+    for _ in 0..50 {
+        assert_eq!(chat(&forebay).status, 200);
+    }
+    assert_eq!(hung.stat("started"), before);
+    drop(waiting);
+    wait_all_zero(&forebay);
+}
+
+#[test]
+fn a_new_copy_is_given_its_slots_one_by_one() {
+    let old = Worker::start(&["--first-token", "50ms"]);
+    let late = Worker::start(&["--first-token", "50ms", "--startup-delay", "1500ms"]);
+    let forebay = Forebay::in_front_of(&[(&old, 20), (&late, 20)], "slow_start = \"6s\"\n");
+    let appeared = Instant::now();
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..30 {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    assert_eq!(chat(&forebay).status, 200);
+                }
+            });
+        }
+        let mut seen = Vec::new();
+        while appeared.elapsed() < Duration::from_millis(4_500) {
+            let at = appeared.elapsed();
+            seen.push((at, late.stat("running")));
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        stop.store(true, Ordering::Relaxed);
+        for (at, running) in &seen {
+            // One tick behind at most, and the view of "in service" a moment late.
+            let most = 20.0 * (at.as_secs_f64() + 1.0) / 6.0 + 1.0;
+            assert!((*running as f64) <= most, "{running} at {at:?}");
+        }
+        assert!(seen.iter().any(|(_, running)| *running >= 8), "it gets more and more: {seen:?}");
+    });
+    wait_all_zero(&forebay);
+}
+
+#[test]
+fn a_loud_caller_waits_behind_itself() {
+    let worker = Worker::start(&["--first-token", "20ms"]);
+    let forebay = Forebay::in_front_of(&[(&worker, 4)], "caller_header = \"x-api-key\"\n");
+    let quiet_waits = |loud: usize| {
+        let stop = AtomicBool::new(false);
+        let mut waits = Vec::new();
+        std::thread::scope(|scope| {
+            for _ in 0..loud {
+                scope.spawn(|| {
+                    let headers = [JSON, ("x-api-key", "loud")];
+                    while !stop.load(Ordering::Relaxed) {
+                        http::post(forebay.proxy, "/v1/chat/completions", &headers, CHAT);
+                    }
+                });
+            }
+            let others: Vec<_> = (0..4)
+                .map(|n| {
+                    let forebay = &forebay;
+                    scope.spawn(move || {
+                        let key = format!("quiet-{n}");
+                        let mut waits = Vec::new();
+                        for _ in 0..60 {
+                            let begun = Instant::now();
+                            let headers = [JSON, ("x-api-key", key.as_str())];
+                            http::post(forebay.proxy, "/v1/chat/completions", &headers, CHAT);
+                            waits.push(begun.elapsed());
+                        }
+                        waits
+                    })
+                })
+                .collect();
+            for other in others {
+                waits.extend(other.join().expect("no panic"));
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
+        waits.sort();
+        waits[waits.len() * 99 / 100]
+    };
+    // Four quiet callers and one as busy as all of them, then the same one ten times as busy.
+    let (before, after) = (quiet_waits(4), quiet_waits(40));
+    assert!(after.as_secs_f64() <= before.as_secs_f64() * 1.2 + 0.02, "{before:?} -> {after:?}");
+}
+
+#[test]
+fn a_worker_that_is_to_finish_is_read_to_its_end() {
+    let worker = Worker::start(&["--first-token", "300ms", "--tokens-per-second", "50"]);
+    let forebay =
+        Forebay::in_front_of_types(&[(worker.address, 4, "on_client_abort = \"finish\"\n")], "");
+    // While it waits for the head, and while it streams.
+    let mut client = Client::connect(forebay.proxy);
+    client.send("POST", "/v1/chat/completions", &[JSON], CHAT.as_bytes());
+    eventually("it runs", || (worker.stat("running") == 1).then_some(()));
+    drop(client);
+    let mut client = Client::connect(forebay.proxy);
+    client.send("POST", "/v1/chat/completions", &[JSON], STREAM.as_bytes());
+    client.read_head();
+    drop(client);
+    assert!(forebay.gauge("forebay_outstanding_requests") >= 1.0, "the slots stay taken");
+    eventually("both are completed", || (worker.stat("completed") == 2).then_some(()));
+    assert_eq!(worker.stat("cancelled"), 0);
+    wait_all_zero(&forebay);
+}
+
+#[test]
+fn a_client_that_leaves_while_connecting_frees_the_slot() {
+    // A listener whose backlog is full: connecting to it hangs.
+    let socket =
+        socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("socket");
+    socket.bind(&local(0).into()).expect("bound");
+    socket.listen(0).expect("listens");
+    let address = socket.local_addr().expect("address").as_socket().expect("inet");
+    let fill: Vec<_> = (0..4)
+        .filter_map(|_| TcpStream::connect_timeout(&address, Duration::from_millis(200)).ok())
+        .collect();
+    let dir = tempfile::tempdir().expect("dir");
+    let (proxy, admin) = (local(free_port()), local(free_port()));
+    let table = format!(
+        r#"{{"format":1,"version":{{"epoch":1,"revision":1}},"endpoints":[{{"name":"e","variants":[{{"name":"v","model":"m","weight":1.0,"strategy":"LEAST_OUTSTANDING_REQUESTS","queue_limit":10,"queue_timeout_ms":1000,"backends":[{{"instance":"i-1","generation":1,"instance_type":"ml.t","address":"http://{address}","model":"m","copies":1,"max_concurrency":4}}]}}]}}]}}"#
+    );
+    std::fs::write(dir.path().join("table.json"), table).expect("written");
+    let path = dir.path().join("proxy.toml");
+    let config = "[proxy]\nlisten = \"{proxy}\"\nmanager = \"http://127.0.0.1:1\"\ntable_path = \"table.json\"\nconnect_timeout = \"20s\"\n[admin]\nlisten = \"{admin}\"\n";
+    write_config(&path, config, proxy, admin);
+    let process = Process::start(
+        &["proxy", "--config", &path.display().to_string()],
+        dir.path(),
+        "forebay.log",
+    );
+    let forebay = Forebay::view(process, proxy, admin, dir);
+    eventually("the proxy listens", || TcpStream::connect(proxy).ok());
+    let mut client = Client::connect(proxy);
+    client.send("POST", "/v1/chat/completions", &[JSON], CHAT.as_bytes());
+    eventually("it connects", || {
+        (forebay.gauge("forebay_outstanding_requests") == 1.0).then_some(())
+    });
+    drop(client);
+    let left = Instant::now();
+    eventually("the slot is free", || {
+        (forebay.gauge("forebay_outstanding_requests") == 0.0).then_some(())
+    });
+    assert!(left.elapsed() < Duration::from_millis(150), "{:?}", left.elapsed());
+    drop(fill);
+}
+
+#[test]
+fn sessions_stick_close_and_move_when_their_instance_goes() {
+    const NEW: &str = "x-amzn-sagemaker-session-id: new_session";
+    let stateful = |name: &'static str| {
+        move |head: &str, stream: &mut TcpStream| {
+            let session = head
+                .lines()
+                .find_map(|line| line.strip_prefix("x-amzn-sagemaker-session-id: "))
+                .unwrap_or("none")
+                .to_owned();
+            let extra = if head.contains(NEW) {
+                format!(
+                    "X-Amzn-SageMaker-Session-Id: s-of-{name}; Expires=2030-01-01T00:00:00Z\r\n"
+                )
+            } else if head.contains("close-it: 1") {
+                format!("X-Amzn-SageMaker-Closed-Session-Id: {session}\r\n")
+            } else {
+                String::new()
+            };
+            let body = format!("{name} {session}");
+            let length = body.len();
+            let answer =
+                format!("HTTP/1.1 200 OK\r\n{extra}content-length: {length}\r\n\r\n{body}");
+            drop(stream.write_all(answer.as_bytes()));
+        }
+    };
+    let (first, _) = scripted(stateful("a"));
+    let (second, _) = scripted(stateful("b"));
+    let forebay = in_front_of(&[(first, 4), (second, 4)], "");
+    let path = "/endpoints/e/invocations";
+    let session_header = "x-amzn-sagemaker-session-id";
+    let invoke = |session: &str| http::post(forebay.proxy, path, &[(session_header, session)], "x");
+    let mut sessions = Vec::new();
+    for _ in 0..8 {
+        let answer = invoke("NEW_SESSION");
+        let named = answer.header("x-amzn-sagemaker-new-session-id").expect("a new session");
+        assert!(answer.header(session_header).is_none());
+        let (id, attributes) = named.split_once(';').expect("attributes");
+        assert_eq!(attributes, " Expires=2030-01-01T00:00:00Z");
+        let instance = answer.header("x-forebay-instance").expect("instance").to_owned();
+        sessions.push((id.to_owned(), instance));
+    }
+    assert!(sessions.iter().any(|s| s.1 != sessions[0].1), "both instances have some");
+    for _ in 0..5 {
+        for (id, instance) in &sessions {
+            let answer = invoke(id);
+            assert_eq!(answer.header("x-forebay-instance"), Some(instance.as_str()));
+            let text = answer.text();
+            let (worker, name) = text.split_once(' ').expect("two words");
+            assert_eq!(name, format!("s-of-{worker}"), "the worker sees its own name");
+        }
+    }
+    let headers = [(session_header, sessions[0].0.as_str()), ("close-it", "1")];
+    let closed = http::post(forebay.proxy, path, &headers, "x");
+    assert!(closed.header("x-amzn-sagemaker-closed-session-id").is_some());
+    // Drained: its sessions move to the one that is left, all of them.
+    let gone = sessions[0].1.clone();
+    assert!(forebay.cli(&["drain", &gone]).status.success());
+    eventually("its sessions have moved", || {
+        let mut others = sessions.iter().filter(|(_, instance)| *instance == gone);
+        others
+            .all(|(id, _)| invoke(id).header("x-forebay-instance") != Some(gone.as_str()))
+            .then_some(())
+    });
+    wait_all_zero(&forebay);
+}
