@@ -361,7 +361,12 @@ fn an_active_fleet_returns_to_preferred_capacity_one_by_one_and_never_below_its_
 fn to_zero_and_back_with_one_wake_sized_to_the_need() {
     let keys = counts(1, 0, 4) + "fallback = \"at_once\"\nscale_to_zero_after = \"1s\"";
     let mut scene = Scene::new(None, None, &keys);
-    scene.types[0].1 = "provider = \"local\"\nmax_concurrency = 4\n".into();
+    // Slow enough to start that all twelve are seen before the first is healthy.
+    let worker = HEAD.split("command = ").nth(1).expect("a command").replace("]\n", "");
+    scene.more = format!(
+        "[provider.slow]\nkind = \"process\"\ncommand = {worker}, \"--startup-delay\", \"1s\"]\n"
+    );
+    scene.types[0].1 = "provider = \"slow\"\nmax_concurrency = 4\n".into();
     let forebay = scene.serve();
     eventually("it serves before it goes to zero", || {
         (events(&forebay, "in_service").len() == 1).then_some(())
@@ -375,6 +380,7 @@ fn to_zero_and_back_with_one_wake_sized_to_the_need() {
         }
     });
     let woken = events(&forebay, "woken");
+    // The need is known once all have arrived, which takes some milliseconds.
     let asked = events(&forebay, "launch_asked");
     assert!(woken.len() <= 2, "one wake, perhaps corrected as they arrive: {woken:?}");
     let launched = asked[1..].iter().filter_map(|(_, m)| m.split(" × ").next()?.rsplit(' ').next());
