@@ -14,6 +14,10 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use forebay::control::{ManagedProvider, Manager, ManagerOptions, OnExit};
+use forebay::provider::fake::{FakeProvider, Script};
+use forebay::store::memory::MemoryStore;
+use forebay::types::{Address, ProviderError};
 use serde_json::Value;
 use support::http::{self, Client};
 use support::{Forebay, Worker, eventually};
@@ -147,6 +151,15 @@ fn stream(proxy: SocketAddr) -> Result<(), String> {
     Err(format!("{}: {}", answer.status, answer.text()))
 }
 
+/// Ends the threads of a load, also when what runs beside them fails.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Streams without a break while `act` runs, and watches the fleet: no request may fail, and never may
 /// fewer than `at_least` be in service.
 fn under_load(forebay: &Forebay, at_least: usize, act: impl FnOnce()) {
@@ -154,13 +167,6 @@ fn under_load(forebay: &Forebay, at_least: usize, act: impl FnOnce()) {
     let served = AtomicU64::new(0);
     let lost = std::sync::Mutex::new(Vec::new());
     let fewest = AtomicUsize::new(usize::MAX);
-    // So that a failing `act` ends the threads too.
-    struct Stop<'a>(&'a AtomicBool);
-    impl Drop for Stop<'_> {
-        fn drop(&mut self) {
-            self.0.store(true, Ordering::Relaxed);
-        }
-    }
     std::thread::scope(|scope| {
         let _stop = Stop(&stop);
         for _ in 0..4 {
@@ -569,4 +575,108 @@ fn an_announced_interruption_is_replaced_first_and_then_drained() {
     assert_eq!((announced.len(), left.len()), (1, 1));
     let replacement = served.last().expect("three").0;
     assert!(announced[0].0 <= replacement && replacement <= left[0].0, "{served:?} {left:?}");
+}
+
+/// A manager in this process over pretend providers `slow` (which owns `ml.slow`) and `fine` (`ml.fine`),
+/// with an endpoint on each and one, `both`, that prefers `ml.slow`. Waits until `check` holds.
+fn with_pretend_providers(
+    slow: &FakeProvider,
+    fine: &FakeProvider,
+    check: impl Fn(&Value) -> bool,
+) {
+    let mut text = String::new();
+    for (name, kind) in [("slow", "ml.slow"), ("fine", "ml.fine")] {
+        text += &format!(
+            "[provider.{name}]\nkind = \"process\"\ncommand = [\"x\", \"{{address}}\"]\n[instance_type.\"{kind}\"]\nprovider = \"{name}\"\n"
+        );
+    }
+    for (name, kinds) in [
+        ("on-slow", &["ml.slow"][..]),
+        ("on-fine", &["ml.fine"]),
+        ("both", &["ml.slow", "ml.fine"]),
+    ] {
+        text += &format!(
+            "[[endpoint]]\nname = \"{name}\"\n[[endpoint.variant]]\nname = \"v\"\nmodel = \"m-{name}\"\nfallback = \"at_once\"\nstartup_health_interval = \"50ms\"\n"
+        );
+        for (number, kind) in kinds.iter().enumerate() {
+            text += &format!(
+                "[[endpoint.variant.pool]]\ninstance_type = \"{kind}\"\npriority = {}\n",
+                number + 1
+            );
+        }
+    }
+    let config = forebay::config::load_str(&text, "test.toml").expect("valid").0;
+    let with_bell = |fake: &FakeProvider| {
+        ManagedProvider::new(std::sync::Arc::new(fake.clone()), std::sync::Arc::default())
+    };
+    let names = config.providers.keys().cloned();
+    let providers = names
+        .map(|name| {
+            let fake = if name.as_str() == "slow" { slow } else { fine };
+            (name, with_bell(fake))
+        })
+        .collect();
+    let options = ManagerOptions::new(config.fleet, providers);
+    let (manager, handle) = Manager::new(options, Box::new(MemoryStore::new()));
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("runtime");
+    let running = runtime.spawn(manager.run());
+    let started = std::time::Instant::now();
+    loop {
+        let status = runtime.block_on(handle.status());
+        let status = status.map_or(Value::Null, |s| serde_json::to_value(s).expect("JSON"));
+        if check(&status) {
+            break;
+        }
+        assert!(started.elapsed() < Duration::from_secs(10), "{status:#}\n{:?}", slow.calls());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    handle.stop(OnExit::Keep);
+    runtime.block_on(running).expect("no panic").expect("a good end");
+}
+
+/// A pretend provider whose instances are at a real worker.
+fn pretend(worker: &Worker, scripts: impl IntoIterator<Item = Script>) -> FakeProvider {
+    let fake = FakeProvider::new();
+    for _ in 0..4 {
+        fake.next_address(Address::http(worker.address));
+    }
+    scripts.into_iter().for_each(|script| fake.script(script));
+    fake
+}
+
+fn in_service_of<'a>(status: &'a Value, endpoint: &str) -> Vec<&'a Value> {
+    let endpoints = status["endpoints"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let found = endpoints.iter().filter(|e| e["name"] == endpoint);
+    let all = found.flat_map(|e| e["variants"][0]["instances"].as_array().into_iter().flatten());
+    all.filter(|instance| instance["state"] == "InService").collect()
+}
+
+#[test]
+fn a_provider_that_hangs_delays_no_other_endpoint() {
+    let worker = Worker::start(&[]);
+    // It does not even list; then it lists and never answers a launch.
+    for lists in [0, 1] {
+        let hangs = std::iter::repeat_n(Script::Hang, 100);
+        let slow = pretend(&worker, std::iter::repeat_n(Script::Pass, lists).chain(hangs));
+        let fine = pretend(&worker, []);
+        with_pretend_providers(&slow, &fine, |status| {
+            in_service_of(status, "on-fine").len() == 1 && slow.calls().len() > lists
+        });
+        assert!(slow.instances().is_empty());
+    }
+}
+
+#[test]
+fn missing_quota_is_named_and_falls_through() {
+    let worker = Worker::start(&[]);
+    let quota = Script::Fail(ProviderError::QuotaExceeded { reason: "0 of 0 vCPUs".into() });
+    let slow = pretend(&worker, [Script::Pass].into_iter().chain(std::iter::repeat_n(quota, 100)));
+    let fine = pretend(&worker, []);
+    with_pretend_providers(&slow, &fine, |status| {
+        let hold = &status["capacity_holds"][0];
+        in_service_of(status, "both").len() == 1
+            && in_service_of(status, "on-slow").is_empty()
+            && hold["reason"].as_str().is_some_and(|reason| reason.contains("vCPUs"))
+    });
 }
