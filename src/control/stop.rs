@@ -154,8 +154,12 @@ impl Driver {
             message,
         }));
         self.crash.before(&changes);
-        if let Err(error) = self.store.commit(self.lease.epoch(), Arc::new(changes)).await {
-            tracing::warn!(%error, "cannot record what has ended; the next start will find out");
+        let changes = Arc::new(changes);
+        match self.store.commit(self.lease.epoch(), changes.clone()).await {
+            Ok(()) => self.crash.after(&changes),
+            Err(error) => {
+                tracing::warn!(%error, "cannot record what has ended; the next start will find out");
+            }
         }
     }
 }
