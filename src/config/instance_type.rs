@@ -2,13 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::engine::{self, Runner};
 use super::limits;
 use super::mistake::Sink;
 use super::provider::{Kind, Providers};
 use super::reader::{Located, Table};
 use super::suggest;
 use super::values::shortened;
-use crate::types::spec::{InstanceTypeSpec, OnClientAbort};
+use crate::types::spec::{Engine, InstanceTypeSpec, OnClientAbort};
 use crate::types::{Address, InstanceTypeName, Protocol, ProviderName};
 
 /// What the file says about instance types. As with providers, wrong ones are known too.
@@ -18,6 +19,8 @@ pub(super) struct InstanceTypes {
     pub(super) known: BTreeMap<String, usize>,
     /// Those without a mistake.
     pub(super) specs: BTreeMap<InstanceTypeName, InstanceTypeSpec>,
+    /// Who runs and stops them, where somebody does.
+    pub(super) runners: BTreeMap<InstanceTypeName, Runner>,
 }
 
 /// Reads all instance types, and warns of providers that none of them uses.
@@ -35,10 +38,12 @@ pub(super) fn read(root: &Table<'_>, providers: &Providers) -> InstanceTypes {
             .ok();
         let provider = table.need::<ProviderName>("provider", "the name of the one that runs it");
         let kind = provider.as_ref().and_then(|provider| kind_of(provider, providers, root.sink()));
-        let spec = instance_type(&table, provider.as_ref(), kind, &mut servers);
+        let runner = provider.as_ref().and_then(|name| Runner::new(name, kind, providers));
+        let spec = instance_type(&table, provider.as_ref(), kind, runner.as_ref(), &mut servers);
         used.extend(provider.map(|provider| provider.value));
         types.known.insert(name.value.to_owned(), name.at);
         if let (Some(valid), Some(spec)) = (valid, spec) {
+            types.runners.extend(runner.map(|runner| (valid.clone(), runner)));
             types.specs.insert(valid, spec);
         }
     }
@@ -82,6 +87,7 @@ fn instance_type(
     table: &Table<'_>,
     provider: Option<&Located<ProviderName>>,
     kind: Option<Kind>,
+    runner: Option<&Runner>,
     servers: &mut BTreeMap<Address, usize>,
 ) -> Option<InstanceTypeSpec> {
     let protocol = table.get::<Protocol>("protocol");
@@ -89,6 +95,10 @@ fn instance_type(
     let addresses = addresses(table, kind, servers);
     if let Some(protocol) = &protocol {
         check_protocol(protocol, kind, &addresses, table.sink());
+    }
+    let engine = table.get::<Engine>("engine");
+    if let (Some(engine), Some(runner)) = (&engine, runner) {
+        engine::check_command(engine, runner, table.sink());
     }
     let amount = |key| table.get_in(key, limits::AMOUNT, f64::to_string).map(|found| found.value);
     let spec = InstanceTypeSpec {
@@ -100,7 +110,7 @@ fn instance_type(
         addresses: addresses.into_iter().map(|address| address.value).collect(),
         price_per_hour: amount("price_per_hour"),
         watts: amount("watts"),
-        engine: table.get("engine").map(|found| found.value),
+        engine: engine.map(|found| found.value),
         // Last, so that every key has been read before an incomplete type is given up.
         provider: provider?.value.clone(),
     };

@@ -4,7 +4,7 @@
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use super::reader::Table;
+use super::reader::{Located, Table};
 
 /// Instances of one variant or type.
 pub(super) const INSTANCES: RangeInclusive<u32> = 0..=100_000;
@@ -50,8 +50,17 @@ impl Span {
 
 /// The duration `key`, if it is there and within `span`.
 pub(super) fn duration(table: &Table<'_>, key: &'static str, span: Span) -> Option<Duration> {
+    duration_at(table, key, span).map(|found| found.value)
+}
+
+/// As [`duration`], with its place.
+pub(super) fn duration_at(
+    table: &Table<'_>,
+    key: &'static str,
+    span: Span,
+) -> Option<Located<Duration>> {
     let show = |duration: &Duration| humantime::format_duration(*duration).to_string();
-    table.get_in(key, span.range(), show).map(|found| found.value)
+    table.get_in(key, span.range(), show)
 }
 
 /// The duration `key` within `span`, or what holds without it.

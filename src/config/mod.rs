@@ -7,6 +7,7 @@
 //! shows every key. Start with [`load`].
 
 mod endpoint;
+mod engine;
 mod instance_type;
 mod limits;
 mod manager;
@@ -88,7 +89,7 @@ pub fn load_str(text: &str, file_name: &str) -> Result<(Config, Vec<Mistake>), V
 
 /// Reads every section, those first that others refer to.
 fn read(root: &Table<'_>) -> Config {
-    let (proxy, admin) = proxy::read(root);
+    let (proxy, admin, pool_idle_timeout) = proxy::read(root);
     let (manager, store) = manager::read(root);
     let telemetry = telemetry::read(root);
     let providers = provider::read(root);
@@ -99,6 +100,9 @@ fn read(root: &Table<'_>) -> Config {
         root.sink().warning(0, rule);
     }
     let fleet = Arc::new(FleetSpec { instance_types: types.specs, endpoints });
+    if let Some(timeout) = &pool_idle_timeout {
+        engine::check_pool(timeout, &fleet, root.sink());
+    }
     Config { proxy, admin, manager, store, telemetry, providers: providers.configs, fleet }
 }
 

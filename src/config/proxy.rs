@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::limits::{self, Span};
-use super::reader::Table;
+use super::reader::{Located, Table};
 use super::values::ByteCount;
 use crate::types::Address;
 
@@ -39,8 +39,9 @@ pub struct AdminConfig {
 
 const MAX_BODY_BUFFER: u64 = 1 << 30;
 
-/// Reads both sections, because their listeners must not clash.
-pub(super) fn read(root: &Table<'_>) -> (ProxyConfig, AdminConfig) {
+/// Reads both sections, because their listeners must not clash. The last part is `pool_idle_timeout` and its
+/// place, if the file has it: what goes with it depends on the engines.
+pub(super) fn read(root: &Table<'_>) -> (ProxyConfig, AdminConfig, Option<Located<Duration>>) {
     let proxy = root.table("proxy");
     let admin = root.table("admin");
     let listen = proxy.as_ref().and_then(|table| table.get::<SocketAddr>("listen"));
@@ -60,7 +61,9 @@ pub(super) fn read(root: &Table<'_>) -> (ProxyConfig, AdminConfig) {
             ),
         );
     }
-    let config = proxy_config(proxy.as_ref(), proxy_address);
+    let pool_idle =
+        proxy.as_ref().and_then(|table| limits::duration_at(table, "pool_idle_timeout", Span::Any));
+    let config = proxy_config(proxy.as_ref(), proxy_address, pool_idle.as_ref());
     if let (Some(table), Some(manager)) = (&proxy, &config.manager)
         && !manager.is_tls()
         && manager.authority() == admin_address.to_string()
@@ -74,10 +77,14 @@ pub(super) fn read(root: &Table<'_>) -> (ProxyConfig, AdminConfig) {
             ),
         );
     }
-    (config, AdminConfig { listen: admin_address })
+    (config, AdminConfig { listen: admin_address }, pool_idle)
 }
 
-fn proxy_config(table: Option<&Table<'_>>, listen: SocketAddr) -> ProxyConfig {
+fn proxy_config(
+    table: Option<&Table<'_>>,
+    listen: SocketAddr,
+    pool_idle: Option<&Located<Duration>>,
+) -> ProxyConfig {
     let span = |key, span: Span, default: u64| {
         let default = Duration::from_secs(default);
         table.map_or(default, |table| limits::duration_or(table, key, span, default))
@@ -92,7 +99,7 @@ fn proxy_config(table: Option<&Table<'_>>, listen: SocketAddr) -> ProxyConfig {
         listen,
         threads: threads.map_or(cores, |found| found.value as usize),
         connect_timeout: span("connect_timeout", Span::Positive, 2),
-        pool_idle_timeout: span("pool_idle_timeout", Span::Any, 3),
+        pool_idle_timeout: pool_idle.map_or(Duration::from_secs(3), |found| found.value),
         max_body_buffer: buffer
             .and_then(|found| usize::try_from(found.value.0).ok())
             .unwrap_or(1 << 20),

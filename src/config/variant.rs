@@ -8,13 +8,14 @@ use std::time::Duration;
 use http::uri::PathAndQuery;
 
 use super::endpoint::Names;
+use super::engine::{self, Engines};
 use super::instance_type::InstanceTypes;
 use super::limits::{self, Span};
 use super::mistake::Sink;
 use super::reader::{Located, Table};
 use super::{requests, suggest};
 use crate::types::spec::{
-    Fallback, HealthSpec, PoolSpec, QueueSpec, Rebalance, RebalanceSpec, RoutingStrategy,
+    Engine, Fallback, HealthSpec, PoolSpec, QueueSpec, Rebalance, RebalanceSpec, RoutingStrategy,
     VariantSpec,
 };
 use crate::types::{InstanceTypeName, ModelName, VariantName};
@@ -52,18 +53,22 @@ pub(super) fn read(
     let startup_timeout = span("startup_timeout", Span::Positive, 600);
     let model_download_timeout = span("model_download_timeout", Span::Any, 0);
     let drain_timeout = span("drain_timeout", Span::Any, 600);
-    let health = health(table);
+    let engine = table.get::<Engine>("engine");
+    let pools = pools(table, types, used);
+    let engines = engine::of_pools(table, engine.as_ref(), &pools, types);
+    engines.check_drain(table, drain_timeout);
+    let health = health(table, &engines);
     let rebalance = rebalance(table);
     let scale_to_zero_after = scale_to_zero_after(table, counts.min);
     table.refuse(
         "scaling",
         "is not supported yet; remove it and set the count with `forebay scale`",
     );
-    let pools = pools(table, types, used);
     check_supply(table, &pools, types, &counts);
     let spec = name.clone().zip(model).map(|(name, model)| VariantSpec {
         name: name.value,
         model: model.value,
+        engine: engine.map(|found| found.value),
         weight,
         initial_instance_count: counts.initial,
         min_instance_count: counts.min,
@@ -126,7 +131,7 @@ fn counts(table: &Table<'_>) -> Counts {
     counts
 }
 
-fn health(table: &Table<'_>) -> HealthSpec {
+fn health(table: &Table<'_>, engines: &Engines) -> HealthSpec {
     let span = |key, seconds| {
         limits::duration_or(table, key, Span::Positive, Duration::from_secs(seconds))
     };
@@ -138,9 +143,11 @@ fn health(table: &Table<'_>) -> HealthSpec {
     {
         let rule = "`health_path` must be the path of a GET, such as \"/ping\" or \"/health\"";
         table.sink().error(path.at, rule);
+    } else if let Some(path) = &path {
+        engines.check_health_path(path, table.sink());
     }
     HealthSpec {
-        path: path.map_or_else(|| "/ping".to_owned(), |found| found.value),
+        path: path.map_or_else(|| engines.health_path(table), |found| found.value),
         interval: span("health_interval", 5),
         startup_interval: span("startup_health_interval", 1),
         timeout: span("health_timeout", 2),

@@ -2,8 +2,9 @@
 //! value and its reason come out. No async, no sockets, no clock, no randomness.
 //!
 //! * [`route`] chooses a copy, [`session`] the one that a session belongs to; [`admit`] orders those who wait.
-//! * [`outcome`] reads what a request's end says of its instance; [`eject`] leaves sick ones alone;
-//!   [`budget`] bounds retries; [`ramp`] gives new ones their slots; [`predict`] learns how fast each is.
+//! * [`engine`] is what is known of each engine; [`outcome`] reads what a request's end says of its instance;
+//!   [`eject`] leaves sick ones alone; [`budget`] bounds retries; [`ramp`] gives new ones their slots;
+//!   [`predict`] learns how fast each is.
 //! * [`controller`] is the manager's brain: events in, actions out. [`plan`] decides one round of it.
 //! * [`check`] validates any plan and routing table, apart from whoever made it.
 
@@ -12,6 +13,7 @@ pub mod budget;
 pub mod check;
 pub mod controller;
 pub mod eject;
+pub mod engine;
 pub mod outcome;
 pub mod plan;
 pub mod predict;

@@ -3,6 +3,7 @@
 //! Clients' own mistakes and a full instance are no illness: they change no breaker in either direction
 //! (peers whose clients' 400s opened the breaker, or closed it again during an outage, taught this).
 
+use super::engine;
 use crate::types::spec::Engine;
 
 /// What one request's end says of the instance that it was sent to.
@@ -42,7 +43,7 @@ pub fn not_run<'a>(
     match status {
         503 | 429 if header(NOT_RUN_HEADER).is_some_and(is_true) => true,
         503 => refuses_before_running(engine),
-        429 => engine == Some(Engine::Tgi),
+        429 => engine.is_some_and(|engine| engine::profile(engine).full_by_429),
         _ => false,
     }
 }
@@ -51,10 +52,9 @@ fn is_true(value: &str) -> bool {
     matches!(value.trim(), "1" | "true")
 }
 
-/// Engines whose 503 means that their queue is full or that they are not ready: vLLM (`--max-num-queued-reqs`),
-/// SGLang (`--max-queued-requests`), Triton (`max_queue_size`, UNAVAILABLE), llama.cpp (loading).
+/// Whether the engine's 503 means that its queue is full or that it is not ready.
 fn refuses_before_running(engine: Option<Engine>) -> bool {
-    matches!(engine, Some(Engine::Vllm | Engine::Sglang | Engine::Triton | Engine::LlamaCpp))
+    engine.is_some_and(|engine| engine::profile(engine).full_by_503)
 }
 
 #[cfg(test)]

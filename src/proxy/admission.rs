@@ -17,6 +17,7 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
+use smallvec::SmallVec;
 use tokio::sync::oneshot;
 
 use super::pinned::Turn;
@@ -174,7 +175,7 @@ impl Variant {
     /// A slot for one request: at once, or when its turn has come.
     ///
     /// `tried` are starts of instances that this request must not go to again; with any, it has waited
-    /// its turn before and goes ahead of the queue.
+    /// its turn before and goes ahead of the queue, or waits for an instance that is not among them.
     ///
     /// Cancel-safe: dropping the future leaves the queue, or gives back the slot that was just granted.
     ///
@@ -197,18 +198,32 @@ impl Variant {
         {
             return Ok(self.room.reservation(backend));
         }
-        if !tried.is_empty() && self.backends.len() <= tried.len() {
-            return Err(Refusal::NoOtherInstance);
+        if !tried.is_empty() && !self.backends.is_empty() {
+            return self.wait_elsewhere(tried).await;
         }
         let entered = clock::monotonic();
         let place = Place::enter(&self.room, self.queue_limit, caller)?;
         self.room.hand_out();
         let reservation = place.granted(self.queue_timeout).await?;
         self.room.traffic.waited(entered.elapsed());
-        if tried.contains(&reservation.backend.route.generation) {
-            return Err(Refusal::NoOtherInstance);
-        }
         Ok(reservation)
+    }
+
+    /// A slot of an instance that a request has not been tried at, all of which are full. It waits at the
+    /// least loaded one: the common queue might hand it a free slot of the instance that has just died.
+    async fn wait_elsewhere(&self, tried: &[Generation]) -> Result<Reservation, Refusal> {
+        let mut left: SmallVec<[&Arc<Backend>; 4]> = self
+            .backends
+            .iter()
+            .filter(|b| !tried.contains(&b.route.generation) && !b.slot.is_ejected())
+            .collect();
+        left.sort_by_key(|b| b.slot.outstanding() / b.route.copies);
+        for other in left {
+            if let Some(outcome) = self.wait_at(other).await {
+                return outcome;
+            }
+        }
+        Err(Refusal::NoOtherInstance)
     }
 }
 

@@ -194,8 +194,19 @@ async fn a_second_try_never_goes_to_the_same_instance() {
     let variant = variant(&router);
     let second = variant.admit(ANYBODY, &[Generation(1)], Affinity::None).await.expect("the other");
     assert_eq!(second.backend.route.generation, Generation(2));
+    // The other is full, and the first has room: it waits for the other.
     let mut third = Box::pin(variant.admit(ANYBODY, &[Generation(1)], Affinity::None));
-    assert!(third.as_mut().now_or_never().is_none_or(|r| r.is_err()));
+    assert!(third.as_mut().now_or_never().is_none());
+    drop(second);
+    let third = third.now_or_never().expect("its turn").expect("the other");
+    assert_eq!(third.backend.route.generation, Generation(2));
+    // The first has left the table: the other has still not been tried.
+    router.apply(&table(2, 8, vec![backend(2, 1, 1)]));
+    let variant = self::variant(&router);
+    let mut fourth = Box::pin(variant.admit(ANYBODY, &[Generation(1)], Affinity::None));
+    assert!(fourth.as_mut().now_or_never().is_none());
+    drop(third);
+    drop(fourth.now_or_never().expect("its turn").expect("the other"));
     let all = [Generation(1), Generation(2)];
     let refusal = variant.admit(ANYBODY, &all, Affinity::None).await.expect_err("none is left");
     assert_eq!(refusal, Refusal::NoOtherInstance);

@@ -151,13 +151,17 @@ impl Sender {
             return Ok(Response::from_parts(parts, ResponseBody::full(Bytes::new())));
         }
         let engine = backend.route.engine;
-        let not_run = outcome::not_run(engine, parts.status.as_u16(), |name| {
+        let mut not_run = outcome::not_run(engine, parts.status.as_u16(), |name| {
             parts.headers.get(name).and_then(|value| value.to_str().ok())
         });
         exchange.answered(parts.status.as_u16(), outcome::of_status(engine, parts.status.as_u16()));
         let mut body = UpstreamBody::new(incoming, connection, exchange, self);
         if hold_head && body.read_ahead().await.is_err() {
             return Err(Failure::Broken);
+        }
+        if headers::is_event_stream(&parts.headers) {
+            // The engine may say only there, behind a 200, that it is full.
+            not_run |= body.says_not_run().await.map_err(|_| Failure::Broken)?;
         }
         let response = Response::from_parts(parts, ResponseBody::Upstream(Box::new(body)));
         if not_run { Err(Failure::NotRun(Box::new(response))) } else { Ok(response) }

@@ -16,6 +16,7 @@ use super::admission::Reservation;
 use super::attempt::Sender;
 use super::snapshot::Backend;
 use super::upstream::{Connection, Pool};
+use crate::decision::engine;
 use crate::decision::outcome::Outcome;
 use crate::runtime::clock;
 use crate::telemetry::request::RequestRecord;
@@ -111,6 +112,15 @@ impl Exchange {
         self.record.attempt_failed("not_run");
     }
 
+    /// The answer turns out to say no more than that the instance is full.
+    fn was_full(&mut self) {
+        self.end = match self.end {
+            End::Begun(code, _) => End::Begun(code, Outcome::Neutral),
+            End::Complete(code, _) => End::Complete(code, Outcome::Neutral),
+            other => other,
+        };
+    }
+
     /// It was not sent after all.
     pub(super) fn not_sent(mut self) {
         self.record.attempt_failed("connect_failed");
@@ -182,6 +192,8 @@ struct Rest {
     incoming: Incoming,
     connection: Option<Connection>,
     exchange: Exchange,
+    /// The worker closes the connection behind this answer.
+    is_last: bool,
 }
 
 impl UpstreamBody {
@@ -191,7 +203,10 @@ impl UpstreamBody {
         exchange: Exchange,
         sender: &Sender,
     ) -> Self {
-        let rest = Rest { incoming, connection: Some(connection), exchange };
+        let is_stream = incoming.size_hint().exact().is_none();
+        let engine = exchange.backend().route.engine.map(engine::profile);
+        let is_last = is_stream && engine.is_some_and(|profile| profile.closes_after_stream);
+        let rest = Rest { incoming, connection: Some(connection), exchange, is_last };
         let mut body = Self {
             rest: Some(rest),
             ahead: None,
@@ -217,6 +232,27 @@ impl UpstreamBody {
             Some(Err(error)) => Err(error),
             None => Ok(()),
         }
+    }
+
+    /// Whether the beginning of this event stream says that the request was not run. Only engines that may
+    /// say so there are waited for, and no longer than they take for it.
+    ///
+    /// # Errors
+    /// The worker broke off before the first piece.
+    pub(super) async fn says_not_run(&mut self) -> Result<bool, hyper::Error> {
+        let engine = self.rest.as_ref().and_then(|rest| rest.exchange.backend().route.engine);
+        let Some(wait) = engine.and_then(|engine| engine::profile(engine).first_event_wait) else {
+            return Ok(false);
+        };
+        if let Ok(read) = tokio::time::timeout(wait, self.read_ahead()).await {
+            read?;
+        }
+        let first = self.ahead.as_ref().and_then(Frame::data_ref);
+        let says = first.is_some_and(|bytes| engine::first_event_says_not_run(engine, bytes));
+        if says && let Some(rest) = &mut self.rest {
+            rest.exchange.was_full();
+        }
+        Ok(says)
     }
 
     /// Nobody gets this answer: the request goes on elsewhere.
@@ -293,7 +329,9 @@ impl UpstreamBody {
     fn finish(&mut self) {
         if let Some(rest) = &mut self.rest {
             rest.exchange.completed();
-            if let Some(connection) = rest.connection.take() {
+            if let Some(connection) = rest.connection.take()
+                && !rest.is_last
+            {
                 self.pool.give_back(rest.exchange.backend(), connection);
             }
         }

@@ -44,6 +44,8 @@ pub struct ProxyOptions {
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long accepting pauses when the process is out of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// The shortest and the longest pause between two looks at the idle connections.
+const SWEEP: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(500));
 const BACKLOG: i32 = 4096;
 
 /// The running threads. Dropping it leaves them running; [`Listening::stop`] ends them.
@@ -145,7 +147,8 @@ fn run_thread(
         let idle = options.pool_idle_timeout;
         let sweeper = tokio::task::spawn_local(async move {
             loop {
-                tokio::time::sleep(idle / 4).await;
+                // Engines may want theirs closed sooner than `idle`; zero must not keep the thread busy.
+                tokio::time::sleep((idle / 4).clamp(SWEEP.0, SWEEP.1)).await;
                 pool.close_idle(idle);
             }
         });

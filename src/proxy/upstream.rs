@@ -3,7 +3,8 @@
 //! idle nobody does, and it is looked at once before it is used again.
 //!
 //! Pools belong to a thread: no lock, no hand-over between threads. Idle connections are closed after
-//! `pool_idle_timeout` (3 s by default), before servers that close theirs after 5 s do.
+//! `pool_idle_timeout` (3 s by default), before servers that close theirs after 5 s do; where the engine is
+//! known to close them, never later than its profile says.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -21,6 +22,7 @@ use tokio::net::TcpStream;
 
 use super::body::RequestBody;
 use super::snapshot::Backend;
+use crate::decision::engine;
 use crate::runtime::clock;
 use crate::types::Generation;
 
@@ -138,7 +140,16 @@ impl Connection {
 /// One thread's idle connections.
 #[derive(Debug, Default)]
 pub(super) struct Pool {
-    idle: RefCell<HashMap<Generation, Vec<(Connection, Instant)>>>,
+    idle: RefCell<HashMap<Generation, Vec<Idle>>>,
+}
+
+/// A connection that nobody uses.
+#[derive(Debug)]
+struct Idle {
+    connection: Connection,
+    since: Instant,
+    /// How long the engine lets us keep it.
+    most: Duration,
 }
 
 impl Pool {
@@ -146,7 +157,7 @@ impl Pool {
     pub(super) fn take(&self, backend: &Backend) -> Option<Connection> {
         let mut idle = self.idle.borrow_mut();
         let connections = idle.get_mut(&backend.route.generation)?;
-        while let Some((mut connection, _)) = connections.pop() {
+        while let Some(Idle { mut connection, .. }) = connections.pop() {
             if connection.is_usable() {
                 connection.reused = true;
                 return Some(connection);
@@ -163,15 +174,16 @@ impl Pool {
         let mut idle = self.idle.borrow_mut();
         let connections = idle.entry(backend.route.generation).or_default();
         if connections.len() < MOST_IDLE {
-            connections.push((connection, clock::monotonic()));
+            let most = engine::pool_idle(backend.route.engine);
+            connections.push(Idle { connection, since: clock::monotonic(), most });
         }
     }
 
-    /// Closes what has been idle for longer than `limit`.
+    /// Closes what has been idle for longer than `limit`, or than its engine lets it.
     pub(super) fn close_idle(&self, limit: Duration) {
         let now = clock::monotonic();
         self.idle.borrow_mut().retain(|_, connections| {
-            connections.retain(|(_, since)| now.duration_since(*since) < limit);
+            connections.retain(|idle| now.duration_since(idle.since) < limit.min(idle.most));
             !connections.is_empty()
         });
     }

@@ -122,6 +122,7 @@ fn draw_variant(rng: &mut Rng, n: u32, kinds: &[InstanceTypeName], zero: bool) -
         },
         drain_timeout: seconds(rng, 5, 90),
         rebalance: draw_rebalance(rng),
+        engine: None,
         scale_to_zero_after: zero.then(|| seconds(rng, 20, 120)),
         pools: draw_pools(rng, kinds),
     }

@@ -32,6 +32,17 @@ impl FleetSpec {
         let endpoint = self.endpoints.iter().find(|e| e.name == key.endpoint)?;
         endpoint.variants.iter().find(|v| v.name == key.variant)
     }
+
+    /// The engine of `variant`'s instances of that type: the type's, or else the variant's.
+    #[must_use]
+    pub fn engine(
+        &self,
+        instance_type: &InstanceTypeName,
+        variant: &VariantSpec,
+    ) -> Option<Engine> {
+        let kind = self.instance_types.get(instance_type);
+        kind.and_then(|kind| kind.engine).or(variant.engine)
+    }
 }
 
 /// An instance type: who provides it and what one instance of it can do.
@@ -99,6 +110,8 @@ pub struct VariantSpec {
     pub name: VariantName,
     /// The model its workers serve, where a pool does not override it.
     pub model: ModelName,
+    /// Which engine its workers are, where their instance type does not say.
+    pub engine: Option<Engine>,
     /// Its share of the endpoint's traffic relative to the other variants'; 0 or more.
     pub weight: f64,
     /// Instances at first; within the two bounds.

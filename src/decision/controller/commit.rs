@@ -164,11 +164,11 @@ impl Controller {
             queue_limit: spec.queue.limit,
             queue_timeout_ms: u64::try_from(spec.queue.timeout.as_millis()).unwrap_or(u64::MAX),
             requests: spec.requests.clone(),
-            backends: self.fleet.of(key).filter_map(|i| self.backend(i)).collect(),
+            backends: self.fleet.of(key).filter_map(|i| self.backend(i, spec)).collect(),
         }
     }
 
-    fn backend(&self, instance: &Instance) -> Option<BackendRoute> {
+    fn backend(&self, instance: &Instance, variant: &VariantSpec) -> Option<BackendRoute> {
         let record = &instance.record;
         if record.state != InstanceState::InService {
             return None;
@@ -183,7 +183,7 @@ impl Controller {
             copies: record.copies,
             max_concurrency: record.max_concurrency,
             protocol: self.protocols.get(&record.instance_type).copied().unwrap_or_default(),
-            engine: kind.and_then(|kind| kind.engine),
+            engine: self.spec.engine(&record.instance_type, variant),
             on_client_abort: kind.map(|kind| kind.on_client_abort).unwrap_or_default(),
         })
     }

@@ -76,6 +76,7 @@ fn variant_spec() -> VariantSpec {
             max_share: 0.1,
             min_interval: minute,
         },
+        engine: None,
         scale_to_zero_after: None,
         pools: vec![pool("best", 1), pool("next", 2)],
     }

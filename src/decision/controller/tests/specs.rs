@@ -61,6 +61,7 @@ pub(crate) fn variant(pools: &[(&str, u32)], initial: u32) -> VariantSpec {
             max_share: 0.2,
             min_interval: secs(10),
         },
+        engine: None,
         scale_to_zero_after: None,
         pools: pools
             .iter()
