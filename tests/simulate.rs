@@ -13,13 +13,38 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use forebay::sim::{Outcome, Profile, run, run_traced};
+use forebay::sim::{Outcome, Profile, run, run_traced, simulate};
 
 /// Failures after which no more seeds are played.
 const ENOUGH: usize = 20;
 
-/// Seeds that once found a bug, each with what it was.
-const REGRESSIONS: &[(u64, Profile)] = &[];
+/// Seeds that found a bug, or find one that was put in to see whether it is found; each with what it was.
+const REGRESSIONS: &[(u64, Profile)] = &[
+    // An idle variant kept its instances for ever: its timer was not set while the last request ran.
+    (42, Profile::Zero),
+    // Variants fell asleep although they had been asked for, because the clock of idleness did not count.
+    (35, Profile::Everything),
+    // A request that came and went woke nobody.
+    (6, Profile::Zero),
+    // A manager that had just started took proxies that had not reported yet for gone.
+    (26, Profile::Everything),
+    // Instances were stopped before every proxy had applied the table without them.
+    (0, Profile::Calm),
+    // A drain went on past its deadline.
+    (9, Profile::Calm),
+    // A list that was begun before an instance was granted was taken for proof of its absence.
+    (2, Profile::Faults),
+    // A termination without an answer was never repeated.
+    (20, Profile::Faults),
+    // What a dead manager had asked for was neither found nor asked for again.
+    (12, Profile::Crashes),
+    // A late launch left an instance that nobody knew, and nobody ended it.
+    (134, Profile::Everything),
+    // Preferred instances left while fallback stayed.
+    (1, Profile::Scarcity),
+    // Instances of a removed pool left before they were replaced.
+    (4, Profile::Operators),
+];
 
 fn number(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok()?;
@@ -31,6 +56,7 @@ fn play(start: u64, count: u64) {
     let next = AtomicU64::new(start);
     let workers = std::thread::available_parallelism().map_or(1, usize::from);
     let failures: Mutex<Vec<Outcome>> = Mutex::new(Vec::new());
+    let sums = [const { AtomicU64::new(0) }; 4];
     std::thread::scope(|scope| {
         for _ in 0..workers {
             scope.spawn(|| {
@@ -41,6 +67,11 @@ fn play(start: u64, count: u64) {
                         return;
                     }
                     let outcome = run(seed, Profile::of_seed(seed));
+                    let figures =
+                        [outcome.steps, outcome.actions, outcome.crashes, outcome.simulated_ms];
+                    for (sum, figure) in sums.iter().zip(figures) {
+                        sum.fetch_add(figure, Ordering::Relaxed);
+                    }
                     if outcome.failure.is_some() {
                         failures.lock().expect("failures").push(outcome);
                     }
@@ -48,6 +79,9 @@ fn play(start: u64, count: u64) {
             });
         }
     });
+    let [steps, actions, crashes, ms] = sums.map(AtomicU64::into_inner);
+    let hours = ms / 3_600_000;
+    println!("{steps} steps, {actions} actions, {crashes} crashes, {hours} simulated hours");
     let mut failures = failures.into_inner().expect("failures");
     failures.sort_by_key(|outcome| outcome.seed);
     if let Some(first) = failures.first() {
@@ -98,4 +132,39 @@ fn one_seed_is_one_world() {
         let profile = Profile::of_seed(seed);
         assert_eq!(run_traced(seed, profile, 1000), run_traced(seed, profile, 1000));
     }
+}
+
+/// The scenarios that are shipped, by file name.
+fn scenarios() -> Vec<(String, String)> {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("config/scenarios");
+    let entries = std::fs::read_dir(folder).expect("config/scenarios");
+    let mut found: Vec<_> = entries
+        .map(|entry| entry.expect("an entry").path())
+        .map(|path| {
+            let text = std::fs::read_to_string(&path).expect("a scenario");
+            (path.file_name().expect("a name").to_string_lossy().into_owned(), text)
+        })
+        .collect();
+    found.sort();
+    found
+}
+
+#[test]
+fn shipped_scenarios_play_without_breaking_a_rule() {
+    let scenarios = scenarios();
+    assert!(scenarios.len() >= 3);
+    for (name, text) in scenarios {
+        for seed in 1..=5 {
+            let report = simulate(&text, &name, seed).unwrap_or_else(|error| panic!("{error}"));
+            assert_eq!(report.failure, None, "{name} seed {seed}:\n{report}");
+            assert_eq!(report, simulate(&text, &name, seed).expect("the same"), "{name}");
+        }
+    }
+}
+
+#[test]
+fn the_drought_is_told_as_before() {
+    let text = include_str!("../config/scenarios/drought.toml");
+    let report = simulate(text, "drought.toml", 1).expect("a scenario");
+    insta::assert_snapshot!("drought", report.to_string());
 }

@@ -130,13 +130,20 @@ impl Driver {
                 return;
             }
         };
-        let gone = stored.instances.into_iter().filter(|record| {
+        let (gone, left): (Vec<_>, Vec<_>) = stored.instances.into_iter().partition(|record| {
             running.get(&record.provider).is_some_and(|alive| !alive.contains(&record.id))
         });
-        let mut changes: Vec<_> = gone.map(|record| Change::DeleteInstance(record.id)).collect();
+        // What they held is free again, so a refusal from when it was not says nothing any more.
+        let freed = stored.capacities.into_iter().map(|record| record.key).filter(|key| {
+            gone.iter()
+                .any(|r| (&r.provider, &r.instance_type) == (&key.provider, &key.instance_type))
+        });
+        let mut changes: Vec<_> = freed.map(Change::DeleteCapacity).collect();
+        changes.extend(gone.iter().map(|record| Change::DeleteInstance(record.id.clone())));
         let message = format!(
-            "the manager ended with {told} instances told to end and {} gone",
-            changes.len()
+            "the manager ended: {told} instances told to end, {} gone, {} left for the next one",
+            gone.len(),
+            left.len()
         );
         changes.push(Change::Log(EventRecord {
             at: self.clock.now(),
@@ -147,8 +154,12 @@ impl Driver {
             message,
         }));
         self.crash.before(&changes);
-        if let Err(error) = self.store.commit(self.lease.epoch(), Arc::new(changes)).await {
-            tracing::warn!(%error, "cannot record what has ended; the next start will find out");
+        let changes = Arc::new(changes);
+        match self.store.commit(self.lease.epoch(), changes.clone()).await {
+            Ok(()) => self.crash.after(&changes),
+            Err(error) => {
+                tracing::warn!(%error, "cannot record what has ended; the next start will find out");
+            }
         }
     }
 }

@@ -13,6 +13,8 @@
 //! row, up to a cap, and starts anew after a good answer in the closed state has followed a quiet period
 //! as long as the last ejection.
 //!
+//! A fleet that shrinks meanwhile calls those back that the share no longer allows to be away.
+//!
 //! Properties, each with its test: P1 neutral outcomes change nothing; P2 never more than
 //! `max_share` of the backends, and never the only one, are away at once; P3 times away never shrink in a
 //! row of ejections and never pass the cap; P4 one good answer while half open closes.
@@ -96,7 +98,10 @@ impl Breaker {
                     Self { state: State::Closed { bad_in_a_row }, ..self }
                 }
             }
-            (State::HalfOpen, Outcome::Bad) => self.ejected(policy, now_ms),
+            (State::HalfOpen, Outcome::Bad) if may_leave(policy, share) => {
+                self.ejected(policy, now_ms)
+            }
+            (State::HalfOpen, Outcome::Bad) => self.on_its_last_chance(policy),
         }
     }
 
@@ -109,6 +114,25 @@ impl Breaker {
             }
             _ => self,
         }
+    }
+
+    /// The breaker in a fleet that may have shrunk since: one that may not be away any more, the only one
+    /// above all, is closed again.
+    #[must_use]
+    pub fn recalled(self, policy: &EjectionPolicy, share: Share) -> Self {
+        match self.state {
+            State::Ejected { .. } | State::HalfOpen if !may_leave(policy, share) => {
+                self.on_its_last_chance(policy)
+            }
+            _ => self,
+        }
+    }
+
+    /// Closed, because the others are too few: it leaves again with the next bad outcome that finds them
+    /// enough.
+    fn on_its_last_chance(self, policy: &EjectionPolicy) -> Self {
+        let bad_in_a_row = policy.threshold.saturating_sub(1);
+        Self { state: State::Closed { bad_in_a_row }, ..self }
     }
 
     /// Whether it counts as away.
@@ -157,6 +181,12 @@ mod tests {
             max: Duration::from_secs(60),
             max_share: 0.5,
         }
+    }
+
+    fn share(fleet: &[Breaker], who: usize) -> Share {
+        let count = |n: usize| u32::try_from(n).expect("few");
+        let away = fleet.iter().enumerate().filter(|(at, b)| *at != who && b.is_away()).count();
+        Share { backends: count(fleet.len()), away: count(away) }
     }
 
     fn closed(bad_in_a_row: u32) -> Breaker {
@@ -234,12 +264,75 @@ mod tests {
         assert_eq!(back.after(&policy(), Outcome::Good, OF_FOUR, now + 60_000).times, 0);
     }
 
+    /// Answers of a full house between failures neither hide them nor count as a recovery.
+    #[test]
+    fn a_full_house_does_not_keep_it_shut() {
+        let mut breaker = Breaker::default();
+        for _ in 0..3 {
+            breaker = breaker.after(&policy(), Outcome::Bad, OF_FOUR, 0);
+            breaker = breaker.after(&policy(), Outcome::Neutral, OF_FOUR, 0);
+        }
+        assert!(breaker.is_away());
+    }
+
+    #[test]
+    fn one_good_answer_while_half_open_closes() {
+        for times in [1, 5] {
+            let half = Breaker { state: State::HalfOpen, times, readmitted_at_ms: 0 };
+            let back = half.after(&policy(), Outcome::Good, OF_FOUR, 7);
+            assert_eq!((back.state, back.readmitted_at_ms), (State::default(), 7));
+        }
+    }
+
+    #[test]
+    fn a_fleet_that_shrinks_calls_back_whom_it_needs() {
+        let away = closed(2).after(&policy(), Outcome::Bad, OF_FOUR, 0);
+        let half = away.at(10_000);
+        for breaker in [away, half] {
+            assert_eq!(breaker.recalled(&policy(), OF_FOUR), breaker);
+            let only = breaker.recalled(&policy(), ALONE);
+            assert_eq!((only.state, only.times), (State::Closed { bad_in_a_row: 2 }, 1));
+            // Alone it stays whatever comes, and leaves as soon as it may, for longer than before.
+            let worse = only.after(&policy(), Outcome::Bad, ALONE, 0);
+            assert!(!worse.is_away());
+            let gone = worse.after(&policy(), Outcome::Bad, OF_FOUR, 0);
+            assert_eq!(gone.state, State::Ejected { until_ms: 20_000 });
+        }
+        assert!(!half.after(&policy(), Outcome::Bad, ALONE, 0).is_away());
+        assert_eq!(closed(9).recalled(&policy(), ALONE), closed(9));
+    }
+
     proptest! {
-        /// A fleet under any outcomes in any order: the share that is away stays within its bound.
+        /// Whatever happens between them, ejections in a row never get shorter, nor longer than the cap.
+        #[test]
+        fn times_away_grow_up_to_the_cap(steps in proptest::collection::vec((0_u8..3, 0_u64..90_000), 0..200)) {
+            let mut breaker = Breaker::default();
+            let (mut now, mut last) = (0, 0);
+            for (what, pause) in steps {
+                now += pause;
+                breaker = breaker.at(now);
+                let outcome = [Outcome::Good, Outcome::Bad, Outcome::Neutral][usize::from(what)];
+                let before = breaker;
+                breaker = breaker.after(&policy(), outcome, OF_FOUR, now);
+                if outcome == Outcome::Neutral {
+                    prop_assert_eq!(breaker, before);
+                }
+                if breaker.times == 0 {
+                    last = 0;
+                }
+                if let (State::Ejected { until_ms }, true) = (breaker.state, before.state != breaker.state) {
+                    let away = until_ms - now;
+                    prop_assert!((10_000..=60_000).contains(&away) && away >= last, "{} after {}", away, last);
+                    last = away;
+                }
+            }
+        }
+
+        /// A fleet that shrinks now and then, under any outcomes in any order: the share that is away stays within its bound.
         #[test]
         fn never_too_many_are_away(
             count in 1_u32..9,
-            steps in proptest::collection::vec((0_usize..9, 0_u8..3, 0_u64..20_000), 0..300),
+            steps in proptest::collection::vec((0_usize..9, 0_u8..4, 0_u64..20_000), 0..300),
         ) {
             let mut fleet = vec![Breaker::default(); count as usize];
             let mut now = 0;
@@ -248,11 +341,17 @@ mod tests {
                 for breaker in &mut fleet {
                     *breaker = breaker.at(now);
                 }
+                if what == 3 && fleet.len() > 1 {
+                    fleet.pop();
+                    for who in 0..fleet.len() {
+                        fleet[who] = fleet[who].recalled(&policy(), share(&fleet, who));
+                    }
+                }
+                let what = what % 3;
                 let who = who % fleet.len();
                 let outcome = [Outcome::Good, Outcome::Bad, Outcome::Neutral][usize::from(what)];
-                let others = fleet.iter().enumerate().filter(|(i, b)| *i != who && b.is_away());
-                let share = Share { backends: count, away: u32::try_from(others.count()).expect("few") };
-                fleet[who] = fleet[who].after(&policy(), outcome, share, now);
+                fleet[who] = fleet[who].after(&policy(), outcome, share(&fleet, who), now);
+                let count = u32::try_from(fleet.len()).expect("few");
                 let away = u32::try_from(fleet.iter().filter(|b| b.is_away()).count()).expect("few");
                 prop_assert!(away == 0 || (away < count && away * 2 <= count), "{} of {}", away, count);
             }

@@ -1,125 +1,196 @@
-//! What `PREDICTED_LATENCY` learns: how long one instance type serves a request at a given load, from
-//! requests that were served in full, without the time they waited here.
+//! What `PREDICTED_LATENCY` knows: how long one more request takes on a copy that then has m in flight,
+//! S(m) = a + b·m, learned for each instance type of a variant from successful service alone.
 //!
-//! Service times of generations are log-normal within a factor of ten or so, and grow with the number of
-//! requests in flight on a copy, m. So the logarithm is fitted: ln t = α + β·m, by least squares with
-//! weights that decay over [`HORIZON`] *requests*: a long stream may outlast any horizon in seconds.
-//! β is kept only where it is positive and clearly not chance. The choice compares α + β·m directly; the
-//! exponential would not change an order.
+//! * Only time **in service** is learned from, never a wait (which would count load twice), and only from
+//!   requests that succeeded: a copy that fails fast must not look fast.
+//! * The line is fitted by least squares in which a sample's weight fades with the samples that follow it
+//!   ([`HORIZON`]), not with time: one long stream is longer than any sensible number of seconds.
+//! * Sizes of answers are spread widely (log-normal with σ = 1 is normal), so a sample counts at most
+//!   [`CEILING`] times what was expected. That shortens what is predicted, by the same share for every
+//!   type that serves the same requests; only the comparison matters.
+//! * The line is straight and not its logarithm: engines slow down about evenly with the batch, and an
+//!   exponential through such times errs where it matters, near the limit.
+//! * The slope is pulled towards 0 until loads have differed enough to show one, and is never negative:
+//!   more company never makes a copy faster.
 //!
-//! Nothing is learned from failures (fast ones would attract traffic) nor from time in a queue (load
-//! would count twice). Until [`ENOUGH`] requests were seen nothing is predicted, and the choice falls back
-//! to utilization.
+//! Reading is one atomic load. Writing takes a short lock, at the end of a request.
+//!
+//! Properties, each with its test: P1 nothing is predicted before [`LEAST_SAMPLES`]; P2 what is predicted
+//! is finite, above 0, and never falls as m grows, whatever was learned from; P3 a line is found through
+//! noise, and a new one after a change; P4 with it the choice does as well as one that knows the truth.
 
+use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-/// Requests until a prediction is made.
-const ENOUGH: f64 = 20.0;
-/// Requests over which an observation's weight falls to 1/e.
-const HORIZON: f64 = 500.0;
-/// Standard errors that β must be away from 0.
-const CLEARLY: f64 = 2.5;
-/// Observations are taken to be within these bounds, in seconds.
-const BOUNDS: (f64, f64) = (1e-4, 1e5);
+/// Samples before anything is predicted.
+pub const LEAST_SAMPLES: usize = 20;
 
-/// One instance type's service times, shared by all threads. Reading is one atomic load.
+/// Samples after which a sample's weight has faded to 1/e.
+pub const HORIZON: f64 = 400.0;
+
+/// How many times what was expected a sample counts at most.
+const CEILING: f64 = 5.0;
+
+/// What is taken as known of the slope beforehand: as much as loads that differ this much (as a variance)
+/// among themselves would tell of a slope of 0.
+const PRIOR_SPREAD: f64 = 0.5;
+
+/// The least share of the mean that is taken to be there without any company.
+const LEAST_BASE: f64 = 0.05;
+
+/// The service times that are believed, in seconds: a microsecond to a day.
+const SECONDS: RangeInclusive<f64> = 1e-6..=86_400.0;
+/// The loads that are believed.
+const LOADS: RangeInclusive<f64> = 1.0..=1e6;
+
+/// What is known of one instance type's service of one model. Shared by all threads.
 #[derive(Debug)]
 pub struct ServiceTimes {
-    fit: Mutex<Fit>,
-    /// α and β as two `f32`; `NaN` while too little is known.
+    /// a and b as the bits of two `f32`, a in the upper half; `NaN` while too little is known.
     line: AtomicU64,
+    samples: Mutex<Samples>,
 }
 
 impl Default for ServiceTimes {
     fn default() -> Self {
-        Self { fit: Mutex::default(), line: AtomicU64::new(pack(f32::NAN, 0.0)) }
+        Self { line: AtomicU64::new(pack(f32::NAN, f32::NAN)), samples: Mutex::default() }
     }
 }
 
 impl ServiceTimes {
-    /// A request was served in full in `seconds`, with `in_flight` requests per copy meanwhile, itself
-    /// included.
-    pub fn learn(&self, seconds: f64, in_flight: f64) {
-        let mut fit = self.fit.lock().unwrap_or_else(PoisonError::into_inner);
-        fit.add(in_flight, seconds.clamp(BOUNDS.0, BOUNDS.1).ln());
-        if let Some((alpha, beta)) = fit.line() {
-            #[allow(clippy::cast_possible_truncation, reason = "an order needs no more precision")]
-            self.line.store(pack(alpha as f32, beta as f32), Ordering::Relaxed);
-        }
-    }
-
-    /// The logarithm of the service time, in ln seconds, of one more request where `in_flight` are on a
-    /// copy with it; `NaN` while too little is known.
+    /// Predicted seconds of service with `in_flight` requests on a copy, the one that it is about
+    /// included; `NaN` while too little is known.
     #[must_use]
+    #[inline]
     pub fn predict(&self, in_flight: f32) -> f32 {
-        let (alpha, beta) = unpack(self.line.load(Ordering::Relaxed));
-        alpha + beta * in_flight
+        let (a, b) = unpack(self.line.load(Ordering::Relaxed));
+        a + b * in_flight
     }
 
-    /// Whether enough is known to predict.
+    /// Whether anything is predicted yet. While that is not so for one of the types to choose among, the
+    /// choice is best made without predictions: what is unknown cannot be ranked.
     #[must_use]
+    #[inline]
     pub fn is_known(&self) -> bool {
         !unpack(self.line.load(Ordering::Relaxed)).0.is_nan()
     }
+
+    /// A request was served in full in `seconds`, from being sent to its last byte, with `in_flight`
+    /// requests on its copy meanwhile, itself included: best the mean of the numbers as it began and as
+    /// it ended. Nonsense is clamped.
+    pub fn learn(&self, seconds: f64, in_flight: f64) {
+        let seconds = within(seconds, SECONDS);
+        let in_flight = within(in_flight, LOADS);
+        // Nothing in there panics half-way; what is in it is usable whatever happened.
+        let mut samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((a, b)) = samples.add(in_flight, seconds) {
+            self.line.store(pack(a, b), Ordering::Relaxed);
+        }
+    }
 }
 
-fn pack(alpha: f32, beta: f32) -> u64 {
-    u64::from(alpha.to_bits()) << 32 | u64::from(beta.to_bits())
+fn within(value: f64, range: RangeInclusive<f64>) -> f64 {
+    // `max` of NaN and a number is the number.
+    value.max(*range.start()).min(*range.end())
+}
+
+fn pack(a: f32, b: f32) -> u64 {
+    u64::from(a.to_bits()) << 32 | u64::from(b.to_bits())
 }
 
 fn unpack(line: u64) -> (f32, f32) {
-    let half = |bits: u64| f32::from_bits(u32::try_from(bits & u64::from(u32::MAX)).unwrap_or(0));
+    #[allow(clippy::cast_possible_truncation, reason = "each half is 32 bits")]
+    let half = |bits: u64| f32::from_bits(bits as u32);
     (half(line >> 32), half(line))
 }
 
-/// Weighted moments around the running means, so that nothing cancels.
-#[derive(Debug, Default)]
-struct Fit {
-    weight: f64,
-    /// Σ of squared weights: how many observations they are worth.
-    weight_squared: f64,
-    mean_x: f64,
-    mean_y: f64,
-    xx: f64,
-    xy: f64,
-    yy: f64,
+/// Weighted sums over the samples so far.
+#[derive(Debug)]
+enum Samples {
+    /// Too few to know which of them are outliers.
+    First(Vec<(f64, f64)>),
+    Many(Sums),
 }
 
-impl Fit {
-    fn add(&mut self, x: f64, y: f64) {
-        let keep = 1.0 - 1.0 / HORIZON;
-        self.weight = self.weight * keep + 1.0;
-        self.weight_squared = self.weight_squared * keep * keep + 1.0;
-        for moment in [&mut self.xx, &mut self.xy, &mut self.yy] {
-            *moment *= keep;
+impl Default for Samples {
+    fn default() -> Self {
+        Self::First(Vec::new())
+    }
+}
+
+impl Samples {
+    /// Takes in a sample; the line, once there are enough.
+    fn add(&mut self, load: f64, seconds: f64) -> Option<(f32, f32)> {
+        match self {
+            Self::First(first) => {
+                first.push((load, seconds));
+                if first.len() < LEAST_SAMPLES {
+                    return None;
+                }
+                let sums = Sums::of(first);
+                let line = sums.line();
+                *self = Self::Many(sums);
+                Some(narrow(line))
+            }
+            Self::Many(sums) => {
+                let (a, b) = sums.line();
+                sums.add(load, seconds.min(CEILING * (a + b * load)));
+                Some(narrow(sums.line()))
+            }
         }
-        let (dx, dy) = (x - self.mean_x, y - self.mean_y);
-        self.mean_x += dx / self.weight;
-        self.mean_y += dy / self.weight;
-        self.xx += dx * (x - self.mean_x);
-        self.xy += dx * (y - self.mean_y);
-        self.yy += dy * (y - self.mean_y);
+    }
+}
+
+fn narrow((a, b): (f64, f64)) -> (f32, f32) {
+    #[allow(clippy::cast_possible_truncation, reason = "both are within `SECONDS`, rounded")]
+    let narrowed = (a as f32, b as f32);
+    narrowed
+}
+
+/// Means and central second moments, updated as in West (1979), "Updating mean and variance estimates":
+/// no sum grows without bound and no two large ones are subtracted.
+#[derive(Debug, Default)]
+struct Sums {
+    weight: f64,
+    mean_load: f64,
+    mean_seconds: f64,
+    /// Σ w (load − mean)².
+    spread: f64,
+    /// Σ w (load − mean)(seconds − mean).
+    common: f64,
+}
+
+impl Sums {
+    /// Of the first samples: there is no expectation yet, so their median is the measure.
+    fn of(first: &[(f64, f64)]) -> Self {
+        let mut times: Vec<f64> = first.iter().map(|(_, seconds)| *seconds).collect();
+        times.sort_by(f64::total_cmp);
+        let ceiling = 2.0 * CEILING * times[times.len() / 2];
+        let mut sums = Self::default();
+        for (load, seconds) in first {
+            sums.add(*load, seconds.min(ceiling));
+        }
+        sums
     }
 
-    fn line(&self) -> Option<(f64, f64)> {
-        let observations = self.weight * self.weight / self.weight_squared;
-        if observations < ENOUGH {
-            return None;
-        }
-        let beta = self.slope(observations).unwrap_or(0.0);
-        Some((self.mean_y - beta * self.mean_x, beta))
+    fn add(&mut self, load: f64, seconds: f64) {
+        let fade = 1.0 - 1.0 / HORIZON;
+        self.weight = self.weight * fade + 1.0;
+        let share = 1.0 / self.weight;
+        let off = load - self.mean_load;
+        self.mean_load += share * off;
+        self.mean_seconds += share * (seconds - self.mean_seconds);
+        self.spread = self.spread * fade + off * (load - self.mean_load);
+        self.common = self.common * fade + off * (seconds - self.mean_seconds);
     }
 
-    /// β, where it is clearly positive.
-    fn slope(&self, observations: f64) -> Option<f64> {
-        if self.xx <= f64::EPSILON * self.weight {
-            return None;
-        }
-        let beta = self.xy / self.xx;
-        let unexplained = (self.yy - beta * self.xy).max(0.0) / self.weight;
-        let error = (unexplained / (self.xx / self.weight * (observations - 2.0))).sqrt();
-        (beta > CLEARLY * error).then_some(beta)
+    /// a > 0 and b ≥ 0 of the line through them.
+    fn line(&self) -> (f64, f64) {
+        let slope = self.common / (self.spread + PRIOR_SPREAD * self.weight);
+        let steepest = self.mean_seconds * (1.0 - LEAST_BASE) / self.mean_load.max(1.0);
+        let slope = if slope.is_finite() { slope.clamp(0.0, steepest) } else { 0.0 };
+        (self.mean_seconds - slope * self.mean_load, slope)
     }
 }
 

@@ -7,14 +7,20 @@
 //! `NAME-fbGENERATION`, and is turned back for the worker. A session whose instance is gone moves.
 //!
 //! **Keys**: where there is only a key (a moved session, a configured header), the backend is chosen by
-//! rendezvous hashing: the highest hash of key and backend wins, so that one backend's going moves only its
-//! own keys. With a bound: none is given more than [`BOUND`] times the mean, and then the next highest is.
+//! rendezvous hashing: the highest score of key and backend wins, so that one backend's going moves only its
+//! own keys. Scores are weighted by slots (Schindelhauer and Schomaker, "Weighted distributed hash tables",
+//! 2005): a backend of 20 slots is home to two and a half times the keys of one of 8. With a bound
+//! (Mirrokni, Thorup and Zadimoghaddam, "Consistent hashing with bounded loads", 2018): none is given more
+//! than [`BOUND`] times its share by slots of all that is outstanding, and then the next highest is.
+//!
+//! A ring as pingora-ketama builds it was looked at: it knows backends by address, has to be built anew for
+//! every table, and moves no fewer keys. The scan costs what every other choice costs.
 
 use crate::types::Generation;
 
 /// What a request for a new session says instead of a name.
 pub const NEW_SESSION: &str = "NEW_SESSION";
-/// How far above the mean a backend may be loaded by keys.
+/// How far above its share a backend may be loaded by keys.
 const BOUND: (u64, u64) = (5, 4);
 
 /// What a session is called by clients whom the worker that is meant by `generation` calls `name`.
@@ -35,7 +41,7 @@ pub fn untag(name: &str) -> (&str, Option<Generation>) {
     parsed.map_or((name, None), |(own, generation)| (own, Some(generation)))
 }
 
-/// How much `key` wants to be at a backend: the highest wins.
+/// A hash of `key` and a backend, uniform over all of `u64`.
 #[must_use]
 pub fn affinity(key: u64, generation: Generation) -> u64 {
     // Two rounds of splitmix64's finaliser over both.
@@ -65,20 +71,31 @@ pub fn choose_by_key(
     key: u64,
     homes: impl Iterator<Item = Option<Home>> + Clone,
 ) -> Option<(usize, Home)> {
-    let (mut total, mut count) = (0_u64, 0_u64);
+    let (mut outstanding, mut slots) = (0_u64, 0_u64);
     for home in homes.clone().flatten() {
-        total += u64::from(home.outstanding);
-        count += 1;
+        outstanding += u64::from(home.outstanding);
+        slots += u64::from(home.slots);
     }
-    let most = ((total + 1) * BOUND.0).div_ceil(count.max(1) * BOUND.1);
     let free = homes.enumerate().filter_map(|(at, home)| {
         home.filter(|home| home.outstanding < home.slots).map(|home| (at, home))
     });
-    let wanted = |(_, home): &(usize, Home)| affinity(key, home.generation);
-    let within = |(_, home): &(usize, Home)| u64::from(home.outstanding) < most;
-    let best = free.clone().filter(within).max_by_key(wanted);
-    // Those within the bound may all be full, where slots differ.
-    best.or_else(|| free.max_by_key(wanted))
+    let within = |(_, home): &(usize, Home)| {
+        let share = u128::from(outstanding + 1) * u128::from(home.slots) * u128::from(BOUND.0);
+        u128::from(home.outstanding) < share.div_ceil(u128::from(slots.max(1) * BOUND.1))
+    };
+    let by_score =
+        |(_, a): &(usize, Home), (_, b): &(usize, Home)| score(key, a).total_cmp(&score(key, b));
+    let best = free.clone().filter(within).max_by(by_score);
+    // Where some hold more than their slots, the others may be within the bound and full.
+    best.or_else(|| free.max_by(by_score))
+}
+
+/// How much `key` wants to be at `home`: w / −ln u, the highest of which is at home i with probability
+/// wᵢ / Σw.
+fn score(key: u64, home: &Home) -> f64 {
+    // In (0, 1), both ends left out: half a bit less than a double has room for.
+    let u = ((affinity(key, home.generation) >> 12) as f64 + 0.5) / (1_u64 << 52) as f64;
+    f64::from(home.slots) / -u.ln()
 }
 
 #[cfg(test)]
@@ -124,6 +141,22 @@ mod tests {
         assert_eq!(moved, counts[3]);
     }
 
+    #[test]
+    fn keys_spread_by_slots_and_follow_them() {
+        let (mixed, grown) =
+            (homes(&[(0, 20), (0, 8), (0, 8)]), homes(&[(0, 20), (0, 8), (0, 12)]));
+        let mut counts = [0; 3];
+        for key in 0..9_000 {
+            let key = affinity(key, Generation(0));
+            let (before, _) = choose_by_key(key, mixed.iter().copied()).expect("free");
+            let (after, _) = choose_by_key(key, grown.iter().copied()).expect("free");
+            counts[before] += 1;
+            assert!(before == after || after == 2, "keys move only to the one that grew");
+        }
+        assert!((4_800..5_200).contains(&counts[0]), "{counts:?}, 5,000 expected");
+        assert!((1_850..2_150).contains(&counts[1]), "{counts:?}, 2,000 expected");
+    }
+
     proptest! {
         #[test]
         fn never_beyond_the_bound_while_another_has_room(
@@ -137,10 +170,17 @@ mod tests {
             if let Some((at, home)) = chosen {
                 prop_assert!(home.outstanding < home.slots);
                 let total: u32 = loads.iter().map(|(n, _)| n).sum();
-                let bound = f64::from(total + 1) * 1.25 / loads.len() as f64;
-                let within = |n: u32| f64::from(n) < bound.ceil();
-                let room = loads.iter().any(|(n, slots)| n < slots && within(*n));
-                prop_assert!(!room || within(loads[at].0), "{:?} {}", loads, at);
+                let all_slots: u32 = loads.iter().map(|(_, slots)| slots).sum();
+                // In whole numbers: n below the next whole number above 5/4 of its share.
+                let within = |(n, slots): (u32, u32)| {
+                    n < ((total + 1) * slots * 5).div_ceil(all_slots * 4)
+                };
+                let room = loads.iter().any(|(n, slots)| n < slots && within((*n, *slots)));
+                prop_assert!(!room || within(loads[at]), "{:?} {}", loads, at);
+                // Nobody over their slots: then there is always room within the bound.
+                if loads.iter().all(|(n, slots)| n <= slots) {
+                    prop_assert!(within(loads[at]), "{:?} {}", loads, at);
+                }
             }
         }
     }

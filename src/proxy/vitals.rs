@@ -81,11 +81,7 @@ impl Variant {
     pub(super) fn judge(&self, backend: &Backend, outcome: Outcome) -> bool {
         // One at a time, so that the share that is away is exact.
         let _judging = self.shared.judging.lock().unwrap_or_else(PoisonError::into_inner);
-        let others =
-            self.backends.iter().filter(|b| b.route.generation != backend.route.generation);
-        let away = others.filter(|other| other.vitals.is_away()).count();
-        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-        let share = Share { backends: count(self.backends.len()), away: count(away) };
+        let share = self.share_beside(backend);
         let now_ms = clock::uptime_ms();
         let before = *backend.vitals.breaker();
         let after = before.after(&self.requests.ejection, outcome, share, now_ms);
@@ -102,23 +98,40 @@ impl Variant {
         self.apply_standing(backend, now_ms)
     }
 
-    /// Does what time alone brings: ejections end, new copies get more slots, silence becomes a stall.
+    /// The backends beside this one, for the bound on how many are away.
+    fn share_beside(&self, backend: &Backend) -> Share {
+        let others =
+            self.backends.iter().filter(|b| b.route.generation != backend.route.generation);
+        let away = others.filter(|other| other.vitals.is_away()).count();
+        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        Share { backends: count(self.backends.len()), away: count(away) }
+    }
+
+    /// Does what time alone brings: ejections end, at once where the fleet has shrunk too far for them, new copies get more slots, silence becomes a stall.
     pub(super) fn tick_vitals(&self) -> Tick {
         let now_ms = clock::uptime_ms();
         let (mut freed, mut news) = (false, false);
         for backend in &self.backends {
-            let vitals = &backend.vitals;
-            let before = *vitals.breaker();
-            let after = before.at(now_ms);
-            if after != before {
-                vitals.set(after);
-            }
+            self.pass_time(backend, now_ms);
             if let Some(limit) = self.requests.stall_timeout {
                 news |= self.watch_for_stall(backend, limit, now_ms);
             }
             freed |= self.apply_standing(backend, now_ms);
         }
         Tick { freed, news }
+    }
+
+    fn pass_time(&self, backend: &Backend, now_ms: u64) {
+        let vitals = &backend.vitals;
+        if !vitals.is_away() {
+            return;
+        }
+        let _judging = self.shared.judging.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = *vitals.breaker();
+        let after = before.at(now_ms).recalled(&self.requests.ejection, self.share_beside(backend));
+        if after != before {
+            vitals.set(after);
+        }
     }
 
     /// A backend that hangs is left alone for as long as it does, and at least for the time of a first

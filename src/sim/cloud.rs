@@ -10,6 +10,9 @@ use crate::types::{
     Address, InstanceId, InstanceTypeName, ProviderError, ProviderName, Timestamp, VariantKey,
 };
 
+/// Addresses that there are.
+const SLOTS: u16 = 50_000;
+
 /// All providers together.
 #[derive(Debug)]
 pub(super) struct Cloud {
@@ -18,7 +21,7 @@ pub(super) struct Cloud {
     /// Every instance ever launched whose end has not been forgotten yet.
     pub(super) machines: BTreeMap<InstanceId, Machine>,
     /// Addresses in use; the lowest free one is taken next, so that they are used again.
-    addresses: BTreeSet<u32>,
+    addresses: BTreeSet<u16>,
     /// Launches refused for lack of capacity, by type.
     pub(super) refusals: BTreeMap<InstanceTypeName, u64>,
     pub(super) launches: BTreeMap<InstanceTypeName, u64>,
@@ -30,7 +33,7 @@ pub(super) struct Machine {
     pub(super) provider: ProviderName,
     pub(super) instance_type: InstanceTypeName,
     pub(super) variant: VariantKey,
-    slot: u32,
+    slot: u16,
     address: Address,
     address_from: Timestamp,
     running_at: Timestamp,
@@ -64,6 +67,12 @@ impl Machine {
     /// Whether it could serve a request.
     pub(super) fn serves(&self, now: Timestamp) -> bool {
         self.ended.is_none() && !self.dead && self.healthy_at.is_some_and(|at| at <= now)
+    }
+
+    /// Whether its end is certain and has not come yet.
+    pub(super) fn doomed(&self) -> bool {
+        self.ended.is_none()
+            && (self.dead || self.dies_at.is_some() || self.interruption_at.is_some())
     }
 
     fn status(&self, now: Timestamp) -> ProviderStatus {
@@ -166,9 +175,9 @@ impl Cloud {
         let startup = self.setup.startup_by_type.get(kind).copied().unwrap_or(self.setup.startup);
         let startup = rng.span(startup);
         let running_at = now + startup / 2;
-        let slot = (0..=u32::MAX).find(|slot| !self.addresses.contains(slot)).unwrap_or(0);
+        let slot = (0..SLOTS).find(|slot| !self.addresses.contains(slot)).unwrap_or(0);
         self.addresses.insert(slot);
-        let socket = std::net::SocketAddr::from(([10, 0, 0, 1], 9000 + (slot % 50_000) as u16));
+        let socket = std::net::SocketAddr::from(([10, 0, 0, 1], 9000 + slot));
         Machine {
             provider: provider.clone(),
             instance_type: kind.clone(),

@@ -24,6 +24,7 @@ pub(super) const PROXY_SILENCE: Duration = PROXY_LEASE;
 /// A manager that runs.
 pub(super) struct Manager {
     pub(super) life: u64,
+    pub(super) started_at: Timestamp,
     pub(super) controller: Controller,
     ledger: Ledger,
 }
@@ -58,8 +59,11 @@ impl World {
         let (life, seed) = (self.lives, self.rng.next());
         let controller = Controller::new(life, self.now, fleet, stored, seed);
         self.tell_story(|| format!("manager {life} starts"));
-        self.manager = Some(Manager { life, controller, ledger });
+        self.manager = Some(Manager { life, started_at: self.now, controller, ledger });
+        // It may find another config than the one before it had.
+        self.commanding = true;
         self.turn();
+        self.commanding = false;
     }
 
     /// Kills the manager; another starts after `down`.
@@ -137,9 +141,7 @@ impl World {
         match action {
             Action::Persist(changes) => {
                 for change in &changes {
-                    if let Change::Log(event) = change {
-                        self.tell_story(|| format!("{}: {}", event.kind, event.message));
-                    }
+                    self.follow(change);
                 }
                 self.store.commit(&changes);
             }
@@ -155,6 +157,19 @@ impl World {
                     self.connect(proxy);
                 }
             }
+        }
+    }
+
+    /// Notes what a change tells.
+    fn follow(&mut self, change: &Change) {
+        match change {
+            Change::Log(event) => {
+                self.tell_story(|| format!("{}: {}", event.kind, event.message));
+            }
+            Change::PutInstance(record) if record.state == InstanceState::InService => {
+                self.served.insert(record.variant.clone());
+            }
+            _ => {}
         }
     }
 

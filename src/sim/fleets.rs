@@ -8,8 +8,8 @@ use super::generate::seconds;
 use super::rng::Rng;
 use crate::types::ids::InvalidName;
 use crate::types::spec::{
-    EndpointSpec, Fallback, FleetSpec, HealthSpec, InstanceTypeSpec, PoolSpec, QueueSpec,
-    Rebalance, RebalanceSpec, RoutingStrategy, VariantSpec,
+    EndpointSpec, Fallback, FleetSpec, HealthSpec, InstanceTypeSpec, OnClientAbort, PoolSpec,
+    QueueSpec, Rebalance, RebalanceSpec, RequestPolicy, RoutingStrategy, VariantSpec,
 };
 use crate::types::{InstanceTypeName, Protocol};
 
@@ -91,7 +91,7 @@ fn draw_type(rng: &mut Rng, provider: &str) -> InstanceTypeSpec {
         price_per_hour: None,
         watts: None,
         engine: None,
-        on_client_abort: Default::default(),
+        on_client_abort: OnClientAbort::default(),
     }
 }
 
@@ -107,7 +107,7 @@ fn draw_variant(rng: &mut Rng, n: u32, kinds: &[InstanceTypeName], zero: bool) -
         min_instance_count: min,
         max_instance_count: max,
         routing: RoutingStrategy::LeastOutstandingRequests,
-        requests: Default::default(),
+        requests: RequestPolicy::default(),
         queue: QueueSpec { limit: 1000, timeout: Duration::from_secs(60) },
         provision_timeout: seconds(rng, 5, 120),
         fallback: draw_fallback(rng),

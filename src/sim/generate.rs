@@ -106,15 +106,12 @@ pub(super) fn setup(seed: u64, profile: Profile) -> Setup {
     write_script(&mut script, &fleet, trouble, rng);
     script.lines.sort_by_key(|(at, _)| *at);
     let scarce = if trouble.capacity > 0 { 700 } else { 300 };
+    let mut limits = Rng::new(rng.next());
     let available = fleet
         .instance_types
         .keys()
-        .filter_map(|kind| {
-            if !rng.chance(scarce) {
-                return None;
-            }
-            Some((kind.clone(), rng.between(0, 4)))
-        })
+        .map(|kind| (kind.clone(), rng.between(0, 4)))
+        .filter(|_| limits.chance(scarce))
         .collect();
     let quick = u64::from(rng.between(1, 300));
     Setup {
@@ -130,8 +127,8 @@ pub(super) fn setup(seed: u64, profile: Profile) -> Setup {
         },
         faults: if trouble.faults { faults(rng) } else { Faults::default() },
         troubled: trouble.faults || trouble.workers > 0 || trouble.configs > 0,
-        proxies: rng.between(1, 3),
-        report_every: Duration::from_millis(rng.between(700, 2500).into()),
+        proxies: rng.between(1, if trouble.proxies > 0 { 3 } else { 2 }),
+        report_every: Duration::from_millis(rng.between(1000, 2600).into()),
         message: (Duration::from_millis(1), Duration::from_millis(1 + quick)),
         load: load(rng, trouble.zero),
         script: script.lines,

@@ -28,6 +28,7 @@ impl World {
             Happening::Crash { after, down } => self.crash = Some((after, down)),
             Happening::Kill { pick, noticed: true } => {
                 if let Some(instance) = self.pick_living(pick) {
+                    self.tell_story(|| format!("it is {instance}"));
                     self.machine_ends(&instance, "killed");
                 }
             }
@@ -97,7 +98,9 @@ impl World {
         if taken.is_ok() != allowed {
             self.blame(format!("setting {key} to {count} gives {taken:?}"));
         }
+        self.commanding = true;
         self.turn();
+        self.commanding = false;
         let same_life = self.manager.as_ref().is_some_and(|manager| manager.life == life);
         let durable = self.store.variants.get(key).map(|record| record.desired);
         if allowed && same_life && durable != Some(count) {
@@ -108,7 +111,9 @@ impl World {
     /// The operator's new config, which a manager that is down finds when it starts.
     pub(super) fn reconfigure(&mut self, fleet: Arc<FleetSpec>) {
         self.fleet = Arc::clone(&fleet);
+        self.commanding = true;
         self.tell(Event::Reconfigured(fleet));
+        self.commanding = false;
     }
 
     fn with_machine(
@@ -116,7 +121,7 @@ impl World {
         instance: &InstanceId,
         change: impl FnOnce(&mut super::cloud::Machine),
     ) {
-        self.note(|| format!("it is {instance}"));
+        self.tell_story(|| format!("it is {instance}"));
         if let Some(machine) = self.cloud.machines.get_mut(instance) {
             change(machine);
         }
@@ -145,20 +150,42 @@ fn choose<T: Clone>(items: &[T], pick: u64) -> Option<T> {
 
 fn show(happening: &Happening) -> String {
     match happening {
-        Happening::Reconfigure(fleet) => {
-            let variants: Vec<String> = fleet
-                .variants()
-                .map(|(endpoint, variant)| {
-                    let pools: Vec<String> = variant
-                        .pools
-                        .iter()
-                        .map(|pool| format!("{}@{}", pool.instance_type, pool.priority))
-                        .collect();
-                    format!("{}/{} [{}]", endpoint.name, variant.name, pools.join(" "))
-                })
-                .collect();
-            format!("operator: new config: {}", variants.join(", "))
+        Happening::Capacity(kind, count) => {
+            format!("cloud: {count} x {kind} to be had from now on")
         }
-        other => format!("happens: {other:?}"),
+        Happening::Rejecting(kind, true) => format!("cloud: launches of {kind} are rejected"),
+        Happening::Rejecting(kind, false) => format!("cloud: launches of {kind} are taken again"),
+        Happening::Desired(key, count) => format!("operator: scale {key} {count}"),
+        Happening::Drain { .. } => "operator: drains an instance".into(),
+        Happening::Reconfigure(fleet) => format!("operator: new config: {}", show_fleet(fleet)),
+        Happening::Crash { after, down } => {
+            format!("manager: dies after {after} more actions, for {down:?}")
+        }
+        Happening::Kill { noticed: true, .. } => "worker: one dies".into(),
+        Happening::Kill { noticed: false, .. } => "worker: one dies and nobody notices".into(),
+        Happening::Sicken { lasts, .. } => format!("worker: one is unhealthy for {lasts:?}"),
+        Happening::Interrupt { notice, .. } => {
+            format!("cloud: takes an instance away in {notice:?}")
+        }
+        Happening::ProxyRestart { down, .. } => format!("proxy: one dies, back in {down:?}"),
+        Happening::ProxyLeaves { .. } => "proxy: one leaves".into(),
+        Happening::ProxyJoins => "proxy: one joins".into(),
+        Happening::ProxySilent { lasts, .. } => format!("proxy: one is cut off for {lasts:?}"),
+        Happening::Load(load) if load.burst == 0 => "clients: none from now on".into(),
+        Happening::Load(load) => {
+            let (low, high) = load.every;
+            format!("clients: 1 to {} requests every {low:?} to {high:?}", load.burst)
+        }
+        Happening::Faults(faults) => format!("cloud: faults are {faults:?}"),
     }
+}
+
+fn show_fleet(fleet: &FleetSpec) -> String {
+    let variants = fleet.variants().map(|(endpoint, variant)| {
+        let pools = variant.pools.iter();
+        let pools: Vec<String> =
+            pools.map(|pool| format!("{}@{}", pool.instance_type, pool.priority)).collect();
+        format!("{}/{} [{}]", endpoint.name, variant.name, pools.join(" "))
+    });
+    variants.collect::<Vec<_>>().join(", ")
 }

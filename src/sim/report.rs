@@ -163,9 +163,9 @@ fn composition(world: &World) -> String {
         }
         for (kind, (serving, all)) in by_type {
             let _ = if serving == all {
-                write!(line, " {serving}x{kind}")
+                write!(line, " {serving} x {kind}")
             } else {
-                write!(line, " {serving}x{kind} (+{} not in service)", all - serving)
+                write!(line, " {serving} x {kind} (+{} not in service)", all - serving)
             };
         }
         line.push(';');

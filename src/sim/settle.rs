@@ -6,14 +6,14 @@ use std::time::Duration;
 use super::setup::{Faults, Load};
 use super::world::World;
 use crate::types::spec::{Fallback, Rebalance, VariantSpec};
-use crate::types::{InstanceState, InstanceTypeName, VariantKey};
+use crate::types::{InstanceTypeName, VariantKey};
 
 /// How long the fleet may take to settle: back-offs, windows and hold-offs included.
 const SETTLE_LIMIT: Duration = Duration::from_secs(5400);
 /// Between two looks.
 const LOOK: Duration = Duration::from_secs(20);
 /// For how long it must stay as it is.
-const STILL: Duration = Duration::from_secs(100);
+const STILL: Duration = Duration::from_secs(75);
 
 impl World {
     /// Plays everything that comes after the script.
@@ -22,7 +22,7 @@ impl World {
             return;
         }
         let plenty = self.calm_down();
-        self.advance(self.now + Duration::from_secs(60));
+        self.advance(self.now + Duration::from_secs(30));
         self.setup.load.burst = 0;
         self.wait_settled(plenty, "after the trouble");
         self.stay_still(plenty);
@@ -109,6 +109,7 @@ impl World {
             return;
         }
         let refused = self.tally.refused;
+        self.served.clear();
         for key in &asleep {
             self.request(proxy, key, 3);
         }
@@ -116,19 +117,13 @@ impl World {
             self.blame(format!("requests for {asleep:?}, which sleep, are refused"));
         }
         let limit = self.now + SETTLE_LIMIT;
-        while let (None, Some(key)) = (&self.fault, asleep.iter().find(|key| !self.woke(key))) {
+        while let (None, Some(key)) =
+            (&self.fault, asleep.iter().find(|key| !self.served.contains(*key)))
+        {
             if self.now > limit {
                 return self.blame(format!("{key} was asked for and never woke"));
             }
             self.advance(self.now + LOOK);
         }
-    }
-
-    /// Whether a variant has an instance in service, or had one since and sleeps again.
-    fn woke(&self, key: &VariantKey) -> bool {
-        self.store
-            .instances
-            .values()
-            .any(|record| record.variant == *key && record.state >= InstanceState::InService)
     }
 }

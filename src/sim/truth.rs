@@ -1,14 +1,18 @@
 //! Checks with the world's truth: what no controller can know, and what must hold all the same.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
-use super::driver::PROXY_SILENCE;
+use super::driver::{Manager, PROXY_SILENCE};
 use super::world::World;
 use crate::decision::controller::Action;
 use crate::types::launch::LaunchBatch;
 use crate::types::record::Change;
 use crate::types::spec::Rebalance;
 use crate::types::{InstanceId, InstanceState, InstanceTypeName, VariantKey};
+
+/// How long after its time something due must have happened.
+const OVERDUE: Duration = Duration::from_secs(5);
 
 impl World {
     /// Checks an action that is about to be carried out.
@@ -23,10 +27,67 @@ impl World {
         {
             self.blame(format!("{:?} is launched and {better} was never refused", batch.instances));
         }
-        if let Action::Terminate { instance, .. } = action
-            && let Some(why) = self.still_serving(instance)
-        {
-            self.blame(format!("{instance} is terminated while {why}"));
+        if let Some(what) = self.put_to_sleep(action) {
+            self.blame(what);
+        }
+        for instance in self.stopped_by(action) {
+            if let Some(why) = self.still_serving(&instance) {
+                self.blame(format!("{instance} is stopped while {why}"));
+            }
+        }
+    }
+
+    /// A variant that is put to sleep although it was asked for lately. Nobody but the controller does
+    /// that in a turn in which the operator said nothing.
+    fn put_to_sleep(&self, action: &Action) -> Option<String> {
+        let Action::Persist(changes) = action else { return None };
+        changes.iter().find_map(|change| {
+            let Change::PutVariant(record) = change else { return None };
+            let before = self.store.variants.get(&record.variant)?.desired;
+            let after = self.fleet.variant(&record.variant)?.scale_to_zero_after?;
+            let (at, proxy) = *self.asked.get(&record.variant)?;
+            let idle = self.now.since(at);
+            let known = idle > self.setup.report_every + self.setup.message.1
+                && !self.silent(proxy)
+                && self.must_be_known(proxy);
+            (before > 0 && record.desired == 0 && !self.commanding && known && idle < after)
+                .then(|| format!("{} sleeps {idle:?} after a request", record.variant))
+        })
+    }
+
+    /// A drain ends at its deadline, whoever still has requests.
+    pub(super) fn check_overdue(&mut self) {
+        let settled_in = |manager: &Manager| self.now.since(manager.started_at) > OVERDUE;
+        if !self.manager.as_ref().is_some_and(settled_in) {
+            return;
+        }
+        let overdue = self.store.instances.values().find(|record| {
+            record.state == InstanceState::Draining
+                && record.drain_deadline.is_some_and(|at| self.now.since(at) > OVERDUE)
+        });
+        if let Some(record) = overdue {
+            self.blame(format!("{} drains past its deadline", record.id));
+        }
+    }
+
+    /// The instances whose end an action decides: those recorded as being stopped from now on, and what
+    /// is terminated without a record.
+    fn stopped_by(&self, action: &Action) -> Vec<InstanceId> {
+        let stored = |id: &InstanceId| self.store.instances.get(id).map(|record| record.state);
+        match action {
+            Action::Terminate { instance, .. } if stored(instance).is_none() => {
+                vec![instance.clone()]
+            }
+            Action::Persist(changes) => changes
+                .iter()
+                .filter_map(|change| match change {
+                    Change::PutInstance(record) if record.state == InstanceState::Stopping => {
+                        (stored(&record.id) != Some(record.state)).then(|| record.id.clone())
+                    }
+                    _ => None,
+                })
+                .collect(),
+            _ => Vec::new(),
         }
     }
 
@@ -105,6 +166,10 @@ impl World {
             .filter(|(_, machine)| machine.ended.is_none())
             .map(|(id, _)| id)
             .collect();
+        let doomed = self.cloud.machines.iter().find(|(_, machine)| machine.doomed());
+        if let Some((id, _)) = doomed {
+            return Some(format!("{id} is about to end"));
+        }
         let recorded: BTreeSet<_> = self.store.instances.keys().collect();
         if running != recorded {
             return Some(format!("the cloud runs {running:?}, the store has {recorded:?}"));

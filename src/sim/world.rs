@@ -1,6 +1,7 @@
 //! The simulated world: one clock, one agenda, and everything that lives by them. [`World::advance`] is
 //! the loop; [`super::driver`] is the manager's side of it, [`super::happen`] what the script does.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,8 +18,9 @@ use crate::types::spec::FleetSpec;
 use crate::types::table::RoutingTable;
 use crate::types::{InstanceId, ProxyId, Timestamp, VariantKey};
 
-/// When every simulation starts, so that a transcript shows round times.
-pub(super) const START: Timestamp = Timestamp(1_000_000_000_000);
+/// When every simulation starts: at midnight (UTC, of 2025-01-01), so that the times of day in reasons
+/// are times since the start.
+pub(super) const START: Timestamp = Timestamp(1_735_689_600_000);
 
 /// Turns without the clock moving on before the manager is said to spin.
 const SPIN_LIMIT: u32 = 2_000;
@@ -41,6 +43,12 @@ pub(super) struct World {
     pub(super) published: Option<Arc<RoutingTable>>,
     /// Actions until the manager dies, and for how long.
     pub(super) crash: Option<(u32, Duration)>,
+    /// When each variant was last asked for, and at which proxy.
+    pub(super) asked: BTreeMap<VariantKey, (Timestamp, usize)>,
+    /// Variants that had an instance come into service since the set was last emptied.
+    pub(super) served: BTreeSet<VariantKey>,
+    /// The operator's command is being carried out.
+    pub(super) commanding: bool,
     /// Nothing may change any more.
     pub(super) frozen: bool,
     /// The first thing that went wrong.
@@ -105,6 +113,9 @@ impl World {
             proxies: Vec::new(),
             published: None,
             crash: None,
+            asked: BTreeMap::new(),
+            served: BTreeSet::new(),
+            commanding: false,
             frozen: false,
             fault: None,
             trace,
@@ -176,6 +187,7 @@ impl World {
             }
             Due::Table { proxy, table } => self.deliver(proxy, &table),
             Due::ReportTurn { proxy } => {
+                self.check_overdue();
                 self.report(proxy);
                 let next = self.now + self.setup.report_every;
                 if !self.gone(proxy) {
@@ -265,6 +277,7 @@ impl World {
     /// Clients send `requests` for `variant` to a proxy.
     pub(super) fn request(&mut self, proxy: usize, variant: &VariantKey, requests: u32) {
         self.tally.requests += u64::from(requests);
+        self.asked.insert(variant.clone(), (self.now, proxy));
         match self.proxies[proxy].send(variant, requests, &mut self.rng) {
             Sent::To(number, instance) => self.track(proxy, number, &instance),
             Sent::Waits(limit) => {

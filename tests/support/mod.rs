@@ -42,6 +42,11 @@ pub struct Process {
 
 impl Process {
     pub fn start(args: &[&str], dir: &Path, log: &str) -> Self {
+        Self::start_with(args, dir, log, &[])
+    }
+
+    /// With further environment variables.
+    pub fn start_with(args: &[&str], dir: &Path, log: &str, env: &[(&str, &str)]) -> Self {
         let log = std::fs::OpenOptions::new()
             .create(true)
             .append(true)
@@ -49,6 +54,7 @@ impl Process {
             .expect("log file");
         let child = Command::new(env!("CARGO_BIN_EXE_forebay"))
             .args(args)
+            .envs(env.iter().copied())
             .current_dir(dir)
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("log file"))

@@ -88,10 +88,15 @@ fn chosen(
     if !leaves || from == InstanceState::Pending || condemned(ledger, now, known) {
         return None;
     }
+    // One whose pool left the config goes before all others; if it serves, only once it is replaced.
+    let unwanted = outdated(ledger, &known.record);
+    if unwanted && from != InstanceState::InService {
+        return None;
+    }
     Some(Removed {
         id: id.clone(),
         variant: known.record.variant.clone(),
-        priority: priority(ledger, &known.record),
+        priority: if unwanted { u32::MAX } else { priority(ledger, &known.record) },
         state: from,
     })
 }
@@ -110,12 +115,12 @@ fn condemned(ledger: &Ledger, now: Timestamp, known: &Known) -> bool {
         || known.refused
         || known.failing
         || known.interruption_at.is_some()
-        || outdated(ledger, spec, record)
 }
 
 /// Whether the config no longer asks for such an instance. A changed model or limit does not condemn
 /// what runs.
-fn outdated(ledger: &Ledger, spec: &VariantSpec, record: &InstanceRecord) -> bool {
+fn outdated(ledger: &Ledger, record: &InstanceRecord) -> bool {
+    let Some(spec) = ledger.spec.variant(&record.variant) else { return true };
     let kind = ledger.spec.instance_types.get(&record.instance_type);
     !spec.pools.iter().any(|pool| pool.instance_type == record.instance_type)
         || kind.is_none_or(|kind| kind.provider != record.provider)
@@ -333,7 +338,10 @@ fn too_many(ledger: &Ledger, now: Timestamp, variant: &VariantKey) -> Option<Vio
     let desired = ledger.variants.get(variant).map_or(0, |facts| facts.desired);
     let spec = ledger.spec.variant(variant);
     let active = ledger.active(variant).count();
-    let replaced = ledger.active(variant).filter(|known| condemned(ledger, now, known)).count();
+    let replaced = ledger
+        .active(variant)
+        .filter(|known| condemned(ledger, now, known) || outdated(ledger, &known.record))
+        .count();
     let surge = replaced + spec.map_or(0, |spec| surge(spec, desired));
     (active > desired as usize + surge).then(|| Violation::TooMany {
         variant: variant.clone(),

@@ -149,6 +149,10 @@ impl Controller {
         what: &str,
     ) {
         let Some(leave) = leave else { return };
+        if matches!(leave.kind, EventKind::StartupTimeout | EventKind::DownloadTimeout) {
+            // The block of its pool is told with the same reason and says more.
+            return;
+        }
         let kind = self.fleet.get(id).map(|i| i.record.instance_type.to_string());
         let message = format!("{} {what}: {}", kind.unwrap_or_default(), leave.because);
         self.log(now, leave.kind, key, Some(id), message);

@@ -12,8 +12,8 @@ use crate::types::launch::{Grant, LaunchBatch, LaunchOutcome, ProviderInstance, 
 use crate::types::record::{Change, InstanceRecord, StoredState, VariantRecord};
 use crate::types::report::{BackendReport, ProxyReport};
 use crate::types::spec::{
-    EndpointSpec, Fallback, FleetSpec, HealthSpec, InstanceTypeSpec, PoolSpec, QueueSpec,
-    Rebalance, RebalanceSpec, RoutingStrategy, VariantSpec,
+    EndpointSpec, Fallback, FleetSpec, HealthSpec, InstanceTypeSpec, OnClientAbort, PoolSpec,
+    QueueSpec, Rebalance, RebalanceSpec, RequestPolicy, RoutingStrategy, VariantSpec,
 };
 use crate::types::table::{BackendRoute, EndpointRoute, RoutingTable, TableVersion, VariantRoute};
 use crate::types::{
@@ -35,7 +35,7 @@ fn spec() -> FleetSpec {
         price_per_hour: None,
         watts: None,
         engine: None,
-        on_client_abort: Default::default(),
+        on_client_abort: OnClientAbort::default(),
     };
     let kinds = ["best", "next"].map(|name| (name.parse().expect("a name"), kind.clone()));
     let endpoint = EndpointSpec { name: key().endpoint, variants: vec![variant_spec()] };
@@ -57,7 +57,7 @@ fn variant_spec() -> VariantSpec {
         min_instance_count: 0,
         max_instance_count: 4,
         routing: RoutingStrategy::Random,
-        requests: Default::default(),
+        requests: RequestPolicy::default(),
         queue: QueueSpec { limit: 1, timeout: minute },
         provision_timeout: minute,
         fallback: Fallback::AtOnce,
@@ -209,7 +209,7 @@ fn table(revision: u64, names: &[&str]) -> RoutingTable {
                 max_concurrency: 4,
                 protocol: Protocol::Http1,
                 engine: None,
-                on_client_abort: Default::default(),
+                on_client_abort: OnClientAbort::default(),
             }
         })
         .collect();
@@ -221,7 +221,7 @@ fn table(revision: u64, names: &[&str]) -> RoutingTable {
         queue_limit: 1,
         queue_timeout_ms: 1,
 
-        requests: Default::default(),
+        requests: RequestPolicy::default(),
         backends,
     };
     RoutingTable {
