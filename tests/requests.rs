@@ -143,7 +143,9 @@ fn what_has_an_effect_is_never_replayed() {
     }
     let forebay = Forebay::in_front_of(
         &[(&dropping, 8), (&other, 8)],
-        &format!("{BLIND}ejection_threshold = 0\nretry_percent = 100\nreplay = \"before_first_byte\"\n"),
+        &format!(
+            "{BLIND}ejection_threshold = 0\nretry_percent = 100\nreplay = \"before_first_byte\"\n"
+        ),
     );
     for _ in 0..20 {
         assert_eq!(http::post(forebay.proxy, "/v1/files", &[], "x").status, 200);

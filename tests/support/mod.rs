@@ -2,6 +2,7 @@
 //! HTTP/1.1 client that shows what is on the wire. Whatever is started here is ended here, by its pid.
 
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its own part")]
+#![allow(clippy::disallowed_methods, reason = "tests run in real time")]
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
