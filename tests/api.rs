@@ -1,6 +1,12 @@
 //! The manager as a whole, over its HTTP: the real loop, controller, API and client, with workers that
 //! live in this process and a store in memory.
 
+#![allow(
+    clippy::disallowed_methods,
+    clippy::similar_names,
+    reason = "tests run in real time and end their own tasks"
+)]
+
 #[path = "api/hall.rs"]
 mod hall;
 #[path = "api/house.rs"]
