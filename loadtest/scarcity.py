@@ -194,7 +194,7 @@ def workers():
 
 def story():
     wait("the manager answers", listening)
-    hold = lambda: json.loads(ask("GET", "/api/v1/status")[1])["capacity_holds"]
+    hold = lambda: json.loads(ask("GET", "/api/v1/status")[1]).get("capacity_holds", [])
     wait("both pools have refused", lambda: len(hold()) == 2)
     tell("created with 3 desired in a drought: 0 p5, 0 g6 there are")
     print(f"                 {variant()['waiting_for']}")
