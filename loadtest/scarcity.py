@@ -234,7 +234,7 @@ def story():
     wait("the held requests are served", lambda: load.served >= already + STREAMS)
     events = json.loads(ask("GET", "/api/v1/endpoints/llm/explain")[1])["events"]
     wakes = sum(event["kind"] == "woken" for event in events)
-    tell(f"{STREAMS} requests at once: held, {wakes} wake, all served {time.monotonic() - began:.1f}s after")
+    tell(f"{STREAMS} requests at once: held, sized in {wakes} steps, all served {time.monotonic() - began:.1f}s after")
     wait("it has its size", lambda: fleet() == collections.Counter(p5=2))
     scale(4)
     tell("scale to 4 " + becomes(p5=2, g6=2))
