@@ -129,7 +129,7 @@ struct Lane {
 impl Lane {
     fn candidate(&self, seen: Seen, strategy: RoutingStrategy) -> Candidate {
         let predicted = if strategy == RoutingStrategy::PredictedLatency {
-            self.times.predict((seen.outstanding / self.copies + 1) as f32)
+            self.times.predict((seen.outstanding + 1) as f32 / self.copies as f32)
         } else {
             f32::NAN
         };
