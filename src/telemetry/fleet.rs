@@ -29,7 +29,7 @@ pub const FLEET_PRICE: &str = "forebay_fleet_price_per_hour";
 /// What the running instances draw.
 pub const FLEET_POWER: &str = "forebay_fleet_power_watts";
 /// Proxies that report.
-pub const PROXY_COUNT: &str = "forebay_proxy_count";
+pub const PROXY_COUNT: &str = "forebay_proxies";
 
 /// A metric's name and labels.
 type Series = (&'static str, Vec<Label>);
@@ -251,7 +251,7 @@ mod tests {
                 format!("forebay_capacity_errors_total{{{pool}}} 0"),
                 format!("forebay_fleet_price_per_hour{{{pool}}} 2.5"),
                 format!("forebay_fleet_power_watts{{{pool}}} 700"),
-                r#"forebay_proxy_count{InstanceType="none"} 0"#.into(),
+                r#"forebay_proxies{InstanceType="none"} 0"#.into(),
             ] {
                 assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
             }

@@ -80,6 +80,21 @@ pub fn describe() {
     describe_gauge!(PER_MODEL, Unit::Count, "Outstanding requests per instance in service.");
     describe_gauge!(PER_COPY, Unit::Count, "Outstanding requests per model copy.");
     describe_counter!(
+        EJECTIONS,
+        Unit::Count,
+        "Backends that were left alone for a while because their answers were bad."
+    );
+    describe_counter!(
+        RETRIES,
+        Unit::Count,
+        "Requests sent again elsewhere: not_sent, not_run, or replay after a worker broke off."
+    );
+    describe_counter!(
+        RETRIES_DENIED,
+        Unit::Count,
+        "Requests not sent again because the budget or the number of tries was used up."
+    );
+    describe_counter!(
         CONNECT_FAILURES,
         Unit::Count,
         "Connections to workers that were refused or broke before an answer."

@@ -12,7 +12,7 @@ use crate::types::{
 };
 
 use super::events::{At, EventKind};
-use super::fleet::Launch;
+use super::fleet::{Launch, NEVER};
 use super::machine::Trigger;
 use super::{Controller, HOLD_CAP};
 
@@ -69,12 +69,28 @@ impl Controller {
         let news = self.apply(now, id, Trigger::Granted, None);
         let Some(instance) = self.fleet.get_mut(id) else { return news };
         instance.launch = Launch::Answered;
+        if !news {
+            self.prove_later(id);
+        }
+        let Some(instance) = self.fleet.get_mut(id) else { return news };
         self.touched.insert(id.clone());
         if instance.record.address.is_none() && grant.address.is_some() {
             instance.record.address = grant.address;
             self.journal.instances.insert(id.clone());
         }
         news
+    }
+
+    /// A launch has ended late, after which the instance may run (again) though a list has shown it, or its
+    /// absence, already: only a list that is begun from now on proves anything.
+    fn prove_later(&mut self, id: &InstanceId) {
+        let Some(instance) = self.fleet.get_mut(id) else { return };
+        if instance.provable_from == NEVER {
+            return;
+        }
+        let provider = instance.record.provider.clone();
+        let lists = self.providers.get(&provider).map_or(0, |p| p.lists);
+        instance.provable_from = instance.provable_from.max(lists + 1);
     }
 
     /// Returns whether the answer counts: that of an instance which a list has shown since does not.
@@ -86,6 +102,7 @@ impl Controller {
             if !was_pending {
                 instance.launch = Launch::Answered;
                 self.touched.insert(id.clone());
+                self.prove_later(id);
                 return false;
             }
             instance.launch_attempts = instance.launch_attempts.saturating_add(1);

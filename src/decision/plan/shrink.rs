@@ -14,7 +14,10 @@ use super::{Condemned, Member, Observed, Plan, PlannedLeave, WhyLeave};
 
 pub(super) fn release_condemned(seen: &Observed, now: Timestamp, plan: &mut Plan) {
     let mut in_service = seen.count(|m| m.state == InstanceState::InService);
-    for member in &seen.members {
+    // Those that leave in any case first: they make up for nobody.
+    let is_due = |member: &Member| matches!(member.condemned, Some(Condemned::Interrupted { drain_at }) if drain_at <= now);
+    let (due, others): (Vec<_>, Vec<_>) = seen.members.iter().partition(|member| is_due(member));
+    for member in due.into_iter().chain(others) {
         let Some(condemned) = member.condemned else { continue };
         let serves = member.state == InstanceState::InService;
         let replaced = in_service > seen.desired;
