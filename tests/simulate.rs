@@ -42,6 +42,12 @@ const REGRESSIONS: &[(u64, Profile)] = &[
     (134, Profile::Everything),
     // Preferred instances left while fallback stayed.
     (1, Profile::Scarcity),
+    // A launch that ended late was ignored, and an older list taken for proof of absence.
+    (4553, Profile::Everything),
+    // One that its provider took away at that moment made up for one whose pool was removed.
+    (3626, Profile::Everything),
+    // Requests at a proxy that a new manager had not heard yet did not count.
+    (3554, Profile::Everything),
     // Instances of a removed pool left before they were replaced.
     (4, Profile::Operators),
 ];

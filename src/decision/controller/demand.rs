@@ -26,8 +26,11 @@ impl Controller {
                 Some(base) => demand.arrivals != base && demand.arrivals > 0,
                 None => started_just_now && demand.arrivals > 0,
             };
+            // Of a proxy heard for the first time, since a restart say, nobody knows when its requests came:
+            // perhaps just now. That keeps a variant awake; it wakes none.
+            let unknown = base.is_none() && demand.arrivals > 0;
             let here = u64::from(demand.queued) + u64::from(demand.outstanding);
-            if here > 0 || grew {
+            if here > 0 || grew || unknown {
                 variant.last_busy_at = now;
             }
             if !serves && (demand.queued > 0 || grew) {
