@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::setup::{Faults, Load};
 use super::world::World;
-use crate::types::spec::{Fallback, Rebalance, VariantSpec};
+use crate::types::spec::{EndpointSpec, Fallback, Rebalance, VariantSpec};
 use crate::types::{InstanceTypeName, VariantKey};
 
 /// How long the fleet may take to settle: back-offs, windows and hold-offs included.
@@ -83,12 +83,26 @@ impl World {
         }
     }
 
-    /// Nothing may happen; unless there is a reason to look for better capacity now and then.
+    /// Nothing may happen; unless there is a reason to look for better capacity now and then: none of it is
+    /// there, or a fallback that was asked side by side still holds a preferred one's place.
     fn stay_still(&mut self, plenty: bool) {
         let looks = |spec: &VariantSpec| {
             spec.rebalance.mode == Rebalance::Active || spec.fallback == Fallback::Parallel
         };
-        self.frozen = plenty || !self.fleet.variants().any(|(_, spec)| looks(spec));
+        let holds_fallback = |endpoint: &EndpointSpec, spec: &VariantSpec| {
+            let best = spec.pools.first().map_or(1, |pool| pool.priority);
+            self.store.instances.values().any(|record| {
+                record.variant.endpoint == endpoint.name
+                    && record.variant.variant == spec.name
+                    && record.priority > best
+            })
+        };
+        let restless = self.fleet.variants().any(|(endpoint, spec)| {
+            looks(spec)
+                && (!plenty
+                    || spec.fallback == Fallback::Parallel && holds_fallback(endpoint, spec))
+        });
+        self.frozen = !restless;
         self.advance(self.now + STILL);
     }
 
