@@ -190,7 +190,9 @@ pub(super) fn prune_logs(folder: &Path, keep: usize, is_live: impl Fn(&str) -> b
 
 /// What it means that the operating system did not start `command`. Nothing runs then.
 pub(super) fn spawn_failed(command: &Command, error: &io::Error) -> ProviderError {
-    let reason = format!("cannot start {command:?}: {error}");
+    // The program alone: a command's debug form shows its environment, where secrets are.
+    let program = command.get_program().to_string_lossy();
+    let reason = format!("cannot start {program}: {error}");
     match Errno::from_io_error(error) {
         // The user's or the control group's limit on processes.
         Some(Errno::AGAIN) => ProviderError::QuotaExceeded { reason },
@@ -234,6 +236,16 @@ mod tests {
             .chain(command.get_args())
             .map(|word| word.to_string_lossy().into_owned())
             .collect()
+    }
+
+    #[test]
+    fn a_failed_start_tells_no_secret() {
+        let mut command = Command::new("/no/such/program");
+        command.arg("--api-key=arg-SECRET").env("HF_TOKEN", "env-SECRET");
+        let error = command.spawn().expect_err("there is no such program");
+        let told = spawn_failed(&command, &error).to_string();
+        assert!(told.contains("/no/such/program"), "{told}");
+        assert!(!told.contains("SECRET") && !told.contains("HF_TOKEN"), "{told}");
     }
 
     #[test]
