@@ -44,38 +44,34 @@ pub(super) struct Thread {
     pub(super) observers: Rc<Observers>,
 }
 
-/// Answers one request.
+/// Answers one request; what goes wrong is an answer too.
 ///
-/// # Errors
-/// Never: what goes wrong is an answer.
-pub(super) async fn serve(
+/// Everything up to the returned future happens at once: of a client that has left by the time its request
+/// is read, the future is dropped without ever being polled, and its request must count all the same.
+pub(super) fn serve(
     thread: Rc<Thread>,
     request: Request<Incoming>,
-) -> Result<Response<ResponseBody>, Infallible> {
+) -> impl Future<Output = Result<Response<ResponseBody>, Infallible>> {
     let (mut parts, body) = request.into_parts();
     let arrived_at = clock::monotonic();
     let record = thread.observers.begin(&mut parts, arrived_at);
-    if parts.method == Method::GET && parts.uri.path() == "/v1/models" {
-        let models = list_models(&thread.router);
-        record.own_answer(models.status().as_u16(), full_length(&models));
-        return Ok(models);
-    }
     let target = Target::of(&parts);
-    let sagemaker = target.is_sagemaker();
+    let lists_models = parts.method == Method::GET && parts.uri.path() == "/v1/models";
+    let by_head =
+        if lists_models { None } else { target.resolve_by_head(&parts, &thread.router.current()) };
+    if let Some(Ok(variant)) = &by_head {
+        variant.room.arrived();
+        record.resolved(&variant.key, &variant.model);
+    }
     let body = RequestBody::new(body, record.body_meter());
-    let mut life =
-        Life { arrived_at, body, parts, variant: None, accountable: None, thread, record };
-    match life.run(&target).await {
-        Ok(response) => Ok(response),
-        Err(refusal) => {
-            if let Some(traffic) = &life.accountable {
-                traffic.answered(refusal.code());
-            }
-            let kind = refusal.kind();
-            let response = refusal.into_response(sagemaker);
-            life.record.refused(response.status().as_u16(), kind, full_length(&response));
-            Ok(response)
+    let life = Life { arrived_at, body, parts, variant: None, accountable: None, thread, record };
+    async move {
+        if lists_models {
+            let models = list_models(&life.thread.router);
+            life.record.own_answer(models.status().as_u16(), full_length(&models));
+            return Ok(models);
         }
+        Ok(life.answer(&target, by_head).await)
     }
 }
 
@@ -115,18 +111,47 @@ struct Life {
 }
 
 impl Life {
-    async fn run(&mut self, target: &Target) -> Result<Response<ResponseBody>, Refusal> {
-        let snapshot = self.thread.router.current().clone();
-        let most = self.thread.max_body_buffer;
-        let variant = target.resolve(&self.parts, &mut self.body, &snapshot, most).await?;
-        drop(snapshot);
-        variant.room.arrived();
-        self.record.resolved(&variant.key, &variant.model);
+    async fn answer(
+        mut self,
+        target: &Target,
+        by_head: Option<Result<Arc<Variant>, Refusal>>,
+    ) -> Response<ResponseBody> {
+        let refusal = match self.run(target, by_head).await {
+            Ok(response) => return response,
+            Err(refusal) => refusal,
+        };
+        if let Some(traffic) = &self.accountable {
+            traffic.answered(refusal.code());
+        }
+        let kind = refusal.kind();
+        let response = refusal.into_response(target.is_sagemaker());
+        self.record.refused(response.status().as_u16(), kind, full_length(&response));
+        response
+    }
+
+    async fn run(
+        &mut self,
+        target: &Target,
+        by_head: Option<Result<Arc<Variant>, Refusal>>,
+    ) -> Result<Response<ResponseBody>, Refusal> {
+        let variant = match by_head {
+            Some(resolved) => resolved?,
+            None => self.resolve_by_body().await?,
+        };
         self.accountable = Some(Arc::clone(&variant.unserved));
         self.variant = Some(variant);
         self.read_small_body().await?;
         self.prepare_head(target);
         self.send_somewhere().await
+    }
+
+    async fn resolve_by_body(&mut self) -> Result<Arc<Variant>, Refusal> {
+        let snapshot = self.thread.router.current().clone();
+        let most = self.thread.max_body_buffer;
+        let variant = Target::resolve_by_body(&self.parts, &mut self.body, &snapshot, most).await?;
+        variant.room.arrived();
+        self.record.resolved(&variant.key, &variant.model);
+        Ok(variant)
     }
 
     /// Bodies of a known, small length are read before a slot is taken: a slow upload holds none, and a

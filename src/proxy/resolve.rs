@@ -56,29 +56,36 @@ impl Target {
         self.endpoint.is_some()
     }
 
+    /// The variant, where the head alone decides: the endpoint is named there, or there is only one
+    /// variant. `None`: the body has to be asked.
+    pub(super) fn resolve_by_head(
+        &self,
+        parts: &Parts,
+        snapshot: &Snapshot,
+    ) -> Option<Result<Arc<Variant>, Refusal>> {
+        let named = self.endpoint.as_deref().or_else(|| header(&parts.headers, ENDPOINT_HEADER));
+        if let Some(name) = named {
+            let endpoint = snapshot.endpoint(name);
+            let unknown = || Err(Refusal::UnknownEndpoint(name.to_owned()));
+            return Some(endpoint.map_or_else(unknown, |e| pick(e, None, &parts.headers)));
+        }
+        match snapshot.endpoints.as_slice() {
+            [only] if only.variants.len() == 1 => Some(pick(only, None, &parts.headers)),
+            _ => None,
+        }
+    }
+
     /// The variant, reading no more of the body than it takes to find its `model`, and of that at most
-    /// `most` bytes.
+    /// `most` bytes. For what [`Target::resolve_by_head`] leaves open.
     ///
     /// # Errors
     /// [`Refusal`] when there is no such endpoint or variant, or none can be told.
-    pub(super) async fn resolve(
-        &self,
+    pub(super) async fn resolve_by_body(
         parts: &Parts,
         body: &mut RequestBody,
-        snapshot: &Arc<Snapshot>,
+        snapshot: &Snapshot,
         most: u64,
     ) -> Result<Arc<Variant>, Refusal> {
-        let named = self.endpoint.as_deref().or_else(|| header(&parts.headers, ENDPOINT_HEADER));
-        if let Some(name) = named {
-            let endpoint =
-                snapshot.endpoint(name).ok_or_else(|| Refusal::UnknownEndpoint(name.to_owned()))?;
-            return pick(endpoint, None, &parts.headers);
-        }
-        if let [only] = snapshot.endpoints.as_slice()
-            && only.variants.len() == 1
-        {
-            return pick(only, None, &parts.headers);
-        }
         let model =
             if may_name_a_model(parts, body) { read_model(body, most).await? } else { None };
         if let Some(model) = &model {
