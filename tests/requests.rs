@@ -153,6 +153,26 @@ fn what_has_an_effect_is_never_replayed() {
 }
 
 #[test]
+fn what_may_have_run_is_never_called_unsent() {
+    let dropping = Worker::start(&["--fail", "drop-connection"]);
+    let mut dead = Worker::start(&[]);
+    let forebay = Forebay::in_front_of(
+        &[(&dropping, 8), (&dead, 8)],
+        &format!("{BLIND}ejection_threshold = 0\nretry_percent = 100\n"),
+    );
+    dead.process.kill();
+    for _ in 0..20 {
+        let before = dropping.stat("started");
+        let answer = chat(&forebay);
+        assert_eq!(answer.status, 502, "{}", answer.text());
+        // Whichever of the two it was tried at first.
+        assert_eq!(dropping.stat("started"), before + 1);
+        assert_eq!(answer.header("x-forebay-error"), Some("upstream_broken"));
+    }
+    wait_all_zero(&forebay);
+}
+
+#[test]
 fn not_run_goes_elsewhere_within_the_budget() {
     let not_run = |_: &str, stream: &mut TcpStream| {
         drop(stream.write_all(

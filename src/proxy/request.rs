@@ -64,7 +64,16 @@ pub(super) fn serve(
         record.resolved(&variant.key, &variant.model);
     }
     let body = RequestBody::new(body, record.body_meter());
-    let life = Life { arrived_at, body, parts, variant: None, accountable: None, thread, record };
+    let life = Life {
+        arrived_at,
+        body,
+        parts,
+        variant: None,
+        accountable: None,
+        may_have_run: false,
+        thread,
+        record,
+    };
     async move {
         if lists_models {
             let models = list_models(&life.thread.router);
@@ -107,6 +116,8 @@ struct Life {
     variant: Option<Arc<Variant>>,
     /// Where an answer of our own is counted: at the instance type that failed, or at none.
     accountable: Option<Arc<Traffic>>,
+    /// A worker had it and broke off.
+    may_have_run: bool,
     record: RequestRecord,
 }
 
@@ -183,7 +194,14 @@ impl Life {
         }
     }
 
+    /// Once a worker has broken off with the request, whatever else goes wrong must not be told as
+    /// something that is safe to send again.
     async fn send_somewhere(&mut self) -> Result<Response<ResponseBody>, Refusal> {
+        let answer = self.try_somewhere().await;
+        answer.map_err(|refusal| if self.may_have_run { Refusal::UpstreamBroken } else { refusal })
+    }
+
+    async fn try_somewhere(&mut self) -> Result<Response<ResponseBody>, Refusal> {
         let Some(variant) = self.variant.clone() else { return Err(Refusal::NoInstance) };
         let caller = caller(&self.parts.headers, &variant.requests);
         let affinity = sticky::affinity(&mut self.parts.headers, &variant.requests);
@@ -220,6 +238,7 @@ impl Life {
                     answer.into_body().supersede();
                 }
                 Err(Failure::Broken) => {
+                    self.may_have_run = true;
                     if !draft.is_spare() || !retry.after_broken() {
                         return Err(Refusal::UpstreamBroken);
                     }
