@@ -9,6 +9,9 @@
 
 mod support;
 
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -249,14 +252,20 @@ struct Split {
 
 impl Split {
     fn start() -> Self {
+        Self::start_by_way_of(|admin| admin)
+    }
+
+    /// The proxy reaches the manager at the address that `way` makes of the manager's own.
+    fn start_by_way_of(way: impl FnOnce(SocketAddr) -> SocketAddr) -> Self {
         let dir = tempfile::tempdir().expect("dir");
         let (proxy, admin) = (local(free_port()), local(free_port()));
         let proxy_admin = local(free_port());
         let manager_path = dir.path().join("manager.toml");
         write_config(&manager_path, &quickstart(), proxy, admin);
         let proxy_path = dir.path().join("proxy.toml");
+        let manager = way(admin);
         let config = format!(
-            "[proxy]\nlisten = \"{{proxy}}\"\nmanager = \"http://{admin}\"\n[admin]\nlisten = \"{{admin}}\"\n"
+            "[proxy]\nlisten = \"{{proxy}}\"\nmanager = \"http://{manager}\"\n[admin]\nlisten = \"{{admin}}\"\n"
         );
         write_config(&proxy_path, &config, proxy, proxy_admin);
         let (manager_config, proxy_config) =
@@ -341,6 +350,98 @@ fn either_half_can_be_killed_and_nothing_is_launched_twice() {
         std::net::TcpStream::connect(split.view.proxy).ok()?;
         (post(&split.view, CHAT).status == 200).then_some(())
     });
+}
+
+/// A line between two processes that can be cut: connections end, new ones are refused.
+#[derive(Default)]
+struct Line {
+    cut: AtomicBool,
+}
+
+impl Line {
+    fn to(self: &Arc<Self>, target: SocketAddr) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("bound");
+        let line = Arc::clone(self);
+        std::thread::spawn(move || {
+            for near in listener.incoming().flatten() {
+                if line.cut.load(Ordering::Relaxed) {
+                    continue;
+                }
+                let Ok(far) = TcpStream::connect(target) else { continue };
+                let ways = [(&near, &far), (&far, &near)];
+                for (from, to) in ways.map(|(from, to)| (from.try_clone(), to.try_clone())) {
+                    let (from, to) = (from.expect("cloned"), to.expect("cloned"));
+                    let line = Arc::clone(&line);
+                    std::thread::spawn(move || line.carry(from, to));
+                }
+            }
+        });
+        address
+    }
+
+    fn carry(&self, mut from: TcpStream, mut to: TcpStream) {
+        let look_again = Duration::from_millis(100);
+        from.set_read_timeout(Some(look_again)).expect("set");
+        let mut buffer = [0; 16_384];
+        while !self.cut.load(Ordering::Relaxed) {
+            match from.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(n) if to.write_all(&buffer[..n]).is_err() => break,
+                Ok(_) => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                Err(_) => break,
+            }
+        }
+        let _ = to.shutdown(Shutdown::Both);
+    }
+}
+
+#[test]
+fn a_proxy_that_is_cut_off_from_the_manager_keeps_what_it_serves() {
+    let line = Arc::new(Line::default());
+    let mut split = Split::start_by_way_of(|admin| line.to(admin));
+    wait_types(&split.view, &[P5, G6, G6]);
+    eventually("the proxy serves", || {
+        TcpStream::connect(split.view.proxy).ok()?;
+        (post(&split.view, CHAT).status == 200).then_some(())
+    });
+    // A stream on each worker; on the fallback ones of 16 s.
+    let mut streams: Vec<_> = (0..3)
+        .map(|_| {
+            let mut client = Client::connect(split.view.proxy);
+            let headers = [JSON, ("x-worker-tokens", "640")];
+            client.send("POST", "/v1/chat/completions", &headers, STREAM.as_bytes());
+            let head = client.read_head();
+            assert_eq!(head.status, 200);
+            (client, head.header("x-forebay-instance").expect("a worker").to_owned())
+        })
+        .collect();
+    line.cut.store(true, Ordering::Relaxed);
+    assert!(split.view.cli(&["scale", "my-endpoint", "1"]).status.success());
+    eventually("the manager knows that the proxy is silent", || {
+        let status = split.view.status();
+        status["proxies"].as_array()?.iter().all(|proxy| proxy["silent"] == true).then_some(())
+    });
+    let mut proxies = split.view.status()["proxies"].clone();
+    let name = proxies[0]["id"].take();
+    for (client, worker) in &mut streams {
+        let mut text = String::new();
+        while let Some(chunk) = client.read_chunk() {
+            let chunk = chunk.unwrap_or_else(|()| panic!("{worker} was stopped under its stream"));
+            text += &String::from_utf8_lossy(&chunk);
+        }
+        assert!(text.trim_end().ends_with("[DONE]"), "{text}");
+    }
+    assert_eq!(split.view.instances().len(), 3, "both drain: the proxy may still send");
+    // Killed and started again, within reach, it is known as the same one, and holds nothing up.
+    line.cut.store(false, Ordering::Relaxed);
+    split.proxy.kill();
+    split.restart_proxy();
+    wait_types(&split.view, &[P5]);
+    let proxies = split.view.status()["proxies"].clone();
+    assert_eq!(proxies.as_array().map(Vec::len), Some(1), "{proxies}");
+    assert_eq!(proxies[0]["id"], name);
 }
 
 #[test]

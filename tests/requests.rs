@@ -173,6 +173,23 @@ fn what_may_have_run_is_never_called_unsent() {
 }
 
 #[test]
+fn what_was_not_sent_goes_elsewhere_whatever_the_budget_for_replays() {
+    let mut dead = Worker::start(&[]);
+    let other = Worker::start(&["--first-token", "5ms"]);
+    let forebay = Forebay::in_front_of(
+        &[(&dead, 8), (&other, 8)],
+        &format!("{BLIND}ejection_threshold = 0\nretry_percent = 0\n"),
+    );
+    dead.process.kill();
+    for _ in 0..100 {
+        assert_eq!(http::post(forebay.proxy, "/has/effects", &[], "x").status, 200);
+    }
+    // Some 50 were tried at the dead one first: many more than the burst of ten.
+    assert!(forebay.gauge("forebay_retries_total") > 20.0);
+    wait_all_zero(&forebay);
+}
+
+#[test]
 fn not_run_goes_elsewhere_within_the_budget() {
     let not_run = |_: &str, stream: &mut TcpStream| {
         drop(stream.write_all(

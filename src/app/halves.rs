@@ -11,12 +11,10 @@ use super::{AppError, observers};
 use crate::config::Config;
 use crate::control::{Manager, ManagerError, ManagerHandle, ManagerOptions, OnExit};
 use crate::proxy::link::{self, LinkOptions, REPORT_INTERVAL, REPORT_SPACING};
-use crate::proxy::{self, Listening, ProxyOptions, Router};
-use crate::runtime::rng;
+use crate::proxy::{self, Identity, Listening, ProxyOptions, Router};
 use crate::runtime::tasks::Tasks;
 use crate::store::sqlite::SqliteStore;
 use crate::telemetry::request::Observers;
-use crate::types::ProxyId;
 use crate::types::report::ProxyReport;
 use crate::types::table::RoutingTable;
 
@@ -70,6 +68,8 @@ impl ManagerHalf {
 
 /// The proxy, running.
 pub(super) struct ProxyHalf {
+    // Its name is its own as long as this lives.
+    _identity: Identity,
     router: Arc<Router>,
     listening: Listening,
     drain_timeout: Duration,
@@ -83,10 +83,11 @@ impl ProxyHalf {
         manager: Option<&ManagerHalf>,
         tasks: &Tasks,
     ) -> Result<Self, AppError> {
-        let id = format!("proxy-{}-{}", std::process::id(), rng::unique_suffix());
-        let observers = observers::start(&config.telemetry, &id, tasks)?;
-        let id = ProxyId::new(id).map_err(|error| AppError::Start(std::io::Error::other(error)))?;
-        let router = Router::new(id);
+        // In one process with a manager, the store's owner is the proxy's owner.
+        let owner = if manager.is_some() { &config.store.path } else { &config.proxy.table_path };
+        let identity = Identity::claim(owner);
+        let observers = observers::start(&config.telemetry, identity.id.as_str(), tasks)?;
+        let router = Router::new(identity.id.clone());
         if let Some(half) = manager {
             tie(&half.handle, &router, tasks);
         } else {
@@ -112,7 +113,13 @@ impl ProxyHalf {
         })?;
         tracing::info!(address = %listening.address(), threads = options.threads, "the proxy listens");
         tasks.spawn_until_stopped("rates", tick(Arc::clone(&router)));
-        Ok(Self { router, listening, drain_timeout: options.drain_timeout, observers })
+        Ok(Self {
+            _identity: identity,
+            router,
+            listening,
+            drain_timeout: options.drain_timeout,
+            observers,
+        })
     }
 
     pub(super) fn readiness(&self) -> crate::api::Readiness {

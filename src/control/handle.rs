@@ -261,6 +261,7 @@ mod tests {
     fn report(proxy: &str, revision: u64) -> ProxyReport {
         ProxyReport {
             proxy: ProxyId::new(proxy).expect("valid"),
+            run: 0,
             applied: TableVersion { epoch: 1, revision },
             backends: vec![],
             variants: vec![],

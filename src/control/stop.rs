@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{sleep, timeout};
 
 use super::Limits;
 use super::driver::Driver;
@@ -18,8 +18,6 @@ use crate::types::report::ProxyReport;
 use crate::types::table::{RoutingTable, TableVersion};
 use crate::types::{InstanceId, ProviderName, ProxyId};
 
-/// A proxy that has said nothing for this long is taken for gone.
-const SILENCE: Duration = Duration::from_secs(10);
 /// Between two looks at what still runs.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
@@ -55,29 +53,23 @@ impl Driver {
         version
     }
 
-    /// Waits until every proxy that lives routes by `version` and has no request at any instance.
+    /// Waits until every proxy routes by `version` and has no request at any instance, or has left. One
+    /// that is silent may serve on, and is waited for as long as the caller will.
     async fn proxies_idle(&self, version: TableVersion) {
         let now = self.clock.now();
-        let mut busy: BTreeMap<ProxyId, Instant> = self
-            .controller
-            .status(now)
-            .proxies
-            .into_iter()
-            .filter(|proxy| now.since(proxy.reported_at) < SILENCE)
-            .map(|proxy| (proxy.id, Instant::now()))
-            .collect();
+        let mut busy: BTreeSet<ProxyId> =
+            self.controller.status(now).proxies.into_iter().map(|proxy| proxy.id).collect();
         while !busy.is_empty() {
             tokio::select! {
                 reports = self.reports.take() => for report in reports {
                     if is_idle(&report, version) {
                         busy.remove(&report.proxy);
                     } else {
-                        busy.insert(report.proxy, Instant::now());
+                        busy.insert(report.proxy);
                     }
                 },
                 () = sleep(LOOK_AGAIN) => {}
             }
-            busy.retain(|_, heard_at| heard_at.elapsed() < SILENCE);
         }
     }
 

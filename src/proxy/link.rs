@@ -31,6 +31,8 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 pub const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 /// but not more often than this.
 pub const REPORT_SPACING: Duration = Duration::from_millis(50);
+/// How long a table may take to reach the disk before requests are routed by it.
+const SAVE_PATIENCE: Duration = Duration::from_secs(2);
 const FIRST_RETRY: Duration = Duration::from_millis(200);
 const LAST_RETRY: Duration = Duration::from_secs(2);
 /// A table of 10,000 instances has about 4 MiB.
@@ -130,12 +132,21 @@ impl Link {
 
     async fn adopt(&self, table: RoutingTable) {
         tracing::info!(version = %table.version, "routing by a new table");
-        self.router.apply(&table);
+        // On disk first: a proxy that is killed must not come back with an older table than it has
+        // confirmed. A disk that hangs must not keep the table from requests, though.
         let path = self.options.table_path.clone();
-        let saved = tokio::task::spawn_blocking(move || save(&path, &table)).await;
-        if let Ok(Err(error)) = saved {
-            tracing::error!(path = %self.options.table_path.display(), %error, "cannot keep the table on disk");
+        let kept = table.clone();
+        let saving = tokio::task::spawn_blocking(move || save(&path, &kept));
+        match tokio::time::timeout(SAVE_PATIENCE, saving).await {
+            Ok(Ok(Ok(()))) => {}
+            Ok(Ok(Err(error))) => {
+                tracing::error!(path = %self.options.table_path.display(), %error, "cannot keep the table on disk");
+            }
+            Ok(Err(_)) | Err(_) => {
+                tracing::error!(path = %self.options.table_path.display(), "the table is not on disk yet; routing by it all the same");
+            }
         }
+        self.router.apply(&table);
     }
 
     async fn next_table(&self) -> Result<Option<RoutingTable>, LinkError> {

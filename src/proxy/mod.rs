@@ -26,6 +26,7 @@ mod body;
 mod drain_rate;
 mod exchange;
 mod headers;
+mod identity;
 pub mod link;
 mod listener;
 mod model_field;
@@ -41,5 +42,6 @@ mod sticky;
 mod upstream;
 mod vitals;
 
+pub use identity::Identity;
 pub use listener::{Listening, ProxyOptions, listen};
 pub use router::Router;

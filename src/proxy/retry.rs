@@ -1,7 +1,9 @@
 //! Sending a request again: where, how often, and with what. The rules:
 //!
 //! * never at an instance that it was tried at, and at [`MOST_TRIES`] instances in all;
-//! * within the variant's budget, which counts tries decided against first tries;
+//! * within the variant's budgets, which count tries decided against first tries: one for what reaches a
+//!   worker again, and a wider one ([`UNSENT_PERCENT`]) for what was provably not sent, so that the death
+//!   of one worker with many requests on their way to it is paid for, and a dead fleet is not hammered;
 //! * what was not sent, or says that it was not run, always; what may have run only where the variant's
 //!   [`Replay`] policy says that this harms nobody, and no byte of an answer has gone to the client.
 
@@ -12,11 +14,15 @@ use smallvec::SmallVec;
 
 use super::body::RequestBody;
 use super::snapshot::{Backend, Variant};
+use crate::decision::budget::RetryBudget;
 use crate::types::Generation;
 use crate::types::spec::Replay;
 
 /// Instances that one request is tried at.
 const MOST_TRIES: usize = 3;
+
+/// Share of first tries that may be tried elsewhere after they were not sent: every one of them, once.
+const UNSENT_PERCENT: u32 = 100;
 
 /// Paths whose only effect is the answer: generation and embedding in OpenAI's API.
 const HARMLESS_PATHS: [&str; 6] = [
@@ -39,6 +45,7 @@ pub(super) struct Retry {
 impl Retry {
     pub(super) fn new(variant: &Arc<Variant>, path: &str) -> Self {
         variant.shared.budget.first_try(variant.requests.retry_percent);
+        variant.shared.unsent_budget.first_try(UNSENT_PERCENT);
         let replays = match variant.requests.replay {
             Replay::BeforeFirstByte => true,
             Replay::NeverSent => false,
@@ -67,19 +74,19 @@ impl Retry {
     }
 
     pub(super) fn after_not_sent(&self) -> bool {
-        self.decide("not_sent")
+        self.decide("not_sent", &self.variant.shared.unsent_budget)
     }
 
     pub(super) fn after_not_run(&self) -> bool {
-        self.may_follow() && self.decide("not_run")
+        self.may_follow() && self.decide("not_run", &self.variant.shared.budget)
     }
 
     pub(super) fn after_broken(&self) -> bool {
-        self.replays && self.may_follow() && self.decide("replay")
+        self.replays && self.may_follow() && self.decide("replay", &self.variant.shared.budget)
     }
 
-    fn decide(&self, reason: &'static str) -> bool {
-        let decided = self.tried.len() < MOST_TRIES && self.variant.shared.budget.may_retry();
+    fn decide(&self, reason: &'static str, budget: &RetryBudget) -> bool {
+        let decided = self.tried.len() < MOST_TRIES && budget.may_retry();
         self.variant.shared.retries.note(reason, decided);
         decided
     }

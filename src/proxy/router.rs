@@ -19,6 +19,8 @@ use crate::types::{ProxyId, VariantKey};
 #[derive(Debug)]
 pub struct Router {
     id: ProxyId,
+    /// When this process started: counts begin anew with it.
+    run: u64,
     snapshot: ArcSwap<Snapshot>,
     /// Serialises [`Router::apply`], and keeps the backends that left the table with requests at them.
     leaving: Mutex<Vec<Arc<Backend>>>,
@@ -34,6 +36,7 @@ impl Router {
     pub fn new(id: ProxyId) -> Arc<Self> {
         Arc::new(Self {
             id,
+            run: clock::wall_nanos(),
             snapshot: ArcSwap::default(),
             leaving: Mutex::default(),
             reported_at_ms: AtomicU64::new(0),
@@ -122,6 +125,7 @@ impl Router {
         });
         ProxyReport {
             proxy: self.id.clone(),
+            run: self.run,
             applied: snapshot.version,
             backends: backends.collect(),
             variants: variants.collect(),

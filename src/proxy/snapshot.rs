@@ -112,6 +112,8 @@ pub(super) struct Variant {
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) budget: RetryBudget,
+    /// For what was provably not sent.
+    pub(super) unsent_budget: RetryBudget,
     pub(super) retries: RetryTraffic,
     /// Held while a request's end is judged.
     pub(super) judging: Mutex<()>,
@@ -230,6 +232,7 @@ impl Shared {
     fn new(key: &VariantKey, model: &ModelName) -> Self {
         Self {
             budget: RetryBudget::default(),
+            unsent_budget: RetryBudget::default(),
             retries: RetryTraffic::new(key, model),
             judging: Mutex::default(),
         }

@@ -18,8 +18,6 @@ use crate::types::{
 const TURN_LIMIT: u32 = 5_000;
 /// After which a provider's own time limit ends a call.
 const CALL_LIMIT: Duration = Duration::from_secs(60);
-/// After how long without a report a proxy is taken for gone.
-pub(super) const PROXY_SILENCE: Duration = PROXY_LEASE;
 
 /// A manager that runs.
 pub(super) struct Manager {
@@ -54,7 +52,7 @@ impl World {
         }
         self.lives += 1;
         let stored = self.store.load();
-        let ledger = Ledger::new(Arc::clone(&self.fleet), &stored, PROXY_SILENCE);
+        let ledger = Ledger::new(self.now, Arc::clone(&self.fleet), &stored, PROXY_LEASE);
         let fleet = Arc::clone(&self.fleet);
         let (life, seed) = (self.lives, self.rng.next());
         let controller = Controller::new(life, self.now, fleet, stored, seed);
@@ -367,6 +365,8 @@ fn show_action(action: &Action) -> String {
 
 fn show_change(change: &Change) -> String {
     match change {
+        Change::PutProxy(record) => format!("proxy {} is heard", record.id),
+        Change::DeleteProxy(id) => format!("proxy {id} is forgotten"),
         Change::PutInstance(record) if record.state == InstanceState::Pending => {
             format!("{} Pending at priority {}", record.id, record.priority)
         }

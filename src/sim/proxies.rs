@@ -15,12 +15,14 @@ use crate::types::{Generation, InstanceId, ProxyId, Timestamp, VariantKey};
 pub(super) struct Proxy {
     pub(super) id: ProxyId,
     pub(super) up: bool,
+    /// Which start of it this is.
+    run: u64,
     /// Its table, in memory and on disk.
     pub(super) table: Option<Arc<RoutingTable>>,
     /// It and the manager cannot reach each other until then.
     pub(super) silent_until: Timestamp,
-    /// The last report that reached a manager since this process started: which manager, and when.
-    pub(super) heard: Option<(u64, Timestamp)>,
+    /// Which manager its last report reached, since this process started.
+    pub(super) heard: Option<u64>,
     /// It takes no more requests and goes when it has none.
     pub(super) leaving: bool,
     /// Bursts at an instance, by number.
@@ -59,6 +61,7 @@ impl Proxy {
         Self {
             id,
             up: true,
+            run: 1,
             table: None,
             silent_until: Timestamp(0),
             heard: None,
@@ -84,6 +87,7 @@ impl Proxy {
     /// Dies: requests and counters are lost, the table is on disk.
     pub(super) fn die(&mut self) {
         self.up = false;
+        self.run += 1;
         self.heard = None;
         self.bursts.clear();
         self.demand.clear();
@@ -246,6 +250,7 @@ impl Proxy {
             .collect();
         ProxyReport {
             proxy: self.id.clone(),
+            run: self.run,
             applied: self.applied(),
             backends,
             variants,

@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use crate::types::record::{
-    CapacityKey, CapacityRecord, Change, EventRecord, InstanceRecord, StoredState, VariantRecord,
+    CapacityKey, CapacityRecord, Change, EventRecord, InstanceRecord, ProxyRecord, StoredState,
+    VariantRecord,
 };
-use crate::types::{InstanceId, VariantKey};
+use crate::types::{InstanceId, ProxyId, VariantKey};
 
 /// Events kept; the oldest are dropped past it.
 const LOG_LIMIT: usize = 200;
@@ -16,6 +17,7 @@ pub(super) struct DurableState {
     pub(super) instances: BTreeMap<InstanceId, InstanceRecord>,
     pub(super) variants: BTreeMap<VariantKey, VariantRecord>,
     pub(super) capacities: BTreeMap<CapacityKey, CapacityRecord>,
+    pub(super) proxies: BTreeMap<ProxyId, ProxyRecord>,
     events: VecDeque<EventRecord>,
     next_generation: u64,
 }
@@ -38,6 +40,10 @@ impl DurableState {
                     self.capacities.insert(record.key.clone(), record.clone());
                 }
                 Change::DeleteCapacity(key) => drop(self.capacities.remove(key)),
+                Change::PutProxy(record) => {
+                    self.proxies.insert(record.id.clone(), record.clone());
+                }
+                Change::DeleteProxy(id) => drop(self.proxies.remove(id)),
                 Change::Log(event) => {
                     self.events.push_back(event.clone());
                     if self.events.len() > LOG_LIMIT {
@@ -55,6 +61,7 @@ impl DurableState {
             instances: self.instances.values().cloned().collect(),
             variants: self.variants.values().cloned().collect(),
             capacities: self.capacities.values().cloned().collect(),
+            proxies: self.proxies.values().cloned().collect(),
             events: self.events.iter().cloned().collect(),
         }
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use super::driver::{Manager, PROXY_SILENCE};
+use super::driver::Manager;
 use super::world::World;
 use crate::decision::controller::Action;
 use crate::types::launch::LaunchBatch;
@@ -108,11 +108,17 @@ impl World {
         match action {
             Action::Launch { batch, .. } => Some(format!("{:?} is launched", batch.instances)),
             Action::Terminate { instance, .. } => Some(format!("{instance} is terminated")),
-            // Old capacity memory may be forgotten, and a late answer logged, at any time.
+            // Old memories may be forgotten, and a late answer logged, at any time.
             Action::Persist(changes)
-                if changes
-                    .iter()
-                    .all(|c| matches!(c, Change::DeleteCapacity(_) | Change::Log(_))) =>
+                if changes.iter().all(|c| {
+                    matches!(
+                        c,
+                        Change::DeleteCapacity(_)
+                            | Change::PutProxy(_)
+                            | Change::DeleteProxy(_)
+                            | Change::Log(_)
+                    )
+                }) =>
             {
                 None
             }
@@ -145,14 +151,14 @@ impl World {
         })
     }
 
-    /// Whether the manager can know of a proxy's requests: it has been heard lately, or could have been
-    /// (a manager that has just started must wait for that).
+    /// Whether the manager can know that there is a proxy: it has heard it, one before it has and recorded
+    /// that, or it could have been heard (a manager that has just started must wait for that).
     fn must_be_known(&self, proxy: usize) -> bool {
         let state = &self.proxies[proxy];
-        let Some((life, at)) = state.heard else { return false };
+        let Some(life) = state.heard else { return false };
         let same = self.manager.as_ref().is_some_and(|manager| manager.life == life);
         let turn = self.setup.report_every + self.setup.message.1;
-        (same && self.now.since(at) < PROXY_SILENCE)
+        same || self.store.proxies.contains_key(&state.id)
             || (!self.silent(proxy) && self.now.since(state.silent_until) > turn)
     }
 

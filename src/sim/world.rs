@@ -181,7 +181,7 @@ impl World {
             }
             Due::Report { proxy, event } => {
                 if let Some(manager) = &self.manager {
-                    self.proxies[proxy].heard = Some((manager.life, self.now));
+                    self.proxies[proxy].heard = Some(manager.life);
                 }
                 self.tell(*event);
             }

@@ -9,12 +9,12 @@ use proptest::test_runner::{Config, TestRunner};
 
 use super::{EVENT_LIMIT, Store, StoreError};
 use crate::types::record::{
-    CapacityKey, CapacityRecord, Change, EventRecord, InstanceRecord, ProvisionRound, StoredState,
-    VariantRecord,
+    CapacityKey, CapacityRecord, Change, EventRecord, InstanceRecord, ProvisionRound, ProxyRecord,
+    StoredState, VariantRecord,
 };
 use crate::types::{
     EndpointName, Generation, InstanceId, InstanceState, InstanceTypeName, ModelName, ProviderName,
-    Timestamp, VariantKey, VariantName,
+    ProxyId, Timestamp, VariantKey, VariantName,
 };
 
 const TTL: Duration = Duration::from_secs(10);
@@ -153,6 +153,7 @@ struct Model {
     instances: BTreeMap<InstanceId, InstanceRecord>,
     variants: BTreeMap<VariantKey, VariantRecord>,
     capacities: BTreeMap<CapacityKey, CapacityRecord>,
+    proxies: BTreeMap<ProxyId, ProxyRecord>,
     events: Vec<EventRecord>,
 }
 
@@ -168,6 +169,8 @@ impl Model {
             Change::DeleteVariant(key) => drop(self.variants.remove(&key)),
             Change::PutCapacity(r) => drop(self.capacities.insert(r.key.clone(), r)),
             Change::DeleteCapacity(key) => drop(self.capacities.remove(&key)),
+            Change::PutProxy(r) => drop(self.proxies.insert(r.id.clone(), r)),
+            Change::DeleteProxy(id) => drop(self.proxies.remove(&id)),
             Change::Log(event) => self.events.push(event),
         }
     }
@@ -178,6 +181,7 @@ impl Model {
             instances: self.instances.values().cloned().collect(),
             variants: self.variants.values().cloned().collect(),
             capacities: self.capacities.values().cloned().collect(),
+            proxies: self.proxies.values().cloned().collect(),
             events: self.events.clone(),
         }
     }
@@ -233,12 +237,19 @@ fn change() -> impl Strategy<Value = Change> {
         variant_key().prop_map(Change::DeleteVariant),
         capacity_record().prop_map(Change::PutCapacity),
         capacity_key().prop_map(Change::DeleteCapacity),
+        (proxy_id(), timestamp())
+            .prop_map(|(id, heard_at)| Change::PutProxy(ProxyRecord { id, heard_at })),
+        proxy_id().prop_map(Change::DeleteProxy),
         event().prop_map(Change::Log),
     ]
 }
 
 fn instance_id() -> impl Strategy<Value = InstanceId> {
     "[a-c][A-Z0-9._-]{0,1}".prop_map(|id| InstanceId::new(id).expect("valid"))
+}
+
+fn proxy_id() -> impl Strategy<Value = ProxyId> {
+    "[a-c][A-Z0-9._-]{0,1}".prop_map(|id| ProxyId::new(id).expect("valid"))
 }
 
 fn variant_key() -> impl Strategy<Value = VariantKey> {

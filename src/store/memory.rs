@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use super::{EVENT_LIMIT, Store, StoreError};
 use crate::types::record::{
-    CapacityKey, CapacityRecord, Change, EventRecord, InstanceRecord, StoredState, VariantRecord,
+    CapacityKey, CapacityRecord, Change, EventRecord, InstanceRecord, ProxyRecord, StoredState,
+    VariantRecord,
 };
-use crate::types::{InstanceId, Timestamp, VariantKey};
+use crate::types::{InstanceId, ProxyId, Timestamp, VariantKey};
 
 /// A handle on a state in memory.
 #[derive(Debug, Clone, Default)]
@@ -25,6 +26,7 @@ struct Inner {
     instances: BTreeMap<InstanceId, InstanceRecord>,
     variants: BTreeMap<VariantKey, VariantRecord>,
     capacities: BTreeMap<CapacityKey, CapacityRecord>,
+    proxies: BTreeMap<ProxyId, ProxyRecord>,
     events: VecDeque<EventRecord>,
 }
 
@@ -82,6 +84,7 @@ impl Store for MemoryStore {
             instances: inner.instances.values().cloned().collect(),
             variants: inner.variants.values().cloned().collect(),
             capacities: inner.capacities.values().cloned().collect(),
+            proxies: inner.proxies.values().cloned().collect(),
             events: inner.events.iter().cloned().collect(),
         })
     }
@@ -126,6 +129,12 @@ impl Inner {
             }
             Change::DeleteCapacity(key) => {
                 self.capacities.remove(&key);
+            }
+            Change::PutProxy(record) => {
+                self.proxies.insert(record.id.clone(), record);
+            }
+            Change::DeleteProxy(id) => {
+                self.proxies.remove(&id);
             }
             Change::Log(event) => {
                 if self.events.len() == EVENT_LIMIT {

@@ -23,7 +23,7 @@ use crate::types::record::{Change, StoredState};
 /// Marks the file as ours ("Forb").
 const APPLICATION_ID: i64 = 0x466f_7262;
 /// The layout of the tables.
-const SCHEMA_VERSION: u64 = 1;
+const SCHEMA_VERSION: u64 = 2;
 /// The format of every JSON body that this build writes; it reads this and older ones.
 const RECORD_FORMAT: i64 = 1;
 /// How long a call waits for another process that has the file locked.
@@ -37,7 +37,10 @@ const SCHEMA: &str = "
     CREATE TABLE variant (key TEXT PRIMARY KEY, v INTEGER NOT NULL, body TEXT NOT NULL) WITHOUT ROWID;
     CREATE TABLE capacity (key TEXT PRIMARY KEY, v INTEGER NOT NULL, body TEXT NOT NULL) WITHOUT ROWID;
     CREATE TABLE event (key INTEGER PRIMARY KEY AUTOINCREMENT, v INTEGER NOT NULL, body TEXT NOT NULL);
+    CREATE TABLE proxy (key TEXT PRIMARY KEY, v INTEGER NOT NULL, body TEXT NOT NULL) WITHOUT ROWID;
 ";
+/// What makes layout 2 out of layout 1, which did not know the proxies.
+const FROM_1_TO_2: &str = "CREATE TABLE proxy (key TEXT PRIMARY KEY, v INTEGER NOT NULL, body TEXT NOT NULL) WITHOUT ROWID;";
 
 /// An open database file.
 #[derive(Debug)]
@@ -89,6 +92,10 @@ impl SqliteStore {
                     "a newer forebay wrote it (layout {schema}, this build reads {SCHEMA_VERSION}); run that one, or set [store] path to a new file"
                 ),
             });
+        }
+        if schema == 1 {
+            tx.execute_batch(FROM_1_TO_2).map_err(fail)?;
+            put_meta(&tx, "schema_version", &SCHEMA_VERSION).map_err(fail)?;
         }
         tx.commit().map_err(fail)
     }
@@ -221,11 +228,13 @@ impl SqliteStore {
             instances: self.read_all("instance", "SELECT key, v, body FROM instance")?,
             variants: self.read_all("variant", "SELECT key, v, body FROM variant")?,
             capacities: self.read_all("capacity", "SELECT key, v, body FROM capacity")?,
+            proxies: self.read_all("proxy", "SELECT key, v, body FROM proxy")?,
             events: self.read_all("event", &newest)?,
         };
         state.instances.sort_by(|a, b| a.id.cmp(&b.id));
         state.variants.sort_by(|a, b| a.variant.cmp(&b.variant));
         state.capacities.sort_by(|a, b| a.key.cmp(&b.key));
+        state.proxies.sort_by(|a, b| a.id.cmp(&b.id));
         state.events.reverse();
         Ok(state)
     }
@@ -239,6 +248,8 @@ fn apply(tx: &Transaction<'_>, path: &Path, change: &Change) -> Result<(), Store
         Change::DeleteVariant(key) => delete(tx, path, "variant", &key.to_string()),
         Change::PutCapacity(record) => put(tx, path, "capacity", &text(&record.key)?, record),
         Change::DeleteCapacity(key) => delete(tx, path, "capacity", &text(key)?),
+        Change::PutProxy(record) => put(tx, path, "proxy", record.id.as_str(), record),
+        Change::DeleteProxy(id) => delete(tx, path, "proxy", id.as_str()),
         Change::Log(event) => {
             let body = text(event)?;
             tx.prepare_cached("INSERT INTO event (v, body) VALUES (?1, ?2)")

@@ -106,7 +106,10 @@ impl FleetMetrics {
             }
         }
         let none = vec![Label::from_static_parts("InstanceType", "none")];
-        values.insert((PROXY_COUNT, none), status.proxies.len() as f64);
+        values.insert(
+            (PROXY_COUNT, none),
+            status.proxies.iter().filter(|p| !p.silent).count() as f64,
+        );
         let mut gauges = self.gauges.lock().unwrap_or_else(PoisonError::into_inner);
         for (series, gauge) in gauges.iter() {
             if !values.contains_key(series) {

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Address, EndpointName, Generation, InstanceId, InstanceState, InstanceTypeName, ModelName,
-    ProviderName, Timestamp, VariantKey,
+    ProviderName, ProxyId, Timestamp, VariantKey,
 };
 
 /// One instance, from the intent to launch it until it is gone (then the record is deleted).
@@ -121,6 +121,16 @@ pub struct EventRecord {
     pub message: String,
 }
 
+/// A proxy that has been heard and has not left: it may route by an old table and hold requests, whether
+/// or not it is heard now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProxyRecord {
+    /// Its name.
+    pub id: ProxyId,
+    /// When it was first heard.
+    pub heard_at: Timestamp,
+}
+
 /// One change to the durable state. A slice of them is committed whole or not at all.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Change {
@@ -136,6 +146,10 @@ pub enum Change {
     PutCapacity(CapacityRecord),
     /// Capacity is back.
     DeleteCapacity(CapacityKey),
+    /// A proxy routes by our tables from now on.
+    PutProxy(ProxyRecord),
+    /// It has left, or is taken for dead.
+    DeleteProxy(ProxyId),
     /// Append to the log; the oldest are dropped past the store's limit.
     Log(EventRecord),
 }
@@ -151,6 +165,8 @@ pub struct StoredState {
     pub variants: Vec<VariantRecord>,
     /// All capacity that is remembered as refused.
     pub capacities: Vec<CapacityRecord>,
+    /// All proxies that may still route by a table of ours.
+    pub proxies: Vec<ProxyRecord>,
     /// The newest events, oldest first.
     pub events: Vec<EventRecord>,
 }

@@ -11,6 +11,9 @@ use super::{Generation, InstanceId, ProxyId, VariantKey};
 pub struct ProxyReport {
     /// Who reports.
     pub proxy: ProxyId,
+    /// Which start of it: a proxy that was killed comes back under its name, and its counts begin anew.
+    #[serde(default)]
+    pub run: u64,
     /// The table that every thread of the proxy routes by; with it, nothing can be sent to an instance
     /// that this table lacks.
     pub applied: TableVersion,

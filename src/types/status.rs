@@ -106,8 +106,11 @@ pub struct ProxyStatus {
     pub id: ProxyId,
     /// The table it routes by.
     pub applied: TableVersion,
-    /// When it last reported.
+    /// When it last reported, or since when it is waited for.
     pub reported_at: Timestamp,
+    /// It does not report: it may serve on by the table that it had.
+    #[serde(default)]
+    pub silent: bool,
 }
 
 /// A remembered refusal.

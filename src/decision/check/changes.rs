@@ -55,7 +55,9 @@ pub(super) fn check(ledger: &mut Ledger, now: Timestamp, batch: &[Change]) -> Ve
                 ledger.refusing.insert(type_of(&record.key));
             }
             Change::DeleteCapacity(key) => drop(ledger.refusing.remove(&type_of(key))),
-            Change::Log(_) => {}
+            // The books follow the reports themselves.
+            Change::PutProxy(_) | Change::Log(_) => {}
+            Change::DeleteProxy(id) => found.extend(ledger.forget_proxy(now, id)),
         }
     }
     for change in batch {
@@ -287,10 +289,7 @@ fn not_over(
         return Some("no table without it has been published".into());
     };
     ledger.proxies.iter().find_map(|(proxy, heard)| {
-        let Heard { at, applied, busy } = heard;
-        if now.since(*at) >= ledger.proxy_silence {
-            return None;
-        }
+        let Heard { applied, busy, .. } = heard;
         if *applied < left_at {
             return Some(format!("proxy {proxy} routes by {applied}, it left with {left_at}"));
         }

@@ -29,7 +29,7 @@ pub struct Ledger {
     pub(super) refusing: BTreeSet<(ProviderName, InstanceTypeName)>,
     pub(super) next_generation: u64,
     pub(super) proxies: BTreeMap<ProxyId, Heard>,
-    pub(super) proxy_silence: Duration,
+    proxy_lease: Duration,
     pub(super) listed: BTreeMap<ProviderName, BTreeMap<InstanceId, ProviderInstance>>,
     listing: BTreeMap<ProviderName, u64>,
     table: Option<Arc<RoutingTable>>,
@@ -64,10 +64,10 @@ pub(super) struct Known {
     pub(super) left_at: Option<TableVersion>,
 }
 
-/// What a live proxy last said.
+/// What a proxy last said; one that an earlier manager heard may route by any table.
 #[derive(Debug)]
 pub(super) struct Heard {
-    pub(super) at: Timestamp,
+    at: Timestamp,
     pub(super) applied: TableVersion,
     /// Instances with requests of it.
     pub(super) busy: Vec<(InstanceId, Generation, u32)>,
@@ -85,10 +85,16 @@ impl Heard {
 }
 
 impl Ledger {
-    /// Books opened with what the controller is given. A proxy that has been silent for `proxy_silence`
-    /// is taken for gone.
+    /// Books opened at `now` with what the controller is given. A proxy may be forgotten when it has left,
+    /// or has been silent for `proxy_lease` at the very least.
     #[must_use]
-    pub fn new(spec: Arc<FleetSpec>, stored: &StoredState, proxy_silence: Duration) -> Self {
+    pub fn new(
+        now: Timestamp,
+        spec: Arc<FleetSpec>,
+        stored: &StoredState,
+        proxy_lease: Duration,
+    ) -> Self {
+        let unheard = || Heard { at: now, applied: TableVersion::default(), busy: Vec::new() };
         let highest = stored.instances.iter().map(|record| record.generation.0 + 1).max();
         let mut ledger = Self {
             spec,
@@ -96,8 +102,8 @@ impl Ledger {
             variants: stored.variants.iter().map(|v| (v.variant.clone(), v.clone())).collect(),
             refusing: stored.capacities.iter().map(|c| changes::type_of(&c.key)).collect(),
             next_generation: stored.next_generation.max(highest.unwrap_or(0)),
-            proxies: BTreeMap::new(),
-            proxy_silence,
+            proxies: stored.proxies.iter().map(|p| (p.id.clone(), unheard())).collect(),
+            proxy_lease,
             listed: BTreeMap::new(),
             listing: BTreeMap::new(),
             table: None,
@@ -151,8 +157,6 @@ impl Ledger {
                 }
             }
             Event::Reported(report) => {
-                let silence = self.proxy_silence;
-                self.proxies.retain(|_, heard| now.since(heard.at) < silence);
                 if report.leaving {
                     self.proxies.remove(&report.proxy);
                 } else {
@@ -162,6 +166,13 @@ impl Ledger {
             Event::Reconfigured(spec) => self.spec = Arc::clone(spec),
             Event::ProviderNudged(_) => {}
         }
+    }
+
+    /// Enters that a proxy is forgotten: one that has not left must have been silent.
+    pub(super) fn forget_proxy(&mut self, now: Timestamp, id: &ProxyId) -> Option<Violation> {
+        let silence = now.since(self.proxies.remove(id)?.at);
+        (silence < self.proxy_lease)
+            .then(|| wrong(format!("proxy {id}"), "silence", format!("{silence:?}")))
     }
 
     /// Checks `action`, which is to be carried out at `now` after everything noted so far, and enters it

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use crate::types::record::Change;
+use crate::types::record::{Change, ProxyRecord};
 use crate::types::spec::{EndpointSpec, VariantSpec};
 use crate::types::table::{BackendRoute, EndpointRoute, RoutingTable, TableVersion, VariantRoute};
 use crate::types::{InstanceState, Timestamp, VariantKey};
@@ -58,7 +58,7 @@ impl Controller {
                     self.dirty.insert(key);
                 }
                 Waiter::Provider(name) => self.list_due(now, &name),
-                Waiter::Proxy(id) => self.forget_proxy(now, &id),
+                Waiter::Proxy(id) => self.proxy_silent(now, &id),
             }
         }
         any
@@ -111,6 +111,12 @@ impl Controller {
             changes.push(match self.capacities.get(&key) {
                 Some(record) => Change::PutCapacity(record.clone()),
                 None => Change::DeleteCapacity(key),
+            });
+        }
+        for id in std::mem::take(&mut self.journal.proxies) {
+            changes.push(match self.proxies.get(&id) {
+                Some(proxy) => Change::PutProxy(ProxyRecord { id, heard_at: proxy.first_heard_at }),
+                None => Change::DeleteProxy(id),
             });
         }
         changes.extend(std::mem::take(&mut self.journal.new_events).into_iter().map(Change::Log));

@@ -13,18 +13,20 @@ use super::events::{EventKind, Span};
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 impl Controller {
-    /// Takes in a report's demand. `first` says that this proxy was not known before: its count of
-    /// arrivals is then the base to count from, unless the proxy has only just started.
-    pub(super) fn note_demand(&mut self, now: Timestamp, report: &ProxyReport, first: bool) {
-        let started_just_now = first && report.applied.epoch == 0;
+    /// Takes in a report's demand. `since` is the start of the proxy that was heard lately: of one that has
+    /// not been, the count of arrivals is the base to count from, unless it has only just started.
+    pub(super) fn note_demand(&mut self, now: Timestamp, report: &ProxyReport, since: Option<u64>) {
+        let restarted = since.is_some_and(|run| run != report.run);
+        let all_new = restarted || since.is_none() && report.applied.epoch == 0;
         for demand in &report.variants {
             let others = self.demand_but(&demand.variant, report);
             let serves = self.serves(&demand.variant);
             let Some(variant) = self.variants.get_mut(&demand.variant) else { continue };
             let base = variant.arrivals.insert(report.proxy.clone(), demand.arrivals);
+            let base = base.filter(|_| !restarted);
             let grew = match base {
                 Some(base) => demand.arrivals != base && demand.arrivals > 0,
-                None => started_just_now && demand.arrivals > 0,
+                None => all_new && demand.arrivals > 0,
             };
             // Of a proxy heard for the first time, since a restart say, nobody knows when its requests came:
             // perhaps just now. That keeps a variant awake; it wakes none.

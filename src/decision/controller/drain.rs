@@ -5,15 +5,18 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::decision::plan::backoff::backoff;
+use crate::types::record::ProxyRecord;
 use crate::types::report::ProxyReport;
 use crate::types::table::TableVersion;
-use crate::types::{Generation, InstanceId, InstanceState, ProviderError, Timestamp, VariantKey};
+use crate::types::{
+    Generation, InstanceId, InstanceState, ProviderError, ProxyId, Timestamp, VariantKey,
+};
 
-use super::events::{EventKind, Leave};
+use super::events::{EventKind, Leave, Span};
 use super::fleet::{Launch, NEVER};
 use super::machine::Trigger;
 use super::timers::Waiter;
-use super::{Action, Controller, PROXY_LEASE, RECONNECT_GRACE};
+use super::{Action, Controller, PROXY_LEASE, PROXY_MEMORY, RECONNECT_GRACE};
 
 /// Proxies that are followed at once.
 const PROXIES_MAX: usize = 1_024;
@@ -30,12 +33,32 @@ const STOP_AGAIN_CAP: Duration = Duration::from_secs(300);
 /// A proxy's last report, as far as it is needed.
 #[derive(Debug, Clone)]
 pub(super) struct Proxy {
-    pub(super) applied: TableVersion,
+    pub(super) first_heard_at: Timestamp,
+    /// Its last report, or this manager's start if that has heard none of it yet.
     pub(super) reported_at: Timestamp,
+    /// This manager has heard it, and lately.
+    pub(super) live: bool,
+    pub(super) run: u64,
+    pub(super) applied: TableVersion,
     /// Requests at each instance, with the start they belong to, and broken connections so far.
     pub(super) outstanding: BTreeMap<InstanceId, (Generation, u32, u64)>,
     /// Requests waiting and running for each variant.
     pub(super) demand: BTreeMap<VariantKey, (u32, u32)>,
+}
+
+impl Proxy {
+    /// One that an earlier manager heard: until it reports it may route by any table.
+    pub(super) fn restored(now: Timestamp, record: &ProxyRecord) -> Self {
+        Self {
+            first_heard_at: record.heard_at,
+            reported_at: now,
+            live: false,
+            run: 0,
+            applied: TableVersion::default(),
+            outstanding: BTreeMap::new(),
+            demand: BTreeMap::new(),
+        }
+    }
 }
 
 impl Controller {
@@ -46,7 +69,8 @@ impl Controller {
             return;
         }
         let before = self.proxies.remove(&id);
-        if before.is_none() && self.proxies.len() >= PROXIES_MAX {
+        if before.is_none() && self.proxies.len() >= PROXIES_MAX && !self.forget_a_silent_proxy(now)
+        {
             let message =
                 format!("proxy {id} is not followed: {PROXIES_MAX} others report already");
             self.log_global(now, EventKind::TooManyProxies, message);
@@ -58,6 +82,7 @@ impl Controller {
             let Some(instance) = self.fleet.get(&backend.instance) else { continue };
             let broken = before
                 .as_ref()
+                .filter(|p| p.run == report.run)
                 .and_then(|p| p.outstanding.get(&backend.instance))
                 .map_or(backend.connect_failures, |(_, _, failures)| *failures);
             if backend.connect_failures > broken && instance.state() == InstanceState::InService {
@@ -66,14 +91,26 @@ impl Controller {
             let counts = (backend.generation, backend.outstanding, backend.connect_failures);
             outstanding.insert(backend.instance.clone(), counts);
         }
-        self.note_demand(now, report, before.is_none());
+        let lately = before.as_ref().filter(|p| p.live);
+        self.note_demand(now, report, lately.map(|p| p.run));
         let demand = report
             .variants
             .iter()
             .filter(|d| self.variants.contains_key(&d.variant))
             .map(|d| (d.variant.clone(), (d.queued, d.outstanding)))
             .collect();
-        let proxy = Proxy { applied: report.applied, reported_at: now, outstanding, demand };
+        if before.is_none() {
+            self.journal.proxies.insert(id.clone());
+        }
+        let proxy = Proxy {
+            first_heard_at: before.map_or(now, |p| p.first_heard_at),
+            reported_at: now,
+            live: true,
+            run: report.run,
+            applied: report.applied,
+            outstanding,
+            demand,
+        };
         self.proxies.insert(id.clone(), proxy);
         self.timers.set(Waiter::Proxy(id), Some(now + PROXY_LEASE + AT_LAST));
         for suspect in suspects {
@@ -83,9 +120,50 @@ impl Controller {
         self.check_drains(now);
     }
 
-    /// A proxy is gone, or has not been heard of for its lease.
-    pub(super) fn forget_proxy(&mut self, now: Timestamp, id: &crate::types::ProxyId) {
-        self.proxies.remove(id);
+    /// A proxy's time without a report has run out: at first it is only silent, in the end forgotten.
+    pub(super) fn proxy_silent(&mut self, now: Timestamp, id: &ProxyId) {
+        let Some(proxy) = self.proxies.get_mut(id) else { return };
+        let silence = now.since(proxy.reported_at);
+        if silence >= PROXY_MEMORY {
+            let message = format!("proxy {id} has been silent for {}: it is dead", Span(silence));
+            self.log_global(now, EventKind::ProxyForgotten, message);
+            self.forget_proxy(now, id);
+            return;
+        }
+        proxy.live = false;
+        proxy.demand.clear();
+        for variant in self.variants.values_mut() {
+            variant.arrivals.remove(id);
+        }
+        let forgotten_at = proxy.reported_at + PROXY_MEMORY;
+        self.timers.set(Waiter::Proxy(id.clone()), Some(forgotten_at));
+        let message = format!(
+            "proxy {id} has not reported for {}: it may serve on by its last table, so instances that it may use drain to their deadlines",
+            Span(silence)
+        );
+        self.log_global(now, EventKind::ProxySilent, message);
+        self.check_drains(now);
+    }
+
+    /// Makes room for one more. Returns whether a proxy was silent.
+    fn forget_a_silent_proxy(&mut self, now: Timestamp) -> bool {
+        let silent = self.proxies.iter().filter(|(_, p)| !p.live);
+        let Some(id) = silent.min_by_key(|(_, p)| p.reported_at).map(|(id, _)| id.clone()) else {
+            return false;
+        };
+        let message = format!(
+            "proxy {id} is silent, and {PROXIES_MAX} proxies are followed: it is forgotten"
+        );
+        self.log_global(now, EventKind::ProxyForgotten, message);
+        self.forget_proxy(now, &id);
+        true
+    }
+
+    /// A proxy is gone, or is taken for gone.
+    fn forget_proxy(&mut self, now: Timestamp, id: &ProxyId) {
+        if self.proxies.remove(id).is_some() {
+            self.journal.proxies.insert(id.clone());
+        }
         self.timers.set(Waiter::Proxy(id.clone()), None);
         for variant in self.variants.values_mut() {
             variant.arrivals.remove(id);

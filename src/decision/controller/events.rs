@@ -98,6 +98,10 @@ kinds! {
     ProviderUnreachable = "provider_unreachable",
     /// A provider answers again.
     ProviderBack = "provider_back",
+    /// A proxy has not reported for its lease.
+    ProxySilent = "proxy_silent",
+    /// A proxy has been silent for so long that it is taken for dead.
+    ProxyForgotten = "proxy_forgotten",
     /// More proxies report than are followed.
     TooManyProxies = "too_many_proxies",
 }

@@ -4,7 +4,7 @@
 use std::collections::{BTreeSet, VecDeque};
 
 use crate::types::record::{CapacityKey, EventRecord};
-use crate::types::{InstanceId, VariantKey};
+use crate::types::{InstanceId, ProxyId, VariantKey};
 
 /// Events kept in memory over all endpoints; the store keeps its own number.
 const EVENTS_KEPT: usize = 2_000;
@@ -15,6 +15,7 @@ pub(super) struct Journal {
     pub(super) instances: BTreeSet<InstanceId>,
     pub(super) variants: BTreeSet<VariantKey>,
     pub(super) capacities: BTreeSet<CapacityKey>,
+    pub(super) proxies: BTreeSet<ProxyId>,
     pub(super) new_events: Vec<EventRecord>,
     recent: VecDeque<EventRecord>,
 }

@@ -26,10 +26,12 @@
 //!   and no record knows is an orphan and is terminated.
 //! * **Silence must be certain.** A list proves an instance's absence only if the list was begun after
 //!   the provider last answered about it.
-//! * **Drain.** A leaving instance is out of the table first; it is stopped when every live proxy has
-//!   applied that table or a later one and has nothing outstanding at it, or its deadline has passed. A
-//!   proxy is live for [`PROXY_LEASE`] after a report; for [`RECONNECT_GRACE`] after a start nobody is
-//!   believed to be missing.
+//! * **Drain.** A leaving instance is out of the table first; it is stopped when every proxy has
+//!   applied that table or a later one and has nothing outstanding at it, or its deadline has passed.
+//!   Every proxy that was ever heard counts (also across restarts: they are recorded) until it says that
+//!   it leaves; one that is cut off may serve on by an old table, so it holds up drains to their
+//!   deadlines, for [`PROXY_MEMORY`] at most. For [`RECONNECT_GRACE`] after a start nobody is believed to
+//!   be missing. What a proxy says of demand counts for [`PROXY_LEASE`].
 //! * **Failures are not shortage.** A launch that is rejected, or an instance that ends or stays
 //!   unhealthy while it starts (or within [`QUICK_DEATH`] of being in service), blocks its pool for that
 //!   variant, for a time that doubles; other pools are not asked in its place. Blocks and the pace of
@@ -97,8 +99,10 @@ use providers::ProviderView;
 use timers::Timers;
 use variant::Variant;
 
-/// A proxy that has not reported for this long is forgotten.
+/// A proxy that has not reported for this long is silent: it may live, what it said of demand is stale.
 pub const PROXY_LEASE: Duration = Duration::from_secs(10);
+/// A proxy that has been silent for this long is taken for dead.
+pub const PROXY_MEMORY: Duration = Duration::from_secs(3_600);
 /// After a start, proxies have this long to report before they are believed not to exist.
 pub const RECONNECT_GRACE: Duration = Duration::from_secs(3);
 /// An instance that dies this soon after coming into service counts as one that failed to start.

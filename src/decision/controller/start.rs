@@ -9,6 +9,7 @@ use crate::types::spec::{EndpointSpec, FleetSpec, VariantSpec};
 use crate::types::table::{RoutingTable, TableVersion};
 use crate::types::{InstanceState, Timestamp, VariantKey};
 
+use super::drain::Proxy;
 use super::events::{EventKind, Leave};
 use super::fleet::{Fleet, Instance, Launch};
 use super::jitter::Jitter;
@@ -16,7 +17,7 @@ use super::journal::Journal;
 use super::machine::Trigger;
 use super::timers::{Timers, Waiter};
 use super::variant::Variant;
-use super::{Controller, RECONNECT_GRACE};
+use super::{Controller, PROXY_LEASE, RECONNECT_GRACE};
 
 impl Controller {
     pub(super) fn start(
@@ -35,7 +36,11 @@ impl Controller {
             fleet: Fleet::default(),
             variants: BTreeMap::new(),
             providers: BTreeMap::new(),
-            proxies: BTreeMap::new(),
+            proxies: stored
+                .proxies
+                .iter()
+                .map(|p| (p.id.clone(), Proxy::restored(now, p)))
+                .collect(),
             capacities: stored.capacities.into_iter().map(|c| (c.key.clone(), c)).collect(),
             capacity_errors: BTreeMap::new(),
             protocols: BTreeMap::new(),
@@ -54,6 +59,9 @@ impl Controller {
         }
         for record in stored.instances {
             controller.restore(now, Instance::new(record, Launch::Unknown));
+        }
+        for id in controller.proxies.keys() {
+            controller.timers.set(Waiter::Proxy(id.clone()), Some(now + PROXY_LEASE));
         }
         controller.timers.set(Waiter::Reconnect, Some(now + RECONNECT_GRACE));
         controller.adopt_spec(now, spec);

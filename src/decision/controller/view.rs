@@ -31,6 +31,7 @@ impl Controller {
                     id: id.clone(),
                     applied: p.applied,
                     reported_at: p.reported_at,
+                    silent: !p.live,
                 })
                 .collect(),
             capacity_holds: self

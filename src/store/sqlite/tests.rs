@@ -6,7 +6,7 @@ use rusqlite::Connection;
 
 use super::*;
 use crate::store::conformance::{self, instance, log};
-use crate::types::record::Change;
+use crate::types::record::{Change, ProxyRecord};
 
 const TTL: Duration = Duration::from_secs(10);
 const NOW: Timestamp = Timestamp(1_700_000_000_000);
@@ -93,7 +93,7 @@ fn newer_formats_are_refused_by_name() {
     raw.execute_batch("UPDATE instance SET v = 1, body = '{\"id\":7}'").expect("updates");
     let refusal = store.load().expect_err("broken").to_string();
     assert!(refusal.contains("instance i-9"), "{refusal}");
-    raw.execute_batch("UPDATE meta SET value = '2' WHERE key = 'schema_version'").expect("updates");
+    raw.execute_batch("UPDATE meta SET value = '3' WHERE key = 'schema_version'").expect("updates");
     let refusal = SqliteStore::open(&path).expect_err("newer layout").to_string();
     assert!(refusal.contains("newer forebay"), "{refusal}");
 }
@@ -126,4 +126,23 @@ fn the_log_is_trimmed_on_disk() {
         .query_row("SELECT count(*) FROM event", [], |row| row.get(0))
         .expect("counts");
     assert!(rows <= i64::try_from(EVENT_LIMIT + TRIM_EVERY).expect("small"), "{rows}");
+}
+
+#[test]
+fn a_file_of_the_first_layout_is_brought_up_to_date() {
+    let dir = tempfile::tempdir().expect("dir");
+    let path = dir.path().join("forebay.db");
+    let mut store = SqliteStore::open(&path).expect("opens");
+    let epoch = store.acquire_lease("a", NOW, TTL).expect("free");
+    drop(store);
+    let raw = Connection::open(&path).expect("opens");
+    raw.execute_batch("DROP TABLE proxy; UPDATE meta SET value = '1' WHERE key = 'schema_version'")
+        .expect("updates");
+    drop(raw);
+    let mut store = SqliteStore::open(&path).expect("brought up to date");
+    let proxy = ProxyRecord { id: "p".parse().expect("id"), heard_at: NOW };
+    store.commit(epoch, &[Change::PutProxy(proxy.clone())]).expect("written");
+    assert_eq!(store.load().expect("read").proxies, [proxy]);
+    drop(store);
+    assert_eq!(SqliteStore::open(&path).expect("again").load().expect("read").proxies.len(), 1);
 }

@@ -138,7 +138,7 @@ fn ledger(spec: FleetSpec, desired: u32, instances: &[(&str, InstanceState)]) ->
         variants: vec![variant(desired)],
         ..StoredState::default()
     };
-    Ledger::new(Arc::new(spec), &stored, Duration::from_secs(30))
+    Ledger::new(NOW, Arc::new(spec), &stored, Duration::from_secs(30))
 }
 
 fn put(ledger: &mut Ledger, name: &str, state: InstanceState) -> Vec<Violation> {
@@ -238,6 +238,7 @@ fn publish(ledger: &mut Ledger, revision: u64, names: &[&str]) -> Vec<Violation>
 fn reported(ledger: &mut Ledger, revision: u64, name: &str, outstanding: u32) {
     let report = ProxyReport {
         proxy: ProxyId::new("p").expect("an id"),
+        run: 0,
         applied: TableVersion { epoch: 1, revision },
         backends: vec![BackendReport {
             instance: id(name),

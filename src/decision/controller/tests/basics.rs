@@ -2,9 +2,12 @@
 
 use super::specs::*;
 use super::world::*;
+use crate::decision::controller::{Event, PROXY_MEMORY};
 use crate::types::InstanceState::{Draining, InService, Starting};
 use crate::types::launch::ProviderStatus;
-use crate::types::{Timestamp, VariantKey};
+use crate::types::report::ProxyReport;
+use crate::types::table::TableVersion;
+use crate::types::{ProxyId, Timestamp, VariantKey};
 
 #[test]
 fn one_preferred_and_two_fallbacks() {
@@ -109,7 +112,7 @@ fn a_drain_ends_at_its_deadline() {
 }
 
 #[test]
-fn a_proxy_that_is_silent_for_its_lease_holds_nothing_up() {
+fn a_silent_proxy_holds_drains_up_to_their_deadline() {
     let mut world = quickstart();
     world.run(secs(60));
     let victim = world.ids(G6, InService)[0].clone();
@@ -118,12 +121,44 @@ fn a_proxy_that_is_silent_for_its_lease_holds_nothing_up() {
     world.proxy = None;
     let now = world.now;
     world.controller().drain(now, victim.as_str()).expect("known");
-    world.run(secs(8));
-    assert!(world.running.contains_key(&victim), "it may still send");
-    world.run(secs(5));
+    world.run(secs(590));
+    assert_eq!(world.events("proxy_silent").len(), 1);
+    assert!(world.running.contains_key(&victim), "it may still serve by the table that it had");
+    world.run(secs(20));
     assert!(!world.running.contains_key(&victim));
+    assert_eq!(world.events("drain_expired").len(), 1);
 }
 
+#[test]
+fn a_proxy_that_has_left_or_is_dead_for_certain_holds_nothing_up() {
+    for leaves in [true, false] {
+        let mut world = quickstart();
+        world.run(secs(60));
+        let victim = world.ids(G6, InService)[0].clone();
+        world.proxy = Some([(victim.clone(), 1)].into());
+        world.run(secs(2));
+        world.proxy = None;
+        if leaves {
+            world.feed(Event::Reported(ProxyReport {
+                proxy: ProxyId::new("proxy-1").expect("a valid id"),
+                run: 0,
+                applied: TableVersion::default(),
+                backends: Vec::new(),
+                variants: Vec::new(),
+                leaving: true,
+            }));
+            world.run(secs(1));
+        } else {
+            world.run(PROXY_MEMORY);
+            assert_eq!(world.events("proxy_forgotten").len(), 1);
+        }
+        assert!(world.store.proxies.is_empty());
+        let now = world.now;
+        world.controller().drain(now, victim.as_str()).expect("known");
+        world.run(secs(5));
+        assert!(!world.running.contains_key(&victim));
+    }
+}
 #[test]
 fn a_killed_worker_leaves_the_table_and_is_replaced() {
     let mut world = quickstart();

@@ -144,9 +144,31 @@ fn a_drain_goes_on_after_a_restart_and_waits_for_the_proxies_to_come_back() {
     world.proxy = Some([(victim.clone(), 0)].into());
     world.run(secs(5));
     assert!(world.record(&victim).is_none());
+}
 
+#[test]
+fn a_proxy_that_was_heard_before_a_restart_is_waited_for_after_it() {
+    let mut world = settled();
     let victim = world.ids(G6, InService)[0].clone();
+    world.proxy = Some([(victim.clone(), 1)].into());
+    world.run(secs(2));
+    // It is cut off, and serves on by the table that it has.
     world.proxy = None;
+    world.start();
+    let now = world.now;
+    world.controller().drain(now, victim.as_str()).expect("known");
+    world.run(secs(590));
+    assert!(world.running.contains_key(&victim));
+    world.proxy = Some([(victim.clone(), 0)].into());
+    world.run(secs(5));
+    assert!(!world.running.contains_key(&victim));
+    assert!(world.events("drain_expired").is_empty());
+}
+
+#[test]
+fn after_a_restart_a_proxy_never_heard_has_time_to_report() {
+    let mut world = settled();
+    let victim = world.ids(G6, InService)[0].clone();
     world.start();
     let now = world.now;
     world.controller().drain(now, victim.as_str()).expect("known");

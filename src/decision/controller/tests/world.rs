@@ -391,6 +391,11 @@ impl World {
                 store.variants.push(record);
             }
             Change::DeleteVariant(key) => store.variants.retain(|v| v.variant != key),
+            Change::PutProxy(record) => {
+                store.proxies.retain(|p| p.id != record.id);
+                store.proxies.push(record);
+            }
+            Change::DeleteProxy(id) => store.proxies.retain(|p| p.id != id),
             Change::PutCapacity(record) => {
                 store.capacities.retain(|c| c.key != record.key);
                 store.capacities.push(record);
@@ -425,6 +430,7 @@ impl World {
         });
         let report = ProxyReport {
             proxy: ProxyId::new("proxy-1").expect("a valid id"),
+            run: 0,
             applied: self.applied.version,
             backends: backends.collect(),
             variants: variants.collect(),
