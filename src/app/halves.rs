@@ -11,7 +11,7 @@ use super::{AppError, observers};
 use crate::config::Config;
 use crate::control::{Manager, ManagerError, ManagerHandle, ManagerOptions, OnExit};
 use crate::proxy::link::{self, LinkOptions, REPORT_INTERVAL, REPORT_SPACING};
-use crate::proxy::{self, Identity, Listening, ProxyOptions, Router};
+use crate::proxy::{self, ClientLimits, Identity, Listening, ProxyOptions, Router};
 use crate::runtime::tasks::Tasks;
 use crate::store::sqlite::SqliteStore;
 use crate::telemetry::request::Observers;
@@ -102,7 +102,12 @@ impl ProxyHalf {
             threads: config.proxy.threads,
             connect_timeout: config.proxy.connect_timeout,
             pool_idle_timeout: config.proxy.pool_idle_timeout,
-            max_body_buffer: config.proxy.max_body_buffer as u64,
+            limits: ClientLimits {
+                connections: config.proxy.max_connections,
+                body: config.proxy.max_body_buffer as u64,
+                bodies: config.proxy.max_body_buffers,
+                body_timeout: config.proxy.body_timeout,
+            },
             drain_timeout: config.proxy.drain_timeout,
             observers: observers.clone(),
         };
@@ -134,9 +139,10 @@ impl ProxyHalf {
     }
 
     pub(super) fn refresh(&self) -> crate::api::Refresh {
-        let router = Arc::clone(&self.router);
+        let (router, clients) = (Arc::clone(&self.router), self.listening.clients());
         Arc::new(move || {
             router.refresh_gauges();
+            clients.refresh_gauges();
             std::future::ready(()).boxed()
         })
     }

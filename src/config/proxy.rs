@@ -22,6 +22,12 @@ pub struct ProxyConfig {
     pub pool_idle_timeout: Duration,
     /// Bytes of a request's body that may be held to find out which model it asks for.
     pub max_body_buffer: usize,
+    /// The same over all requests; of small bodies it is not counted.
+    pub max_body_buffers: u64,
+    /// Clients' connections at once.
+    pub max_connections: u64,
+    /// How long a client may send nothing in the middle of a body; zero: for ever.
+    pub body_timeout: Duration,
     /// The manager's management API, for a proxy that runs alone.
     pub manager: Option<Address>,
     /// Where the last routing table is kept, for a start without a manager.
@@ -38,6 +44,7 @@ pub struct AdminConfig {
 }
 
 const MAX_BODY_BUFFER: u64 = 1 << 30;
+const MAX_BODY_BUFFERS: u64 = 1 << 40;
 
 /// Reads both sections, because their listeners must not clash. The last part is `pool_idle_timeout` and its
 /// place, if the file has it: what goes with it depends on the engines.
@@ -91,18 +98,25 @@ fn proxy_config(
     };
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let threads = table.and_then(|table| table.get_in("threads", 1..=1_024, u32::to_string));
-    let buffer = ByteCount(0)..=ByteCount(MAX_BODY_BUFFER);
-    let buffer = table.and_then(|table| {
-        table.get_in("max_body_buffer", buffer, |count| format!("{} bytes", count.0))
-    });
+    let bytes = |key, most: u64| {
+        let range = ByteCount(0)..=ByteCount(most);
+        let found =
+            table.and_then(|table| table.get_in(key, range, |count| format!("{} bytes", count.0)));
+        found.map(|found| found.value.0)
+    };
+    let connections =
+        table.and_then(|table| table.get_in("max_connections", 1..=10_000_000, u32::to_string));
     ProxyConfig {
         listen,
         threads: threads.map_or(cores, |found| found.value as usize),
         connect_timeout: span("connect_timeout", Span::Positive, 2),
         pool_idle_timeout: pool_idle.map_or(Duration::from_secs(3), |found| found.value),
-        max_body_buffer: buffer
-            .and_then(|found| usize::try_from(found.value.0).ok())
+        max_body_buffer: bytes("max_body_buffer", MAX_BODY_BUFFER)
+            .and_then(|bytes| usize::try_from(bytes).ok())
             .unwrap_or(1 << 20),
+        max_body_buffers: bytes("max_body_buffers", MAX_BODY_BUFFERS).unwrap_or(256 << 20),
+        max_connections: connections.map_or(50_000, |found| u64::from(found.value)),
+        body_timeout: span("body_timeout", Span::Any, 60),
         manager: table.and_then(|table| table.get("manager")).map(|found| found.value),
         table_path: table
             .map_or_else(default_table, |table| table.or("table_path", default_table())),

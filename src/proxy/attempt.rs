@@ -15,7 +15,7 @@ use tokio::io::AsyncWriteExt;
 use tokio_util::task::TaskTracker;
 
 use super::admission::Reservation;
-use super::body::{RequestBody, ResponseBody};
+use super::body::{BodyError, RequestBody, ResponseBody};
 use super::exchange::{Exchange, UpstreamBody};
 use super::headers;
 use super::refusal::Refusal;
@@ -41,8 +41,8 @@ pub(super) enum Failure {
     NotRun(Box<Response<ResponseBody>>),
     /// It may have run; no byte of an answer went to the client.
     Broken,
-    /// The client's own body broke off.
-    BadBody,
+    /// The client's own body did not come whole.
+    BadBody(Refusal),
 }
 
 impl Sender {
@@ -203,8 +203,10 @@ fn not_sent(
 /// the worker's connection did.
 fn broken(mut exchange: Exchange, error: &hyper::Error) -> Failure {
     if error.is_user() || error.is_body_write_aborted() {
-        exchange.answered(Refusal::BadBody.code(), outcome::Outcome::Neutral);
-        return Failure::BadBody;
+        let body = std::error::Error::source(error).and_then(|s| s.downcast_ref::<BodyError>());
+        let refusal = body.map_or(Refusal::BadBody, Refusal::of_body);
+        exchange.answered(refusal.code(), outcome::Outcome::Neutral);
+        return Failure::BadBody(refusal);
     }
     let instance = &exchange.backend().route.instance;
     tracing::debug!(%instance, %error, "a worker broke off");

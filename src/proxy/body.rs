@@ -2,15 +2,31 @@
 
 use std::collections::VecDeque;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
+use thiserror::Error;
+use tokio::time::Sleep;
 
 use super::exchange::UpstreamBody;
 use super::headers::Length;
+use super::limits::{Clients, Held};
 use crate::telemetry::request::BodyMeter;
+
+/// Why a client's body did not come whole.
+#[derive(Debug, Error)]
+pub(super) enum BodyError {
+    /// It broke off or was malformed.
+    #[error(transparent)]
+    Client(#[from] hyper::Error),
+    /// Nothing came for as long as the limit says.
+    #[error("the client sent nothing of its body for {0:?}")]
+    Stalled(Duration),
+}
 
 /// A client's body: what has been read of it so far, and the rest.
 #[derive(Debug)]
@@ -23,37 +39,110 @@ pub(super) struct RequestBody {
     /// What the head said.
     length: Length,
     meter: BodyMeter,
+    clients: Option<Arc<Clients>>,
+    /// What of it is counted as held in memory.
+    held: Held,
+    patience: Option<Pin<Box<Sleep>>>,
+    /// Something has come since patience was last looked at.
+    has_progressed: bool,
 }
 
 impl RequestBody {
-    pub(super) fn new(incoming: Incoming, meter: BodyMeter) -> Self {
+    pub(super) fn new(incoming: Incoming, meter: BodyMeter, clients: &Arc<Clients>) -> Self {
         let length = if incoming.is_end_stream() {
             Length::None
         } else {
             incoming.size_hint().exact().map_or(Length::Unknown, Length::Exact)
         };
         let rest = (length != Length::None).then_some(incoming);
-        Self { read: VecDeque::new(), buffered: 0, rest, trailers: None, length, meter }
+        let clients = rest.is_some().then(|| Arc::clone(clients));
+        Self { rest, length, meter, clients, ..Self::empty() }
     }
 
     /// No body at all.
     pub(super) fn empty() -> Self {
         let read = VecDeque::new();
         let meter = BodyMeter::default();
-        Self { read, buffered: 0, rest: None, trailers: None, length: Length::None, meter }
+        Self {
+            read,
+            buffered: 0,
+            rest: None,
+            trailers: None,
+            length: Length::None,
+            meter,
+            clients: None,
+            held: Held::default(),
+            patience: None,
+            has_progressed: false,
+        }
     }
 
     /// Another one of the same content, sharing its memory; `None` unless all of it is here.
     pub(super) fn try_copy(&self) -> Option<Self> {
-        self.is_complete().then(|| Self {
-            read: self.read.clone(),
-            buffered: self.buffered,
-            rest: None,
-            trailers: self.trailers.clone(),
-            length: self.length,
-            // What is sent again is not counted again.
-            meter: BodyMeter::default(),
+        self.is_complete().then(|| {
+            Self {
+                read: self.read.clone(),
+                buffered: self.buffered,
+                trailers: self.trailers.clone(),
+                length: self.length,
+                // What is sent again is not counted again.
+                meter: BodyMeter::default(),
+                held: self.held.again(),
+                ..Self::empty()
+            }
         })
+    }
+
+    /// Whether more may be read before it can be sent on, as far as memory goes.
+    pub(super) fn may_read_ahead(&self) -> bool {
+        let Some(clients) = &self.clients else { return true };
+        !self.is_counted() || !clients.bodies_are_full()
+    }
+
+    fn is_counted(&self) -> bool {
+        match self.length {
+            Length::None => false,
+            Length::Exact(bytes) => Clients::counts(Some(bytes)),
+            Length::Unknown => true,
+        }
+    }
+
+    /// The next frame from the client, which may not keep us waiting for ever.
+    fn poll_rest(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let Some(rest) = &mut self.rest else { return Poll::Ready(None) };
+        let Poll::Ready(frame) = Pin::new(rest).poll_frame(cx) else {
+            return self.poll_patience(cx);
+        };
+        self.has_progressed = true;
+        if let Some(data) = frame.as_ref().and_then(|f| f.as_ref().ok()?.data_ref()) {
+            self.meter.add(data.len());
+        }
+        Poll::Ready(frame.map(|frame| frame.map_err(BodyError::from)))
+    }
+
+    fn poll_patience(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let Some(clients) = &self.clients else { return Poll::Pending };
+        let limit = clients.limits.body_timeout;
+        if limit.is_zero() {
+            return Poll::Pending;
+        }
+        // One timer a body, set anew only when it runs out: most pieces come long before that.
+        let patience = self.patience.get_or_insert_with(|| {
+            self.has_progressed = false;
+            Box::pin(tokio::time::sleep(limit))
+        });
+        while patience.as_mut().poll(cx).is_ready() {
+            if !std::mem::take(&mut self.has_progressed) {
+                clients.timed_out();
+                return Poll::Ready(Some(Err(BodyError::Stalled(limit))));
+            }
+            let next = patience.deadline() + limit;
+            patience.as_mut().reset(next);
+        }
+        Poll::Pending
     }
 
     pub(super) fn length(&self) -> Length {
@@ -72,16 +161,17 @@ impl RequestBody {
 
     /// Reads one more piece into memory. Pending while the client sends nothing; ready at once when all
     /// is here.
-    pub(super) fn poll_read_more(
-        &mut self,
-        cx: &mut Context<'_>,
-    ) -> Poll<Result<(), hyper::Error>> {
-        let Some(rest) = &mut self.rest else { return Poll::Ready(Ok(())) };
-        match std::task::ready!(Pin::new(rest).poll_frame(cx)) {
+    pub(super) fn poll_read_more(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BodyError>> {
+        if self.is_complete() {
+            return Poll::Ready(Ok(()));
+        }
+        match std::task::ready!(self.poll_rest(cx)) {
             Some(Ok(frame)) => match frame.into_data() {
                 Ok(data) => {
                     self.buffered += data.len() as u64;
-                    self.meter.add(data.len());
+                    if self.is_counted() {
+                        self.held.more(self.clients.as_ref(), data.len() as u64);
+                    }
                     self.read.push_back(data);
                     if self.rest.as_ref().is_some_and(Body::is_end_stream) {
                         self.rest = None;
@@ -110,25 +200,20 @@ impl RequestBody {
 
 impl Body for RequestBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = BodyError;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         if let Some(piece) = self.read.pop_front() {
+            self.held.less(piece.len() as u64);
             return Poll::Ready(Some(Ok(Frame::data(piece))));
         }
-        match &mut self.rest {
-            Some(rest) => {
-                let frame = std::task::ready!(Pin::new(rest).poll_frame(cx));
-                if let Some(data) = frame.as_ref().and_then(|f| f.as_ref().ok()?.data_ref()) {
-                    self.meter.add(data.len());
-                }
-                Poll::Ready(frame)
-            }
-            None => Poll::Ready(self.trailers.take().map(|t| Ok(Frame::trailers(t)))),
+        if self.is_complete() {
+            return Poll::Ready(self.trailers.take().map(|t| Ok(Frame::trailers(t))));
         }
+        self.poll_rest(cx)
     }
 
     fn is_end_stream(&self) -> bool {

@@ -23,7 +23,7 @@ use crate::telemetry::request::RequestRecord;
 use crate::types::spec::OnClientAbort;
 
 /// What clients that left first are counted under (nginx's convention).
-const CLIENT_LEFT: u16 = 499;
+pub(super) const CLIENT_LEFT: u16 = 499;
 
 /// A request that holds a slot. Its drop is the end of the request.
 #[derive(Debug)]

@@ -7,15 +7,19 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::{Request, Version};
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioTimer;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::attempt::Sender;
+use super::client_io::{ClientIo, Closing};
+use super::limits::{ClientLimits, Clients};
 use super::request::{Thread, serve};
 use super::router::Router;
 use super::upstream::Pool;
@@ -32,8 +36,8 @@ pub struct ProxyOptions {
     pub connect_timeout: Duration,
     /// Idle connections to workers are closed after this long.
     pub pool_idle_timeout: Duration,
-    /// How many bytes of a request's body may be held in memory.
-    pub max_body_buffer: u64,
+    /// How much clients may take.
+    pub limits: ClientLimits,
     /// How long requests may finish once the proxy is told to end.
     pub drain_timeout: Duration,
     /// Who is told about finished requests.
@@ -48,9 +52,16 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 const SWEEP: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(500));
 const BACKLOG: i32 = 4096;
 
+/// What a client is told that may not connect.
+const TOO_MANY_CONNECTIONS: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\n\
+    content-type: application/json\r\nx-forebay-error: too_many_connections\r\nretry-after: 1\r\n\
+    content-length: 110\r\nconnection: close\r\n\r\n\
+    {\"error\":{\"type\":\"too_many_connections\",\"message\":\"as many clients as may be are connected; try again later\"}}";
+
 /// The running threads. Dropping it leaves them running; [`Listening::stop`] ends them.
 #[derive(Debug)]
 pub struct Listening {
+    clients: Arc<Clients>,
     address: SocketAddr,
     stop: CancellationToken,
     threads: Vec<std::thread::JoinHandle<()>>,
@@ -61,6 +72,12 @@ impl Listening {
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// What clients take, for whoever reads the gauges.
+    #[must_use]
+    pub fn clients(&self) -> Arc<Clients> {
+        Arc::clone(&self.clients)
     }
 
     /// Accepts nothing more, lets the requests that run finish (`drain_timeout` at most) and waits for
@@ -86,17 +103,19 @@ pub fn listen(options: &ProxyOptions, router: &Arc<Router>) -> io::Result<Listen
         listeners.push(bind_shared(address)?);
     }
     let stop = CancellationToken::new();
+    let clients = Clients::new(options.limits.clone());
     let mut threads = Vec::new();
     for (number, listener) in listeners.into_iter().enumerate() {
         let (options, router, stop) = (options.clone(), Arc::clone(router), stop.clone());
+        let clients = Arc::clone(&clients);
         let name = format!("proxy-{number}");
         threads.push(std::thread::Builder::new().name(name).spawn(move || {
-            if let Err(error) = run_thread(listener, &options, router, &stop) {
+            if let Err(error) = run_thread(listener, &options, router, clients, &stop) {
                 tracing::error!(%error, "a proxy thread could not start");
             }
         })?);
     }
-    Ok(Listening { address, stop, threads })
+    Ok(Listening { clients, address, stop, threads })
 }
 
 /// Binding once without sharing finds out whether another process listens there: with sharing alone, two
@@ -125,6 +144,7 @@ fn run_thread(
     listener: StdListener,
     options: &ProxyOptions,
     router: Arc<Router>,
+    clients: Arc<Clients>,
     stop: &CancellationToken,
 ) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -135,12 +155,8 @@ fn run_thread(
         connect_timeout: options.connect_timeout,
         tasks: TaskTracker::new(),
     };
-    let thread = Rc::new(Thread {
-        router,
-        sender,
-        max_body_buffer: options.max_body_buffer,
-        observers: Rc::new(options.observers.clone()),
-    });
+    let thread =
+        Rc::new(Thread { router, sender, clients, observers: Rc::new(options.observers.clone()) });
     runtime.block_on(async {
         let listener = TcpListener::from_std(listener)?;
         let pool = Rc::clone(&thread.sender.pool);
@@ -174,8 +190,16 @@ async fn accept(listener: &TcpListener, thread: &Rc<Thread>, stop: &Cancellation
         };
         match accepted {
             Ok((stream, _)) => {
+                let Some(presence) = thread.clients.connected() else {
+                    // Whatever of it does not go out at once is not worth waiting for.
+                    drop(stream.try_write(TOO_MANY_CONNECTIONS));
+                    continue;
+                };
                 let connection = serve_connection(stream, Rc::clone(thread), stop.clone());
-                thread.sender.tasks.spawn_local(connection);
+                thread.sender.tasks.spawn_local(async move {
+                    connection.await;
+                    drop(presence);
+                });
             }
             // The client has gone already: nothing is wrong here.
             Err(error) if is_clients(&error) => {}
@@ -199,11 +223,17 @@ fn is_clients(error: &io::Error) -> bool {
 async fn serve_connection(stream: TcpStream, thread: Rc<Thread>, stop: CancellationToken) {
     // Failing to set it costs latency, nothing else.
     drop(stream.set_nodelay(true));
-    let service = service_fn(move |request| serve(Rc::clone(&thread), request));
+    let closing = Closing::default();
+    let io = ClientIo::new(stream, closing.clone());
+    let while_unfinished = closing.clone();
+    let service = service_fn(move |request: Request<Incoming>| {
+        while_unfinished.by_reset(request.version() == Version::HTTP_10);
+        serve(Rc::clone(&thread), request)
+    });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
-        .serve_connection(TokioIo::new(stream), service)
+        .serve_connection(io, service)
         .with_upgrades();
     let mut connection = std::pin::pin!(connection);
     let outcome = tokio::select! {
@@ -213,6 +243,9 @@ async fn serve_connection(stream: TcpStream, thread: Rc<Thread>, stop: Cancellat
             connection.await
         }
     };
+    if outcome.is_ok() {
+        closing.by_reset(false);
+    }
     if let Err(error) = outcome {
         tracing::debug!(%error, "a client's connection ended early");
     }

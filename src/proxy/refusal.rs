@@ -1,6 +1,8 @@
 //! What the proxy itself answers: every status in one place, each with a type, whether it is safe to
 //! send the request again, and the two shapes that clients expect.
 
+use std::error::Error as _;
+use std::io;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -8,7 +10,8 @@ use http::header::{CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderValue, Response, StatusCode};
 use thiserror::Error;
 
-use super::body::ResponseBody;
+use super::body::{BodyError, ResponseBody};
+use super::exchange::CLIENT_LEFT;
 
 /// Why a request got no worker's answer.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -35,17 +38,36 @@ pub(super) enum Refusal {
     UpstreamBroken,
     #[error("the request's body broke off or was malformed")]
     BadBody,
+    #[error("the client left in the middle of the request's body")]
+    ClientLeft,
+    #[error("nothing of the request's body came for {0:?}; send it again, without such a pause")]
+    BodyTimeout(Duration),
+    #[error(
+        "too many large bodies are being read to find out which model they ask for; name the endpoint in the header x-forebay-endpoint, or try again later"
+    )]
+    BodyBuffersFull,
 }
 
 impl Refusal {
+    /// What is wrong with a body that did not come whole.
+    pub(super) fn of_body(error: &BodyError) -> Self {
+        match error {
+            BodyError::Stalled(limit) => Self::BodyTimeout(*limit),
+            BodyError::Client(error) if broke_off(error) => Self::ClientLeft,
+            BodyError::Client(_) => Self::BadBody,
+        }
+    }
+
     fn status(&self) -> StatusCode {
         match self {
             Self::UnknownEndpoint(_) | Self::UnknownVariant { .. } => StatusCode::NOT_FOUND,
-            Self::EndpointNotNamed | Self::BadBody => StatusCode::BAD_REQUEST,
+            Self::EndpointNotNamed | Self::BadBody | Self::ClientLeft => StatusCode::BAD_REQUEST,
+            Self::BodyTimeout(_) => StatusCode::REQUEST_TIMEOUT,
             Self::QueueFull { .. } => StatusCode::TOO_MANY_REQUESTS,
-            Self::NoInstance | Self::QueueTimeout { .. } | Self::VariantRemoved => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+            Self::NoInstance
+            | Self::QueueTimeout { .. }
+            | Self::VariantRemoved
+            | Self::BodyBuffersFull => StatusCode::SERVICE_UNAVAILABLE,
             Self::NoOtherInstance | Self::UpstreamBroken => StatusCode::BAD_GATEWAY,
         }
     }
@@ -63,13 +85,16 @@ impl Refusal {
             Self::NoOtherInstance => "connect_failed",
             Self::UpstreamBroken => "upstream_broken",
             Self::BadBody => "bad_body",
+            Self::ClientLeft => "client_left",
+            Self::BodyTimeout(_) => "body_timeout",
+            Self::BodyBuffersFull => "body_buffers_full",
         }
     }
 
     fn retry_after(&self) -> Option<u32> {
         match self {
             Self::NoInstance => Some(5),
-            Self::VariantRemoved | Self::NoOtherInstance => Some(1),
+            Self::VariantRemoved | Self::NoOtherInstance | Self::BodyBuffersFull => Some(1),
             Self::QueueFull { retry_after, .. } | Self::QueueTimeout { retry_after, .. } => {
                 Some(*retry_after)
             }
@@ -77,9 +102,9 @@ impl Refusal {
         }
     }
 
-    /// The status that clients see, for the metrics.
+    /// The code that it is counted under: the status that clients see, if there is still one to see it.
     pub(super) fn code(&self) -> u16 {
-        self.status().as_u16()
+        if *self == Self::ClientLeft { CLIENT_LEFT } else { self.status().as_u16() }
     }
 
     /// The answer, in the runtime protocol's shape where the client speaks that.
@@ -115,7 +140,9 @@ impl Refusal {
 
     fn sagemaker_type(&self) -> &'static str {
         match self.status() {
-            StatusCode::NOT_FOUND | StatusCode::BAD_REQUEST => "ValidationError",
+            StatusCode::NOT_FOUND | StatusCode::BAD_REQUEST | StatusCode::REQUEST_TIMEOUT => {
+                "ValidationError"
+            }
             StatusCode::TOO_MANY_REQUESTS => "ThrottlingException",
             StatusCode::SERVICE_UNAVAILABLE => "ServiceUnavailable",
             _ => "InternalFailure",
@@ -129,6 +156,21 @@ impl Refusal {
             other => other.kind(),
         }
     }
+}
+
+/// Whether a client's connection ended in the middle of its body.
+fn broke_off(error: &hyper::Error) -> bool {
+    let io = error.source().and_then(|source| source.downcast_ref::<io::Error>());
+    error.is_incomplete_message()
+        || error.is_closed()
+        || io.is_some_and(|error| {
+            matches!(
+                error.kind(),
+                io::ErrorKind::UnexpectedEof
+                    | io::ErrorKind::ConnectionReset
+                    | io::ErrorKind::BrokenPipe
+            )
+        })
 }
 
 #[cfg(test)]

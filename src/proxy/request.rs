@@ -18,7 +18,9 @@ use hyper::body::Incoming;
 use super::admission::{Affinity, Reservation};
 use super::attempt::{Failure, Sender};
 use super::body::{RequestBody, ResponseBody};
+use super::exchange::CLIENT_LEFT;
 use super::headers::{self, Length};
+use super::limits::Clients;
 use super::refusal::Refusal;
 use super::resolve::Target;
 use super::retry::{Draft, Retry};
@@ -39,8 +41,7 @@ const USUAL_PRIORITY: u8 = 5;
 pub(super) struct Thread {
     pub(super) router: Arc<Router>,
     pub(super) sender: Sender,
-    /// Bodies up to this size are read before a slot is taken.
-    pub(super) max_body_buffer: u64,
+    pub(super) clients: Arc<Clients>,
     pub(super) observers: Rc<Observers>,
 }
 
@@ -59,17 +60,20 @@ pub(super) fn serve(
     let lists_models = parts.method == Method::GET && parts.uri.path() == "/v1/models";
     let by_head =
         if lists_models { None } else { target.resolve_by_head(&parts, &thread.router.current()) };
+    let mut accountable = None;
     if let Some(Ok(variant)) = &by_head {
+        accountable = Some(Arc::clone(&variant.unserved));
         variant.room.arrived();
         record.resolved(&variant.key, &variant.model);
     }
-    let body = RequestBody::new(body, record.body_meter());
+    let body = RequestBody::new(body, record.body_meter(), &thread.clients);
     let life = Life {
         arrived_at,
         body,
         parts,
         variant: None,
-        accountable: None,
+        accountable,
+        at_instance: false,
         may_have_run: false,
         thread,
         record,
@@ -116,6 +120,8 @@ struct Life {
     variant: Option<Arc<Variant>>,
     /// Where an answer of our own is counted: at the instance type that failed, or at none.
     accountable: Option<Arc<Traffic>>,
+    /// A try is under way, and counts for itself.
+    at_instance: bool,
     /// A worker had it and broke off.
     may_have_run: bool,
     record: RequestRecord,
@@ -131,7 +137,7 @@ impl Life {
             Ok(response) => return response,
             Err(refusal) => refusal,
         };
-        if let Some(traffic) = &self.accountable {
+        if let Some(traffic) = self.accountable.take() {
             traffic.answered(refusal.code());
         }
         let kind = refusal.kind();
@@ -158,7 +164,7 @@ impl Life {
 
     async fn resolve_by_body(&mut self) -> Result<Arc<Variant>, Refusal> {
         let snapshot = self.thread.router.current().clone();
-        let most = self.thread.max_body_buffer;
+        let most = self.thread.clients.limits.body;
         let variant = Target::resolve_by_body(&self.parts, &mut self.body, &snapshot, most).await?;
         variant.room.arrived();
         self.record.resolved(&variant.key, &variant.model);
@@ -168,12 +174,12 @@ impl Life {
     /// Bodies of a known, small length are read before a slot is taken: a slow upload holds none, and a
     /// client that leaves meanwhile is noticed.
     async fn read_small_body(&mut self) -> Result<(), Refusal> {
-        if matches!(self.body.length(), Length::Exact(bytes) if bytes <= self.thread.max_body_buffer)
-        {
-            while !self.body.is_complete() {
+        let most = self.thread.clients.limits.body;
+        if matches!(self.body.length(), Length::Exact(bytes) if bytes <= most) {
+            while !self.body.is_complete() && self.body.may_read_ahead() {
                 std::future::poll_fn(|cx| self.body.poll_read_more(cx))
                     .await
-                    .map_err(|_| Refusal::BadBody)?;
+                    .map_err(|error| Refusal::of_body(&error))?;
             }
         }
         Ok(())
@@ -213,18 +219,26 @@ impl Life {
             self.accountable = Some(Arc::clone(&reservation.backend.traffic));
             let request = draft.next(retry.may_follow());
             let hold_head = retry.replays() && draft.is_spare();
+            self.at_instance = true;
             let sent = self.thread.sender.send(
                 reservation,
                 request,
                 (self.arrived_at, &self.record),
                 hold_head,
             );
-            match sent.await {
+            let outcome = sent.await;
+            self.at_instance = false;
+            match outcome {
                 Ok(mut response) => {
+                    self.accountable = None;
                     sticky::name_sessions(response.headers_mut(), retry.tried().last().copied());
                     return Ok(response);
                 }
-                Err(Failure::BadBody) => return Err(Refusal::BadBody),
+                Err(Failure::BadBody(refusal)) => {
+                    // The try has counted it.
+                    self.accountable = None;
+                    return Err(refusal);
+                }
                 Err(Failure::NotSent(unsent)) => {
                     draft.give_back(*unsent);
                     if !retry.after_not_sent() {
@@ -233,6 +247,7 @@ impl Life {
                 }
                 Err(Failure::NotRun(answer)) => {
                     if !draft.is_spare() || !retry.after_not_run() {
+                        self.accountable = None;
                         return Ok(*answer);
                     }
                     answer.into_body().supersede();
@@ -271,7 +286,7 @@ impl Life {
         }
         self.record.waiting();
         let mut admitted = pin!(variant.admit(caller, retry.tried(), affinity));
-        let most = self.thread.max_body_buffer;
+        let most = self.thread.clients.limits.body;
         let mut unread = body.filter(|body| !body.is_complete());
         std::future::poll_fn(|cx| {
             if let Poll::Ready(outcome) = admitted.as_mut().poll(cx) {
@@ -280,16 +295,26 @@ impl Life {
             while let Some(body) = &mut unread
                 && !body.is_complete()
                 && body.buffered() < most
+                && body.may_read_ahead()
             {
                 match body.poll_read_more(cx) {
                     Poll::Ready(Ok(())) => {}
-                    Poll::Ready(Err(_)) => return Poll::Ready(Err(Refusal::BadBody)),
+                    Poll::Ready(Err(error)) => return Poll::Ready(Err(Refusal::of_body(&error))),
                     Poll::Pending => break,
                 }
             }
             Poll::Pending
         })
         .await
+    }
+}
+
+impl Drop for Life {
+    /// A client that left while its request was read or waited.
+    fn drop(&mut self) {
+        if let Some(traffic) = self.accountable.take().filter(|_| !self.at_instance) {
+            traffic.answered(CLIENT_LEFT);
+        }
     }
 }
 

@@ -145,7 +145,12 @@ async fn read_model(body: &mut RequestBody, most: u64) -> Result<Option<String>,
                 ModelField::NotYet if enough => return Ok(None),
                 ModelField::NotYet => {}
             }
+            if !body.may_read_ahead() {
+                return Err(Refusal::BodyBuffersFull);
+            }
         }
-        std::future::poll_fn(|cx| body.poll_read_more(cx)).await.map_err(|_| Refusal::BadBody)?;
+        std::future::poll_fn(|cx| body.poll_read_more(cx))
+            .await
+            .map_err(|error| Refusal::of_body(&error))?;
     }
 }

@@ -1,0 +1,167 @@
+//! What clients may take of the proxy: connections, memory, time in the middle of a body. Real sockets.
+
+#![allow(
+    clippy::disallowed_methods,
+    clippy::float_cmp,
+    reason = "tests run in real time and compare exact counts"
+)]
+
+mod support;
+
+use std::io::{Read, Write};
+use std::time::Instant;
+
+use support::http::{self, Client};
+use support::{Forebay, Worker, eventually};
+
+/// The proxy with these keys in front of one worker.
+fn limited(worker: &Worker, proxy_keys: &str) -> Forebay {
+    let forebay = Forebay::serve(&format!(
+        "[proxy]\nlisten = \"{{proxy}}\"\n{proxy_keys}\n[admin]\nlisten = \"{{admin}}\"\n\
+         [provider.existing]\nkind = \"static\"\n\
+         [instance_type.t]\nprovider = \"existing\"\nmax_concurrency = 4\naddresses = [\"http://{}\"]\n\
+         [[endpoint]]\nname = \"e\"\n[[endpoint.variant]]\nname = \"v\"\nmodel = \"m\"\n\
+         initial_instance_count = 1\nmin_instance_count = 1\nmax_instance_count = 1\n\
+         [[endpoint.variant.pool]]\ninstance_type = \"t\"\npriority = 1\n",
+        worker.address
+    ));
+    forebay.wait_in_service(1);
+    forebay
+}
+
+/// Sends this much of a request and no more.
+fn begin(forebay: &Forebay, text: &str) -> Client {
+    let mut client = Client::connect(forebay.proxy);
+    client.stream.write_all(text.as_bytes()).expect("sent");
+    client
+}
+
+#[test]
+fn a_client_that_stops_in_the_middle_of_its_body_is_answered_and_holds_nothing() {
+    let worker = Worker::start(&[]);
+    let forebay = limited(&worker, "body_timeout = \"300ms\"");
+    // With a length it is read before it takes a slot: the worker never hears of it.
+    let mut known = begin(&forebay, "POST /x HTTP/1.1\r\nhost: t\r\ncontent-length: 10\r\n\r\nabc");
+    let answer = known.read_answer();
+    assert_eq!((answer.status, answer.header("x-forebay-error")), (408, Some("body_timeout")));
+    assert!(known.is_closed(), "what comes next could be the rest");
+    assert_eq!(worker.stat("started"), 0);
+    // Without one it is sent on as it comes, and the worker's request is cancelled.
+    let mut chunked = begin(
+        &forebay,
+        "POST /x HTTP/1.1\r\nhost: t\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n",
+    );
+    let answer = chunked.read_answer();
+    assert_eq!((answer.status, answer.header("x-forebay-error")), (408, Some("body_timeout")));
+    eventually("its slot is free", || {
+        (forebay.gauge("forebay_outstanding_requests") == 0.0).then_some(())
+    });
+    assert_eq!(forebay.gauge("forebay_request_body_timeouts_total"), 2.0);
+    // One that is slow but goes on is not bothered.
+    let mut slow =
+        begin(&forebay, "POST /invocations HTTP/1.1\r\nhost: t\r\ncontent-length: 8\r\n\r\n");
+    for _ in 0..8 {
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        slow.stream.write_all(b"1").expect("sent");
+    }
+    assert_eq!(slow.read_answer().status, 200);
+}
+
+#[test]
+fn a_client_that_leaves_in_the_middle_of_its_body_is_counted_as_one_that_left() {
+    let worker = Worker::start(&[]);
+    let forebay = limited(&worker, "");
+    for text in [
+        "POST /x HTTP/1.1\r\nhost: t\r\ncontent-length: 10\r\n\r\nabc",
+        "POST /x HTTP/1.1\r\nhost: t\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n",
+    ] {
+        let before = forebay.gauge_where("forebay_invocations_total", "code=\"499\"");
+        drop(begin(&forebay, text));
+        eventually("it is counted", || {
+            let left = forebay.gauge_where("forebay_invocations_total", "code=\"499\"");
+            (left == before + 1.0).then_some(())
+        });
+    }
+    assert_eq!(forebay.gauge_where("forebay_invocations_total", "code=\"400\""), 0.0);
+}
+
+#[test]
+fn one_connection_too_many_is_told_so() {
+    let worker = Worker::start(&[]);
+    let forebay = limited(&worker, "max_connections = 2");
+    let open = |n: f64| {
+        eventually("connections are counted", || {
+            (forebay.gauge("forebay_client_connections") == n).then_some(())
+        });
+    };
+    open(0.0);
+    let mut held = [Client::connect(forebay.proxy), Client::connect(forebay.proxy)];
+    open(2.0);
+    let mut third = Client::connect(forebay.proxy);
+    let answer = third.read_answer();
+    assert_eq!(answer.header("x-forebay-error"), Some("too_many_connections"));
+    assert_eq!(answer.status, 503);
+    assert!(answer.complete && answer.json()["error"]["type"] == "too_many_connections");
+    assert!(third.is_closed());
+    assert_eq!(forebay.gauge("forebay_client_connections_refused_total"), 1.0);
+    // Those that are connected are served, and one that leaves makes room.
+    for client in &mut held {
+        client.send("POST", "/invocations", &[], b"{}");
+        assert_eq!(client.read_answer().status, 200);
+    }
+    let [first, _second] = held;
+    drop(first);
+    open(1.0);
+    assert_eq!(http::post(forebay.proxy, "/invocations", &[], "{}").status, 200);
+}
+
+#[test]
+fn stalled_uploads_take_no_more_memory_than_there_is() {
+    let worker = Worker::start(&[]);
+    let forebay = limited(&worker, "max_body_buffers = \"1MiB\"\nmax_body_buffer = \"1MiB\"");
+    let half = "x".repeat(500_000);
+    let head = "POST /invocations HTTP/1.1\r\nhost: t\r\ncontent-length: 1000000\r\n\r\n";
+    let stalled: Vec<_> = (0..4).map(|_| begin(&forebay, &format!("{head}{half}"))).collect();
+    eventually("the limit is reached", || {
+        (forebay.gauge("forebay_request_body_buffer_full_total") >= 1.0).then_some(())
+    });
+    // What was read when the limit was reached is the most there can be above it.
+    assert!(forebay.gauge("forebay_request_body_buffer_bytes") < 2.0 * 1_048_576.0);
+    drop(stalled);
+    eventually("all of it is given back", || {
+        (forebay.gauge("forebay_request_body_buffer_bytes") == 0.0).then_some(())
+    });
+    // Bodies above the limit go through: they are sent on as they come.
+    let body = "y".repeat(3_000_000);
+    let started = Instant::now();
+    assert_eq!(http::post(forebay.proxy, "/invocations", &[], &body).status, 200);
+    assert!(started.elapsed() < support::DEADLINE);
+    eventually("nothing is held", || {
+        (forebay.gauge("forebay_request_body_buffer_bytes") == 0.0).then_some(())
+    });
+}
+
+#[test]
+fn a_stream_that_breaks_is_reset_where_only_the_connection_shows_its_end() {
+    let worker = Worker::start(&["--fail", "cut-stream=2"]);
+    let forebay = limited(&worker, "");
+    let body = r#"{"model":"m","stream":true,"messages":[{"role":"user","content":"hi"}]}"#;
+    let mut client = begin(
+        &forebay,
+        &format!(
+            "POST /v1/chat/completions HTTP/1.0\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        ),
+    );
+    let mut text = Vec::new();
+    let end = client.stream.read_to_end(&mut text);
+    let text = String::from_utf8_lossy(&text).into_owned();
+    assert!(text.starts_with("HTTP/1.0 200"), "{text}");
+    let error = end.expect_err("a clean end would look like the whole answer");
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    // A whole one ends cleanly.
+    let whole = Worker::start(&[]);
+    let forebay = limited(&whole, "");
+    let mut client = begin(&forebay, "GET /v1/other HTTP/1.0\r\n\r\n");
+    client.stream.read_to_end(&mut Vec::new()).expect("a clean end");
+}
