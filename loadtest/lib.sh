@@ -42,11 +42,18 @@ venv() {
     "$ROOT/.venv/bin/pip" install --quiet --disable-pip-version-check "$@"
 }
 
-# ports N: that many free ones, held open together while they are picked so that all differ.
+# ports N: that many free ones, held open together while they are picked so that all differ; from below those
+# that the kernel gives to outgoing connections, so that none of these takes one meanwhile.
 ports() {
     python3 - "$1" <<'PY'
-import socket, sys
-held = [socket.create_server(("127.0.0.1", 0)) for _ in range(int(sys.argv[1]))]
+import random, socket, sys
+held = []
+for port in random.sample(range(15_000, 32_000), 2_000):
+    if len(held) < int(sys.argv[1]):
+        try:
+            held.append(socket.create_server(("127.0.0.1", port)))
+        except OSError:
+            pass
 print(*(s.getsockname()[1] for s in held))
 PY
 }

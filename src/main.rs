@@ -102,7 +102,10 @@ struct Admin {
 }
 
 fn main() -> ExitCode {
-    let command = Cli::parse().command;
+    let command = match Cli::try_parse() {
+        Ok(cli) => cli.command,
+        Err(error) => return bad_usage(&error),
+    };
     match logs::init().map_err(describe).and_then(|()| run(command)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(lines) => {
@@ -110,6 +113,25 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Help and the version are results; a mistake is one line and says where to look.
+fn bad_usage(error: &clap::Error) -> ExitCode {
+    if matches!(
+        error.kind(),
+        clap::error::ErrorKind::DisplayHelp
+            | clap::error::ErrorKind::DisplayVersion
+            | clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
+    ) {
+        error.exit();
+    }
+    let text = error.to_string();
+    let told = text.lines().take_while(|line| !line.starts_with("Usage:"));
+    let told: Vec<_> = told.map(str::trim).filter(|line| !line.is_empty()).collect();
+    let told = told.join(" ");
+    let told = told.trim_start_matches("error: ");
+    print_errors([format!("forebay: {told}; forebay --help tells what there is")]);
+    ExitCode::from(2)
 }
 
 /// Does what was asked for. An error is text for people, one or more lines.

@@ -7,7 +7,7 @@ use super::driver::Manager;
 use super::world::World;
 use crate::decision::controller::Action;
 use crate::types::launch::LaunchBatch;
-use crate::types::record::Change;
+use crate::types::record::{Change, VariantRecord};
 use crate::types::spec::Rebalance;
 use crate::types::{InstanceId, InstanceState, InstanceTypeName, VariantKey};
 
@@ -108,25 +108,29 @@ impl World {
         match action {
             Action::Launch { batch, .. } => Some(format!("{:?} is launched", batch.instances)),
             Action::Terminate { instance, .. } => Some(format!("{instance} is terminated")),
-            // Old memories may be forgotten, and a late answer logged, at any time.
-            Action::Persist(changes)
-                if changes.iter().all(|c| {
-                    matches!(
-                        c,
-                        Change::DeleteCapacity(_)
-                            | Change::PutProxy(_)
-                            | Change::DeleteProxy(_)
-                            | Change::Log(_)
-                    )
-                }) =>
-            {
-                None
-            }
+            Action::Persist(changes) if changes.iter().all(|c| self.is_bookkeeping(c)) => None,
             Action::Persist(changes) => Some(format!("{changes:?} are written")),
             Action::Publish(table) if self.published.is_some() => {
                 Some(format!("table {} is published", table.version))
             }
             Action::List(_) | Action::Probe { .. } | Action::Publish(_) => None,
+        }
+    }
+
+    /// Old memories may be forgotten, a late answer logged, and a round closed once a provider that hung
+    /// has answered, at any time.
+    fn is_bookkeeping(&self, change: &Change) -> bool {
+        match change {
+            Change::DeleteCapacity(_)
+            | Change::PutProxy(_)
+            | Change::DeleteProxy(_)
+            | Change::Log(_) => true,
+            Change::PutVariant(record) => {
+                let before = self.store.variants.get(&record.variant);
+                let closed = before.cloned().map(|before| VariantRecord { round: None, ..before });
+                closed.as_ref() == Some(record)
+            }
+            _ => false,
         }
     }
 

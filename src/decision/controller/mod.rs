@@ -222,7 +222,7 @@ pub struct Controller {
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum CommandError {
     /// No such endpoint.
-    #[error("no endpoint is called \"{0}\"")]
+    #[error("no endpoint is called \"{0}\"; forebay status shows those there are")]
     UnknownEndpoint(String),
     /// No such variant.
     #[error("endpoint \"{endpoint}\" has no variant \"{variant}\"; it has {known}")]
@@ -245,7 +245,7 @@ pub enum CommandError {
         known: String,
     },
     /// No such instance.
-    #[error("no instance is called \"{0}\"")]
+    #[error("no instance is called \"{0}\"; forebay status shows those there are")]
     UnknownInstance(String),
     /// Outside `min_instance_count` and `max_instance_count`.
     #[error("{count} instances are outside the bounds {min} to {max} of {variant}")]

@@ -340,7 +340,9 @@ impl Controller {
     ) -> Option<String> {
         let name = |pool: usize| spec.pools[pool].instance_type.as_str();
         Some(match plan.waiting? {
+            Waiting::Answer { count: 1 } => "waits for the answer to a launch".to_owned(),
             Waiting::Answer { count } => format!("waits for the answer to {count} launches"),
+            Waiting::Health { count: 1 } => "waits for an instance to become healthy".to_owned(),
             Waiting::Health { count } => format!("waits for {count} instances to become healthy"),
             Waiting::Capacity { pool, until } => {
                 let memory = self.capacity_key(&spec.pools[pool]);

@@ -184,9 +184,9 @@ impl Controller {
             let memory = self.capacity_key(pool).and_then(|c| self.capacities.get(&c));
             lines.extend(memory.map(|c| {
                 format!(
-                    "{} was refused {} times in a row, last {} ago ({}); asked first again at {}",
+                    "{} was refused {}, last {} ago ({}); asked first again at {}",
                     pool.instance_type,
-                    c.refusals,
+                    in_a_row(c.refusals),
                     Span(now.since(c.refused_at)),
                     c.reason,
                     At(c.hold_until, now)
@@ -195,9 +195,9 @@ impl Controller {
             let failing = variant.failing.get(&pool.instance_type).filter(|f| f.until > now);
             lines.extend(failing.map(|f| {
                 format!(
-                    "{} failed {} times in a row and is tried again at {}: {}",
+                    "{} failed {} and is tried again at {}: {}",
                     pool.instance_type,
-                    f.count,
+                    in_a_row(f.count),
                     At(f.until, now),
                     f.reason
                 )
@@ -205,6 +205,11 @@ impl Controller {
         }
         lines
     }
+}
+
+/// How often, as people say it.
+fn in_a_row(times: u32) -> String {
+    if times == 1 { "once".to_owned() } else { format!("{times} times in a row") }
 }
 
 fn count<T>(items: impl Iterator<Item = T>) -> u32 {

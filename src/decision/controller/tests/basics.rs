@@ -314,7 +314,7 @@ fn commands_check_what_they_are_given() {
     );
     assert_eq!(
         controller.set_desired(now, "x", None, 1).map_err(refused),
-        Err("no endpoint is called \"x\"".to_owned())
+        Err("no endpoint is called \"x\"; forebay status shows those there are".to_owned())
     );
     assert_eq!(
         controller.set_desired(now, "e", Some("b"), 1).map_err(refused),
@@ -322,6 +322,6 @@ fn commands_check_what_they_are_given() {
     );
     assert_eq!(
         controller.drain(now, "x y").map_err(refused),
-        Err("no instance is called \"x y\"".to_owned())
+        Err("no instance is called \"x y\"; forebay status shows those there are".to_owned())
     );
 }
