@@ -48,6 +48,12 @@ const REGRESSIONS: &[(u64, Profile)] = &[
     (3626, Profile::Everything),
     // Requests at a proxy that a new manager had not heard yet did not count.
     (3554, Profile::Everything),
+    // What a proxy was asked for just before it died nobody can know,
+    (10916, Profile::Everything),
+    // nor what one was asked for that was cut off until just now.
+    (78470, Profile::Everything),
+    // A proxy that is forgotten disturbs no fleet.
+    (71621, Profile::Everything),
     // Instances of a removed pool left before they were replaced.
     (4, Profile::Operators),
 ];

@@ -47,9 +47,9 @@ impl World {
             let after = self.fleet.variant(&record.variant)?.scale_to_zero_after?;
             let (at, proxy) = *self.asked.get(&record.variant)?;
             let idle = self.now.since(at);
-            let known = idle > self.setup.report_every + self.setup.message.1
-                && !self.silent(proxy)
-                && self.must_be_known(proxy);
+            let told =
+                self.heard_for(proxy).min(idle) > self.setup.report_every + self.setup.message.1;
+            let known = told && self.must_be_known(proxy);
             (before > 0 && record.desired == 0 && !self.commanding && known && idle < after)
                 .then(|| format!("{} sleeps {idle:?} after a request", record.variant))
         })
@@ -162,8 +162,12 @@ impl World {
         let Some(life) = state.heard else { return false };
         let same = self.manager.as_ref().is_some_and(|manager| manager.life == life);
         let turn = self.setup.report_every + self.setup.message.1;
-        same || self.store.proxies.contains_key(&state.id)
-            || (!self.silent(proxy) && self.now.since(state.silent_until) > turn)
+        same || self.store.proxies.contains_key(&state.id) || self.heard_for(proxy) > turn
+    }
+
+    /// For how long a proxy has had its line to the manager since it was last cut off.
+    fn heard_for(&self, proxy: usize) -> Duration {
+        self.now.since(self.proxies[proxy].silent_until)
     }
 
     /// Why the fleet is not yet what it should be, with all the capacity it needs and nothing failing.
