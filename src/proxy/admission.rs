@@ -9,13 +9,14 @@
 //! Whoever finds no slot enters the queue (`waiting` grows), **then** looks for a slot once more; whoever
 //! gives a slot back does so, **then** looks at `waiting`. All four steps are sequentially consistent, so
 //! at least one of the two sees the other: no slot stays free while somebody waits. Either way the slot
-//! goes to the head of the queue, under the queue's lock, so each freed slot wakes exactly one.
+//! goes to the head of the queue, under the queue's lock, so each freed slot wakes exactly one. The
+//! `handoff_model` tests play that in every order of a few threads.
 //!
 //! A [`Reservation`] is the only thing that holds a slot; its drop is the only release. One that is
 //! handed to a waiter who has just left is dropped on the way and so passed on to the next.
 
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 
 use smallvec::SmallVec;
 use tokio::sync::oneshot;
@@ -26,6 +27,7 @@ use super::router::Router;
 use super::snapshot::{Backend, Variant};
 use crate::decision::admit::{Caller, Ticket, WaitQueue};
 use crate::decision::outcome::Outcome;
+use crate::runtime::sync::{self, AtomicU32, Mutex};
 use crate::runtime::{clock, rng};
 use crate::telemetry::traffic::QueueTraffic;
 use crate::types::{Generation, VariantKey};
@@ -76,7 +78,7 @@ impl WaitingRoom {
         Self {
             key,
             router,
-            waiting: AtomicU32::new(0),
+            waiting: AtomicU32::default(),
             queue: Mutex::default(),
             arrivals: CountedArrivals::default(),
             traffic,
@@ -86,7 +88,7 @@ impl WaitingRoom {
 
     /// How many wait now.
     pub(super) fn waiting(&self) -> u32 {
-        self.waiting.load(Ordering::SeqCst)
+        self.waiting.load()
     }
 
     /// How many requests ever asked for the variant.
@@ -108,11 +110,6 @@ impl WaitingRoom {
     /// Takes in what was freed in the `seconds` since the last call.
     pub(super) fn tick(&self, seconds: f64) {
         self.drain_rate.tick(seconds);
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, WaitQueue<oneshot::Sender<Grant>>> {
-        // The queue's own operations do not panic half-way; a poisoned lock means a bug elsewhere.
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Slots of one backend for those whose session lives there: they have nowhere else to go.
@@ -140,18 +137,19 @@ impl WaitingRoom {
             };
             // The lock covers choosing as well: turns are given in the order of the queue.
             let granted = {
-                let mut queue = self.lock();
+                let mut queue = self.queue.lock();
                 if queue.is_empty() {
                     return;
                 }
                 let Some(backend) = variant.take_slot(&[], rng::draw) else { return };
                 let waiter = queue.pop();
-                self.waiting.store(queue.len(), Ordering::SeqCst);
+                self.waiting.store(queue.len());
                 waiter.map(|waiter| (waiter, self.reservation(backend)))
             };
             // Outside the lock: if the waiter has left, the reservation comes back and its drop comes
             // here again.
             if let Some((waiter, reservation)) = granted {
+                sync::step();
                 drop(waiter.send(Ok(reservation)));
             }
         }
@@ -159,11 +157,11 @@ impl WaitingRoom {
 
     /// The variant is gone from the table.
     fn turn_everybody_away(&self) {
-        let mut queue = self.lock();
+        let mut queue = self.queue.lock();
         while let Some(waiter) = queue.pop() {
             drop(waiter.send(Err(Refusal::VariantRemoved)));
         }
-        self.waiting.store(0, Ordering::SeqCst);
+        self.waiting.store(0);
     }
 
     fn reservation(self: &Arc<Self>, backend: Arc<Backend>) -> Reservation {
@@ -286,10 +284,10 @@ struct Place {
 impl Place {
     fn enter(room: &Arc<WaitingRoom>, limit: u32, caller: Caller) -> Result<Self, Refusal> {
         let (sender, grant) = oneshot::channel();
-        let mut queue = room.lock();
+        let mut queue = room.queue.lock();
         let full = |_| Refusal::QueueFull { waiting: limit, retry_after: room.retry_after() };
         let ticket = queue.push(limit, caller, sender).map_err(full)?;
-        room.waiting.store(queue.len(), Ordering::SeqCst);
+        room.waiting.store(queue.len());
         drop(queue);
         Ok(Self { room: Arc::clone(room), ticket, grant })
     }
@@ -308,9 +306,9 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let mut queue = self.room.lock();
+        let mut queue = self.room.queue.lock();
         let left = queue.remove(self.ticket);
-        self.room.waiting.store(queue.len(), Ordering::SeqCst);
+        self.room.waiting.store(queue.len());
         drop(queue);
         // Dropped outside the lock: the sender's drop wakes nobody, but may run foreign code one day.
         drop(left);
@@ -334,3 +332,7 @@ impl CountedArrivals {
 #[cfg(test)]
 #[path = "admission_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "handoff_model.rs"]
+mod handoff_model;

@@ -12,7 +12,7 @@ use super::*;
 use crate::types::spec::RoutingStrategy;
 use crate::types::table::{BackendRoute, EndpointRoute, RoutingTable, TableVersion, VariantRoute};
 
-const ANYBODY: Caller = Caller { priority: 0, id: 0 };
+pub(super) const ANYBODY: Caller = Caller { priority: 0, id: 0 };
 
 pub(super) fn backend(number: u64, copies: u32, max_concurrency: u32) -> BackendRoute {
     BackendRoute {
@@ -29,7 +29,7 @@ pub(super) fn backend(number: u64, copies: u32, max_concurrency: u32) -> Backend
     }
 }
 
-fn table(revision: u64, queue_limit: u32, backends: Vec<BackendRoute>) -> RoutingTable {
+pub(super) fn table(revision: u64, queue_limit: u32, backends: Vec<BackendRoute>) -> RoutingTable {
     let variant = VariantRoute {
         name: "v".parse().expect("name"),
         model: "m".parse().expect("model"),
@@ -48,13 +48,13 @@ fn table(revision: u64, queue_limit: u32, backends: Vec<BackendRoute>) -> Routin
     }
 }
 
-fn router(queue_limit: u32, backends: Vec<BackendRoute>) -> Arc<Router> {
+pub(super) fn router(queue_limit: u32, backends: Vec<BackendRoute>) -> Arc<Router> {
     let router = Router::new("p".parse().expect("id"));
     router.apply(&table(1, queue_limit, backends));
     router
 }
 
-fn variant(router: &Router) -> Arc<Variant> {
+pub(super) fn variant(router: &Router) -> Arc<Variant> {
     router.current().variants().next().cloned().expect("one variant")
 }
 

@@ -1,13 +1,12 @@
 //! Requests that must go to one instance, because their session lives there, and wait for a slot of it.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
 
 use super::admission::Reservation;
 use super::slot::Slot;
+use crate::runtime::sync::{self, AtomicU32, Mutex};
 
 /// Those who wait for one start of an instance, first come first served. The hand-off is that of
 /// [`super::admission`]: enter, then look for a slot; give back, then look who waits.
@@ -28,17 +27,13 @@ pub(super) enum Turn {
 
 impl Pinned {
     pub(super) fn waiting(&self) -> u32 {
-        self.waiting.load(Ordering::SeqCst)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, VecDeque<oneshot::Sender<Turn>>> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+        self.waiting.load()
     }
 
     /// A place at the end, unless `limit` wait already.
     pub(super) fn enter(&self, limit: u32) -> Option<oneshot::Receiver<Turn>> {
         let (sender, turn) = oneshot::channel();
-        let mut queue = self.lock();
+        let mut queue = self.queue.lock();
         // Those who left are forgotten before anybody is refused for them.
         if queue.len() >= limit as usize {
             queue.retain(|waiter| !waiter.is_closed());
@@ -52,21 +47,24 @@ impl Pinned {
     }
 
     fn note(&self, queue: &VecDeque<oneshot::Sender<Turn>>) {
-        self.waiting.store(u32::try_from(queue.len()).unwrap_or(u32::MAX), Ordering::SeqCst);
+        self.waiting.store(u32::try_from(queue.len()).unwrap_or(u32::MAX));
     }
 
     /// Gives free slots of `slot` to those who wait; `reserve` makes the guard of one that was taken.
     pub(super) fn hand_out(&self, slot: &Slot, reserve: impl Fn() -> Reservation) {
         while self.waiting() > 0 {
             let granted = {
-                let mut queue = self.lock();
+                let mut queue = self.queue.lock();
                 let granted = take(&mut queue, slot);
                 self.note(&queue);
                 granted
             };
             // Outside the lock: a waiter that has left hands the guard back, whose drop comes here again.
             match granted {
-                Some(waiter) => drop(waiter.send(Turn::Taken(reserve()))),
+                Some(waiter) => {
+                    sync::step();
+                    drop(waiter.send(Turn::Taken(reserve())));
+                }
                 None => return,
             }
         }
@@ -74,7 +72,7 @@ impl Pinned {
 
     /// Tells everybody that the instance takes nothing any more.
     pub(super) fn turn_away(&self) {
-        let mut queue = self.lock();
+        let mut queue = self.queue.lock();
         for waiter in queue.drain(..) {
             // One that has left needs no word.
             let _ = waiter.send(Turn::Gone);

@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crossbeam_utils::CachePadded;
 
+use crate::runtime::sync;
+
 const CLOSED: u64 = 1 << 63;
 const EJECTED: u64 = 1 << 62;
 const LIMIT_SHIFT: u32 = 32;
@@ -19,7 +21,7 @@ const LIMIT_MASK: u64 = (LARGEST_LIMIT as u64) << LIMIT_SHIFT;
 /// that must not lose a wake-up (see [`super::admission`]).
 #[derive(Debug, Default)]
 pub(super) struct Slot {
-    word: CachePadded<AtomicU64>,
+    word: CachePadded<sync::AtomicU64>,
     /// Connections that it refused or broke before an answer.
     connect_failures: AtomicU64,
     /// When it last went from idle to busy, in milliseconds of [`crate::runtime::clock::uptime_ms`].
@@ -38,7 +40,7 @@ pub(super) struct Seen {
 impl Slot {
     /// What a choice may be based on; `None` when nothing is taken.
     pub(super) fn observe(&self) -> Option<Seen> {
-        let word = self.word.load(Ordering::SeqCst);
+        let word = self.word.load();
         let seen = Seen { outstanding: count(word), limit: limit(word) };
         (word & (CLOSED | EJECTED) == 0).then_some(seen)
     }
@@ -46,48 +48,48 @@ impl Slot {
     /// Takes one, if all is still as it was seen.
     pub(super) fn try_take(&self, seen: Seen) -> bool {
         let word = u64::from(seen.limit) << LIMIT_SHIFT | u64::from(seen.outstanding);
-        self.word.compare_exchange(word, word + 1, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+        self.word.replace(word, word + 1).is_ok()
     }
 
     /// Gives one back. Only a guard's drop calls it, once for each successful [`Slot::try_take`].
     pub(super) fn give_back(&self) {
-        let before = self.word.fetch_sub(1, Ordering::SeqCst);
+        let before = self.word.subtract(1);
         debug_assert!(count(before) > 0, "one guard, one release");
     }
 
     /// Nothing more is taken from now on, by nobody, whichever table it routes by.
     pub(super) fn close(&self) {
-        self.word.fetch_or(CLOSED, Ordering::SeqCst);
+        self.word.set(CLOSED);
     }
 
     /// Is in the table again.
     pub(super) fn open(&self) {
-        self.word.fetch_and(!CLOSED, Ordering::SeqCst);
+        self.word.clear(CLOSED);
     }
 
     /// Nothing is taken until it is readmitted.
     pub(super) fn eject(&self) {
-        self.word.fetch_or(EJECTED, Ordering::SeqCst);
+        self.word.set(EJECTED);
     }
 
     /// Takes requests again.
     pub(super) fn readmit(&self) {
-        self.word.fetch_and(!EJECTED, Ordering::SeqCst);
+        self.word.clear(EJECTED);
     }
 
     pub(super) fn is_ejected(&self) -> bool {
-        self.word.load(Ordering::SeqCst) & EJECTED != 0
+        self.word.load() & EJECTED != 0
     }
 
     /// How many it takes at once from now on. Those above a lowered limit finish. Whether that is more
     /// than before.
     pub(super) fn set_limit(&self, limit: u32) -> bool {
         let bits = u64::from(limit.min(LARGEST_LIMIT)) << LIMIT_SHIFT;
-        let mut word = self.word.load(Ordering::SeqCst);
+        let mut word = self.word.load();
         while word & LIMIT_MASK != bits {
             let new = (word & !LIMIT_MASK) | bits;
-            match self.word.compare_exchange(word, new, Ordering::SeqCst, Ordering::SeqCst) {
-                Ok(_) => return self::limit(word) < limit,
+            match self.word.replace(word, new) {
+                Ok(()) => return self::limit(word) < limit,
                 Err(now) => word = now,
             }
         }
@@ -96,7 +98,7 @@ impl Slot {
 
     /// Outstanding requests, whether or not more are taken.
     pub(super) fn outstanding(&self) -> u32 {
-        count(self.word.load(Ordering::SeqCst))
+        count(self.word.load())
     }
 
     /// Notes a connection that was refused or broke before an answer.

@@ -1,0 +1,89 @@
+//! Shared memory for hand-offs between threads: words and a lock, all sequentially consistent. In tests
+//! each access is a point at which the explorer (`interleave`) may switch threads.
+
+use std::sync::atomic::Ordering::SeqCst;
+use std::sync::{MutexGuard, PoisonError};
+
+#[cfg(test)]
+use super::interleave;
+
+/// A point, outside of this module's types, at which it matters what other threads do; nothing outside of
+/// tests.
+#[inline]
+pub fn step() {
+    #[cfg(test)]
+    interleave::step();
+}
+
+/// A count that several threads look at.
+#[derive(Debug, Default)]
+pub struct AtomicU32(std::sync::atomic::AtomicU32);
+
+impl AtomicU32 {
+    /// What it holds now.
+    pub fn load(&self) -> u32 {
+        step();
+        self.0.load(SeqCst)
+    }
+
+    /// Holds `value` from now on.
+    pub fn store(&self, value: u32) {
+        step();
+        self.0.store(value, SeqCst);
+    }
+}
+
+/// A word that several threads change.
+#[derive(Debug, Default)]
+pub struct AtomicU64(std::sync::atomic::AtomicU64);
+
+impl AtomicU64 {
+    /// What it holds now.
+    pub fn load(&self) -> u64 {
+        step();
+        self.0.load(SeqCst)
+    }
+
+    /// Holds `new` from now on, if it holds `current`.
+    ///
+    /// # Errors
+    /// What it holds instead.
+    pub fn replace(&self, current: u64, new: u64) -> Result<(), u64> {
+        step();
+        self.0.compare_exchange(current, new, SeqCst, SeqCst).map(drop)
+    }
+
+    /// Takes `by` away; what it held before.
+    pub fn subtract(&self, by: u64) -> u64 {
+        step();
+        self.0.fetch_sub(by, SeqCst)
+    }
+
+    /// Sets `bits`.
+    pub fn set(&self, bits: u64) {
+        step();
+        self.0.fetch_or(bits, SeqCst);
+    }
+
+    /// Clears `bits`.
+    pub fn clear(&self, bits: u64) {
+        step();
+        self.0.fetch_and(!bits, SeqCst);
+    }
+}
+
+/// A lock that does not mind whether a thread has panicked under it: for what no operation leaves
+/// half-done.
+#[derive(Debug, Default)]
+pub struct Mutex<T>(std::sync::Mutex<T>);
+
+impl<T> Mutex<T> {
+    /// Waits for the lock.
+    pub fn lock(&self) -> MutexGuard<'_, T> {
+        #[cfg(test)]
+        if let Some(guard) = interleave::lock(&self.0) {
+            return guard;
+        }
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
