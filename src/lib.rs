@@ -19,7 +19,7 @@
 //! | [`api`] | the management HTTP: status, scaling, metrics, the table feed |
 //! | [`cli`] | the client's side of the management API |
 //! | [`telemetry`] | every metric, named once; logs |
-//! | [`runtime`] | the clock, randomness, tasks |
+//! | [`runtime`] | the clock, randomness, tasks, the shared memory of hand-offs |
 //! | [`worker`] | the stand-in model server |
 //! | [`app`] | the composition root |
 //!

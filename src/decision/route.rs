@@ -221,7 +221,8 @@ mod tests {
         }
     }
 
-    /// A million random states for each of four strategies against the naive argmin, without proptest's overhead.
+    /// A million random states for each of four strategies against the naive argmin, without proptest's
+    /// overhead.
     #[test]
     fn a_million_states_agree_with_the_naive_argmin() {
         let mut draws = Draws(7);

@@ -10,15 +10,20 @@ use std::sync::{Arc, Mutex};
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use tokio::runtime::Handle;
 
 use super::tests::{ANYBODY, backend, router, table, variant};
-use super::{Affinity, Refusal, Reservation};
+use super::{Affinity, Refusal, Reservation, Variant};
 use crate::proxy::router::Router;
 use crate::runtime::interleave::{Part, Scene, explore};
 use crate::types::Generation;
+use crate::types::table::RoutingTable;
 
 /// Switches away from a thread that could go on, per play.
 const PREEMPTIONS: u32 = 2;
+
+/// A session that lives at the one instance.
+const HOME: Affinity = Affinity::Home(Generation(1), 7);
 
 type Admission = BoxFuture<'static, Result<Reservation, Refusal>>;
 
@@ -26,24 +31,27 @@ type Admission = BoxFuture<'static, Result<Reservation, Refusal>>;
 #[derive(Clone)]
 struct World {
     router: Arc<Router>,
+    /// Of all instances together, once the scene has been played.
     slots: u32,
     held: Arc<Mutex<Vec<Reservation>>>,
     waiting: Arc<Mutex<Vec<Admission>>>,
     refused: Arc<Mutex<Vec<Refusal>>>,
-    timers: tokio::runtime::Handle,
+    timers: Handle,
 }
 
 impl World {
-    /// One instance with `slots`, and a queue for `queue_limit`.
-    fn new(timers: &tokio::runtime::Runtime, slots: u32, queue_limit: u32) -> Self {
-        Self {
+    /// One instance with `slots`, a queue for `queue_limit`, and `asked` requests that came before.
+    fn new(slots: u32, queue_limit: u32, asked: usize) -> Self {
+        let world = Self {
             router: router(queue_limit, vec![backend(1, 1, slots)]),
             slots,
             held: Arc::default(),
             waiting: Arc::default(),
             refused: Arc::default(),
-            timers: timers.handle().clone(),
-        }
+            timers: Handle::current(),
+        };
+        (0..asked).for_each(|_| world.ask(Affinity::None));
+        world
     }
 
     fn part(&self, does: impl FnOnce(&Self) + Send + 'static) -> Part {
@@ -55,10 +63,13 @@ impl World {
     }
 
     /// A request that takes a slot, waits or is refused.
-    fn ask(&self, tried: &'static [Generation], affinity: Affinity) {
-        let _timers = self.timers.enter();
-        let variant = variant(&self.router);
-        let admission = async move { variant.admit(ANYBODY, tried, affinity).await };
+    fn ask(&self, affinity: Affinity) {
+        self.ask_by(variant(&self.router), affinity);
+    }
+
+    /// One that is routed by a table that may have been replaced.
+    fn ask_by(&self, variant: Arc<Variant>, affinity: Affinity) {
+        let admission = async move { variant.admit(ANYBODY, &[], affinity).await };
         self.look(admission.boxed());
     }
 
@@ -71,12 +82,12 @@ impl World {
     }
 
     fn request(&self) -> Part {
-        self.part(|world| world.ask(&[], Affinity::None))
+        self.part(|world| world.ask(Affinity::None))
     }
 
     /// A request whose session lives at the instance.
     fn at_home(&self) -> Part {
-        self.part(|world| world.ask(&[], Affinity::Home(Generation(1), 7)))
+        self.part(|world| world.ask(HOME))
     }
 
     fn finish_one(&self) -> Part {
@@ -103,162 +114,115 @@ impl World {
         assert!(waiting == 0 || held == self.slots, "{waiting} wait, {held} of {}", self.slots);
     }
 
-    /// Settles, lets one after the other finish, and counts.
-    fn check(self, served: usize, refused: usize) -> Box<dyn FnOnce()> {
-        Box::new(move || {
-            let _timers = self.timers.enter();
-            self.settle();
-            let mut finished = 0;
-            loop {
-                let held = self.held.lock().expect("no panic").pop();
-                if held.is_none() {
-                    break;
-                }
-                drop(held);
-                finished += 1;
-                self.settle();
+    /// Settles, lets one after the other finish, and counts: so many served, so many refused.
+    fn check(&self, (served, refused): (usize, usize)) {
+        self.settle();
+        let mut finished = 0;
+        loop {
+            let held = self.held.lock().expect("no panic").pop();
+            if held.is_none() {
+                break;
             }
-            assert_eq!(finished, served, "requests served");
-            assert_eq!(self.refused.lock().expect("no panic").len(), refused, "requests refused");
-            assert_eq!(self.router.outstanding(), 0);
-            assert_eq!(self.router.report().variants.iter().map(|v| v.queued).sum::<u32>(), 0);
-        })
+            drop(held);
+            finished += 1;
+            self.settle();
+        }
+        assert_eq!(finished, served, "requests served");
+        assert_eq!(self.refused.lock().expect("no panic").len(), refused, "requests refused");
+        assert_eq!(self.router.outstanding(), 0);
+        assert_eq!(self.router.report().variants.iter().map(|v| v.queued).sum::<u32>(), 0);
     }
 }
 
-fn play(scene: impl Fn(&tokio::runtime::Runtime) -> Scene) {
+/// Plays `parts` of `world` in every order; `ends`: how many are served and refused then, those that
+/// came before included.
+fn play(world: impl Fn() -> World, parts: impl Fn(&World) -> Vec<Part>, ends: (usize, usize)) {
     let timers =
         tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
-    let played = explore(PREEMPTIONS, || scene(&timers));
+    let _timers = timers.enter();
+    let played = explore(PREEMPTIONS, || {
+        let world = world();
+        Scene { parts: parts(&world), check: Box::new(move || world.check(ends)) }
+    });
     assert!(played > 20, "only {played} orders");
 }
 
 #[test]
 fn a_slot_freed_while_a_request_enters_the_queue_is_not_overlooked() {
-    play(|timers| {
-        let world = World::new(timers, 1, 8);
-        world.ask(&[], Affinity::None);
-        let parts = vec![world.finish_one(), world.request()];
-        Scene { parts, check: world.check(1, 0) }
-    });
+    play(|| World::new(1, 8, 1), |w| vec![w.finish_one(), w.request()], (1, 0));
 }
 
 #[test]
 fn two_who_enter_share_one_freed_slot_in_turn() {
-    play(|timers| {
-        let world = World::new(timers, 1, 8);
-        world.ask(&[], Affinity::None);
-        let parts = vec![world.finish_one(), world.request(), world.request()];
-        Scene { parts, check: world.check(2, 0) }
-    });
+    let parts = |w: &World| vec![w.finish_one(), w.request(), w.request()];
+    play(|| World::new(1, 8, 1), parts, (2, 0));
 }
 
 #[test]
 fn two_freed_slots_serve_two_who_wait() {
-    play(|timers| {
-        let world = World::new(timers, 2, 8);
-        (0..4).for_each(|_| world.ask(&[], Affinity::None));
-        let parts = vec![world.finish_one(), world.finish_one()];
-        Scene { parts, check: world.check(2, 0) }
-    });
+    play(|| World::new(2, 8, 4), |w| vec![w.finish_one(), w.finish_one()], (2, 0));
 }
 
 #[test]
 fn one_who_leaves_passes_its_turn_on() {
-    play(|timers| {
-        let world = World::new(timers, 1, 8);
-        (0..3).for_each(|_| world.ask(&[], Affinity::None));
-        let parts = vec![world.finish_one(), world.leave_one(), world.request()];
-        Scene { parts, check: world.check(2, 0) }
-    });
+    let parts = |w: &World| vec![w.finish_one(), w.leave_one(), w.request()];
+    play(|| World::new(1, 8, 3), parts, (2, 0));
 }
 
 #[test]
 fn the_only_one_who_waits_leaves_no_slot_taken() {
-    play(|timers| {
-        let world = World::new(timers, 1, 8);
-        (0..2).for_each(|_| world.ask(&[], Affinity::None));
-        let parts = vec![world.finish_one(), world.leave_one(), world.request()];
-        Scene { parts, check: world.check(1, 0) }
-    });
+    let parts = |w: &World| vec![w.finish_one(), w.leave_one(), w.request()];
+    play(|| World::new(1, 8, 2), parts, (1, 0));
 }
 
 #[test]
 fn the_last_free_slot_goes_to_one() {
-    play(|timers| {
-        let world = World::new(timers, 1, 8);
-        let parts = vec![world.request(), world.request(), world.request()];
-        Scene { parts, check: world.check(3, 0) }
-    });
+    let parts = |w: &World| vec![w.request(), w.request(), w.request()];
+    play(|| World::new(1, 8, 0), parts, (3, 0));
 }
 
 #[test]
 fn a_full_queue_takes_no_more_however_many_come() {
-    play(|timers| {
-        let world = World::new(timers, 1, 1);
-        world.ask(&[], Affinity::None);
-        let parts = vec![world.request(), world.request(), world.request()];
-        Scene { parts, check: world.check(2, 2) }
-    });
+    let parts = |w: &World| vec![w.request(), w.request(), w.request()];
+    play(|| World::new(1, 1, 1), parts, (2, 2));
 }
 
 #[test]
 fn a_slot_freed_while_a_request_goes_home_is_not_overlooked() {
-    play(|timers| {
-        let world = World::new(timers, 1, 8);
-        world.ask(&[], Affinity::None);
-        let parts = vec![world.finish_one(), world.at_home()];
-        Scene { parts, check: world.check(1, 0) }
-    });
+    play(|| World::new(1, 8, 1), |w| vec![w.finish_one(), w.at_home()], (1, 0));
 }
 
 #[test]
 fn those_at_home_and_those_from_the_queue_share_the_slots() {
-    play(|timers| {
-        let world = World::new(timers, 1, 8);
-        world.ask(&[], Affinity::None);
-        let parts = vec![world.finish_one(), world.at_home(), world.request()];
-        Scene { parts, check: world.check(2, 0) }
-    });
+    let parts = |w: &World| vec![w.finish_one(), w.at_home(), w.request()];
+    play(|| World::new(1, 8, 1), parts, (2, 0));
 }
 
 #[test]
 fn one_who_leaves_its_home_passes_its_turn_on() {
-    play(|timers| {
-        let world = World::new(timers, 1, 8);
-        world.ask(&[], Affinity::None);
-        world.ask(&[], Affinity::Home(Generation(1), 7));
-        let parts = vec![world.finish_one(), world.leave_one(), world.request()];
-        Scene { parts, check: world.check(1, 0) }
-    });
+    let world = || {
+        let world = World::new(1, 8, 1);
+        world.ask(HOME);
+        world
+    };
+    play(world, |w| vec![w.finish_one(), w.leave_one(), w.request()], (1, 0));
 }
 
 #[test]
 fn a_new_instance_serves_whoever_waits() {
-    play(|timers| {
-        let world = World { slots: 2, ..World::new(timers, 1, 8) };
-        world.ask(&[], Affinity::None);
-        let apply = world.part(|world| {
-            world.router.apply(&table(2, 8, vec![backend(1, 1, 1), backend(2, 1, 1)]));
-        });
-        let parts = vec![world.request(), apply];
-        Scene { parts, check: world.check(2, 0) }
-    });
+    let world = || World { slots: 2, ..World::new(1, 8, 1) };
+    let both = || table(2, 8, vec![backend(1, 1, 1), backend(2, 1, 1)]);
+    let parts = |w: &World| vec![w.request(), w.part(move |w| w.router.apply(&both()))];
+    play(world, parts, (2, 0));
 }
 
 #[test]
 fn nobody_waits_for_a_variant_that_is_gone() {
-    play(|timers| {
-        let world = World::new(timers, 1, 8);
-        world.ask(&[], Affinity::None);
-        let gone = table(2, 8, Vec::new());
-        let gone = crate::types::table::RoutingTable { endpoints: Vec::new(), ..gone };
-        let variant = variant(&world.router);
-        let late = world.part(move |world| {
-            let admission = async move { variant.admit(ANYBODY, &[], Affinity::None).await };
-            world.look(admission.boxed());
-        });
-        let parts = vec![world.part(move |world| world.router.apply(&gone)), late];
-        Scene { parts, check: world.check(1, 1) }
-    });
+    let gone = || RoutingTable { endpoints: Vec::new(), ..table(2, 8, Vec::new()) };
+    let parts = |w: &World| {
+        let old = variant(&w.router);
+        let late = w.part(move |w| w.ask_by(old, Affinity::None));
+        vec![w.part(move |w| w.router.apply(&gone())), late]
+    };
+    play(|| World::new(1, 8, 1), parts, (1, 1));
 }

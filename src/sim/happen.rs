@@ -65,7 +65,7 @@ impl World {
                 if let Some(proxy) = self.pick_proxy(pick) {
                     self.proxies[proxy].die();
                     // What it was asked for just now nobody will ever hear of.
-                    let untold = self.setup.report_every + self.setup.message.1;
+                    let untold = self.setup.report_turn();
                     let now = self.now;
                     self.asked.retain(|_, (at, by)| *by != proxy || now.since(*at) > untold);
                     self.agenda.enter(self.now + down, Due::ProxyUp { proxy, renamed });

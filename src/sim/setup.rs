@@ -32,6 +32,13 @@ pub(super) struct Setup {
     pub(super) length: Duration,
 }
 
+impl Setup {
+    /// Within which a proxy that is heard has told what it was asked for.
+    pub(super) fn report_turn(&self) -> Duration {
+        self.report_every + self.message.1
+    }
+}
+
 /// How the providers behave when nothing fails.
 #[derive(Debug, Clone)]
 pub(super) struct CloudSetup {

@@ -47,8 +47,7 @@ impl World {
             let after = self.fleet.variant(&record.variant)?.scale_to_zero_after?;
             let (at, proxy) = *self.asked.get(&record.variant)?;
             let idle = self.now.since(at);
-            let told =
-                self.heard_for(proxy).min(idle) > self.setup.report_every + self.setup.message.1;
+            let told = self.heard_for(proxy).min(idle) > self.setup.report_turn();
             let known = told && self.must_be_known(proxy);
             (before > 0 && record.desired == 0 && !self.commanding && known && idle < after)
                 .then(|| format!("{} sleeps {idle:?} after a request", record.variant))
@@ -161,8 +160,8 @@ impl World {
         let state = &self.proxies[proxy];
         let Some(life) = state.heard else { return false };
         let same = self.manager.as_ref().is_some_and(|manager| manager.life == life);
-        let turn = self.setup.report_every + self.setup.message.1;
-        same || self.store.proxies.contains_key(&state.id) || self.heard_for(proxy) > turn
+        same || self.store.proxies.contains_key(&state.id)
+            || self.heard_for(proxy) > self.setup.report_turn()
     }
 
     /// For how long a proxy has had its line to the manager since it was last cut off.
