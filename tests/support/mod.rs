@@ -8,6 +8,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 pub mod http;
@@ -26,10 +27,24 @@ pub fn eventually<T>(what: &str, mut check: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-/// A port that was free a moment ago.
+/// Ports that the kernel gives to nobody by itself: neither another test's `bind` to port 0 nor an outgoing
+/// connection takes one between our look and the program's own bind.
+const PORTS: std::ops::Range<u32> = 12_000..32_000;
+
+/// A port that nobody listens on, and that no other call of this process returns.
 pub fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    listener.local_addr().expect("address").port()
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    // Test binaries that run side by side begin far from each other.
+    let start = std::process::id().wrapping_mul(257);
+    for _ in PORTS {
+        let step = start.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
+        let port =
+            u16::try_from(PORTS.start + step % (PORTS.end - PORTS.start)).expect("below 65,536");
+        if TcpListener::bind(local(port)).is_ok() {
+            return port;
+        }
+    }
+    panic!("no free port in {PORTS:?}")
 }
 
 pub fn local(port: u16) -> SocketAddr {
