@@ -130,7 +130,7 @@ pub struct VariantSpec {
     pub provision_timeout: Duration,
     /// When the next pool gets its turn.
     pub fallback: Fallback,
-    /// From asked-for-and-granted to healthy at the latest; includes `model_download_timeout` unless set apart.
+    /// From granted to healthy at the latest, on top of `model_download_timeout`.
     pub startup_timeout: Duration,
     /// A further allowance before `startup_timeout` begins, for fetching weights; zero by default.
     pub model_download_timeout: Duration,

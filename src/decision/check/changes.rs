@@ -107,11 +107,13 @@ fn chosen(
 fn condemned(ledger: &Ledger, now: Timestamp, known: &Known) -> bool {
     let record = &known.record;
     let Some(spec) = ledger.spec.variant(&record.variant) else { return true };
+    // One that does not run yet has the first of its clocks alone.
+    let clock = match spec.model_download_timeout {
+        Duration::ZERO => spec.startup_timeout,
+        download => download,
+    };
     let late = record.state == InstanceState::Starting
-        && record.granted_at.unwrap_or(record.asked_at)
-            + spec.startup_timeout
-            + spec.model_download_timeout
-            <= now;
+        && record.granted_at.unwrap_or(record.asked_at) + clock <= now;
     late || known.drain_asked
         || known.gone
         || known.refused

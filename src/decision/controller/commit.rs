@@ -74,8 +74,7 @@ impl Controller {
                 if asks_again && self.unheard_provider(key).is_some() {
                     return None;
                 }
-                let startup =
-                    self.variants.get(key).map(super::variant::Variant::startup_allowance);
+                let startup = self.variants.get(key).map(|v| v.startup_allowance(instance.runs()));
                 instance.due(startup.unwrap_or_default())
             });
             self.timers.set(Waiter::Instance(id), due);

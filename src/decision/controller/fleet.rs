@@ -92,6 +92,11 @@ impl Instance {
         self.record.state
     }
 
+    /// Whether its provider says that it runs, at an address.
+    pub(super) fn runs(&self) -> bool {
+        !self.provider_pending && self.record.address.is_some()
+    }
+
     pub(super) fn capacity_key(&self) -> CapacityKey {
         CapacityKey {
             provider: self.record.provider.clone(),

@@ -37,31 +37,34 @@ impl Controller {
 
     fn give_up_starting(&mut self, now: Timestamp, id: &InstanceId) -> bool {
         let Some(instance) = self.fleet.get(id) else { return false };
-        let Some(spec) = self.variants.get(&instance.record.variant).and_then(|v| v.spec.clone())
-        else {
-            return false;
-        };
+        let Some(variant) = self.variants.get(&instance.record.variant) else { return false };
+        let Some(spec) = &variant.spec else { return false };
         let granted = instance.record.granted_at.unwrap_or(now);
-        let (startup, download) = (spec.startup_timeout, spec.model_download_timeout);
-        if now < granted + startup + download {
+        if now < granted + variant.startup_allowance(instance.runs()) {
             return false;
         }
+        let (startup, download) = (Span(spec.startup_timeout), Span(spec.model_download_timeout));
         let record = instance.record.clone();
-        let took = Span(now.since(granted));
-        let clocks = if download.is_zero() {
-            format!("startup_timeout {}", Span(startup))
-        } else {
-            format!("model_download_timeout {} + startup_timeout {}", Span(download), Span(startup))
-        };
-        let kind = &record.instance_type;
-        let (event, reason) = if instance.provider_pending || record.address.is_none() {
-            let reason = format!("{kind} did not run {took} after its grant ({clocks})");
-            (EventKind::DownloadTimeout, reason)
-        } else {
+        let (kind, took) = (&record.instance_type, Span(now.since(granted)));
+        let set = !spec.model_download_timeout.is_zero();
+        let (event, reason) = if instance.runs() {
             let last = instance.probe.last.as_deref().unwrap_or("no answer yet");
+            let clocks = if set {
+                format!("model_download_timeout {download} + startup_timeout {startup}")
+            } else {
+                format!("startup_timeout {startup}")
+            };
             let reason =
                 format!("{kind} ran but was not healthy {took} after its grant ({clocks}): {last}");
             (EventKind::StartupTimeout, reason)
+        } else {
+            let clock = if set {
+                format!("model_download_timeout {download}")
+            } else {
+                format!("startup_timeout {startup}")
+            };
+            let reason = format!("{kind} did not run {took} after its grant ({clock})");
+            (EventKind::DownloadTimeout, reason)
         };
         let leave = Leave::new(event, reason.clone());
         self.apply(now, id, Trigger::TimedOut, Some(&leave));

@@ -97,7 +97,7 @@ impl Controller {
     fn expects_news(&self, provider: &ProviderName) -> bool {
         self.fleet.iter().filter(|i| i.record.provider == *provider).any(|i| match i.state() {
             InstanceState::Pending => i.launch == Launch::Unknown || i.launch_attempts > 0,
-            InstanceState::Starting => i.record.address.is_none() || i.provider_pending,
+            InstanceState::Starting => !i.runs(),
             InstanceState::InService | InstanceState::Draining => false,
             InstanceState::Stopping => true,
         })

@@ -259,6 +259,35 @@ fn one_that_never_gets_healthy_is_ended_and_its_pool_rests() {
 }
 
 #[test]
+fn what_does_not_run_and_what_does_not_get_healthy_have_clocks_of_their_own() {
+    let mut slow = variant(&[(P5, 1)], 1);
+    slow.model_download_timeout = secs(20);
+    slow.startup_timeout = secs(50);
+    let spec = fleet(&[("e", slow)]);
+    let mut world = World::new(spec.clone());
+    world.sick.insert(kind(P5));
+    world.run(secs(10));
+    let first = world.ids(P5, Starting)[0].clone();
+    world.run(secs(55));
+    assert!(world.running.contains_key(&first), "it runs: both clocks are its");
+    world.run(secs(10));
+    assert!(!world.running.contains_key(&first));
+    let told = world.events("startup_timeout");
+    assert!(told[0].contains("model_download_timeout 20s + startup_timeout 50s"), "{told:?}");
+    assert_eq!(world.events("download_timeout"), Vec::<String>::new());
+
+    let mut world = World::new(spec);
+    world.never_run.insert(kind(P5));
+    world.run(secs(15));
+    let first = world.ids(P5, Starting)[0].clone();
+    world.run(secs(10));
+    assert!(!world.running.contains_key(&first), "the first of its clocks is over");
+    let told = world.events("download_timeout");
+    assert!(told[0].contains("did not run"), "{told:?}");
+    assert!(told[0].contains("(model_download_timeout 20s)"), "{told:?}");
+}
+
+#[test]
 fn one_provider_that_hangs_delays_only_those_who_need_it() {
     let specs =
         [("near", variant(&[(G6, 1)], 2)), ("mixed", variant(&[(G6, 1), ("far.h100", 2)], 1))];

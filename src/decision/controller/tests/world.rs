@@ -52,6 +52,8 @@ pub(crate) struct World {
     pub(crate) rejects: BTreeSet<InstanceTypeName>,
     /// Instances of these never answer their probes well.
     pub(crate) sick: BTreeSet<InstanceTypeName>,
+    /// Instances of these are granted and never run.
+    pub(crate) never_run: BTreeSet<InstanceTypeName>,
     /// Providers that answer nothing at all.
     pub(crate) hanging: BTreeSet<ProviderName>,
     /// Launches are carried out but answered with `Unavailable`.
@@ -92,6 +94,7 @@ impl World {
             capacity: BTreeMap::new(),
             rejects: BTreeSet::new(),
             sick: BTreeSet::new(),
+            never_run: BTreeSet::new(),
             hanging: BTreeSet::new(),
             mumbling: false,
             dies_after: None,
@@ -357,13 +360,14 @@ impl World {
                 return Err(ProviderError::InsufficientCapacity { reason });
             }
             self.ports += 1;
+            let runs = !self.never_run.contains(&batch.instance_type);
             let running = Running {
                 provider: provider.clone(),
                 instance_type: batch.instance_type.clone(),
                 variant: batch.variant.clone(),
                 port: self.ports,
-                status: ProviderStatus::Running,
-                healthy: true,
+                status: if runs { ProviderStatus::Running } else { ProviderStatus::Pending },
+                healthy: runs,
                 interruption_at: None,
             };
             self.running.insert(id.clone(), running);
