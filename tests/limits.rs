@@ -14,21 +14,6 @@ use std::time::Instant;
 use support::http::{self, Client};
 use support::{Forebay, Worker, eventually};
 
-/// The proxy with these keys in front of one worker.
-fn limited(worker: &Worker, proxy_keys: &str) -> Forebay {
-    let forebay = Forebay::serve(&format!(
-        "[proxy]\nlisten = \"{{proxy}}\"\n{proxy_keys}\n[admin]\nlisten = \"{{admin}}\"\n\
-         [provider.existing]\nkind = \"static\"\n\
-         [instance_type.t]\nprovider = \"existing\"\nmax_concurrency = 4\naddresses = [\"http://{}\"]\n\
-         [[endpoint]]\nname = \"e\"\n[[endpoint.variant]]\nname = \"v\"\nmodel = \"m\"\n\
-         initial_instance_count = 1\nmin_instance_count = 1\nmax_instance_count = 1\n\
-         [[endpoint.variant.pool]]\ninstance_type = \"t\"\npriority = 1\n",
-        worker.address
-    ));
-    forebay.wait_in_service(1);
-    forebay
-}
-
 /// Sends this much of a request and no more.
 fn begin(forebay: &Forebay, text: &str) -> Client {
     let mut client = Client::connect(forebay.proxy);
@@ -39,7 +24,7 @@ fn begin(forebay: &Forebay, text: &str) -> Client {
 #[test]
 fn a_client_that_stops_in_the_middle_of_its_body_is_answered_and_holds_nothing() {
     let worker = Worker::start(&[]);
-    let forebay = limited(&worker, "body_timeout = \"300ms\"");
+    let forebay = Forebay::limited(&worker, "body_timeout = \"300ms\"");
     // With a length it is read before it takes a slot: the worker never hears of it.
     let mut known = begin(&forebay, "POST /x HTTP/1.1\r\nhost: t\r\ncontent-length: 10\r\n\r\nabc");
     let answer = known.read_answer();
@@ -70,7 +55,7 @@ fn a_client_that_stops_in_the_middle_of_its_body_is_answered_and_holds_nothing()
 #[test]
 fn a_client_that_leaves_in_the_middle_of_its_body_is_counted_as_one_that_left() {
     let worker = Worker::start(&[]);
-    let forebay = limited(&worker, "");
+    let forebay = Forebay::limited(&worker, "");
     for text in [
         "POST /x HTTP/1.1\r\nhost: t\r\ncontent-length: 10\r\n\r\nabc",
         "POST /x HTTP/1.1\r\nhost: t\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n",
@@ -88,7 +73,7 @@ fn a_client_that_leaves_in_the_middle_of_its_body_is_counted_as_one_that_left() 
 #[test]
 fn one_connection_too_many_is_told_so() {
     let worker = Worker::start(&[]);
-    let forebay = limited(&worker, "max_connections = 2");
+    let forebay = Forebay::limited(&worker, "max_connections = 2");
     let open = |n: f64| {
         eventually("connections are counted", || {
             (forebay.gauge("forebay_client_connections") == n).then_some(())
@@ -118,7 +103,8 @@ fn one_connection_too_many_is_told_so() {
 #[test]
 fn stalled_uploads_take_no_more_memory_than_there_is() {
     let worker = Worker::start(&[]);
-    let forebay = limited(&worker, "max_body_buffers = \"1MiB\"\nmax_body_buffer = \"1MiB\"");
+    let forebay =
+        Forebay::limited(&worker, "max_body_buffers = \"1MiB\"\nmax_body_buffer = \"1MiB\"");
     let half = "x".repeat(500_000);
     let head = "POST /invocations HTTP/1.1\r\nhost: t\r\ncontent-length: 1000000\r\n\r\n";
     let stalled: Vec<_> = (0..4).map(|_| begin(&forebay, &format!("{head}{half}"))).collect();
@@ -144,7 +130,7 @@ fn stalled_uploads_take_no_more_memory_than_there_is() {
 #[test]
 fn a_stream_that_breaks_is_reset_where_only_the_connection_shows_its_end() {
     let worker = Worker::start(&["--fail", "cut-stream=2"]);
-    let forebay = limited(&worker, "");
+    let forebay = Forebay::limited(&worker, "");
     let body = r#"{"model":"m","stream":true,"messages":[{"role":"user","content":"hi"}]}"#;
     let mut client = begin(
         &forebay,
@@ -161,7 +147,7 @@ fn a_stream_that_breaks_is_reset_where_only_the_connection_shows_its_end() {
     assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
     // A whole one ends cleanly.
     let whole = Worker::start(&[]);
-    let forebay = limited(&whole, "");
+    let forebay = Forebay::limited(&whole, "");
     let mut client = begin(&forebay, "GET /v1/other HTTP/1.0\r\n\r\n");
     client.stream.read_to_end(&mut Vec::new()).expect("a clean end");
 }

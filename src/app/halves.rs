@@ -106,6 +106,8 @@ impl ProxyHalf {
                 connections: config.proxy.max_connections,
                 body: config.proxy.max_body_buffer as u64,
                 bodies: config.proxy.max_body_buffers,
+                streams: config.proxy.max_streams,
+                idle_timeout: config.proxy.idle_timeout,
                 body_timeout: config.proxy.body_timeout,
             },
             drain_timeout: config.proxy.drain_timeout,

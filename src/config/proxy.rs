@@ -26,6 +26,10 @@ pub struct ProxyConfig {
     pub max_body_buffers: u64,
     /// Clients' connections at once.
     pub max_connections: u64,
+    /// Streams at once on one HTTP/2 connection of a client.
+    pub max_streams: u32,
+    /// How long a client's connection may wait for a request's head.
+    pub idle_timeout: Duration,
     /// How long a client may send nothing in the middle of a body; zero: for ever.
     pub body_timeout: Duration,
     /// The manager's management API, for a proxy that runs alone.
@@ -116,6 +120,8 @@ fn proxy_config(
             .unwrap_or(1 << 20),
         max_body_buffers: bytes("max_body_buffers", MAX_BODY_BUFFERS).unwrap_or(256 << 20),
         max_connections: connections.map_or(50_000, |found| u64::from(found.value)),
+        max_streams: table.map_or(256, |table| table.number_or("max_streams", 1..=1_000_000, 256)),
+        idle_timeout: span("idle_timeout", Span::Positive, 60),
         body_timeout: span("body_timeout", Span::Any, 60),
         manager: table.and_then(|table| table.get("manager")).map(|found| found.value),
         table_path: table

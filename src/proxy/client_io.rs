@@ -9,6 +9,7 @@ use std::task::{Context, Poll};
 
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
 /// Says, while the connection lives, how it is to be closed.
@@ -22,29 +23,41 @@ impl Closing {
     }
 }
 
-/// The socket.
+/// What bytes of a client go through: its socket, or TLS on it.
+pub(super) trait Transport: AsyncRead + AsyncWrite + Send + Unpin + 'static {
+    /// The socket below.
+    fn socket(&self) -> &TcpStream;
+}
+
+impl Transport for TcpStream {
+    fn socket(&self) -> &TcpStream {
+        self
+    }
+}
+
+/// The client's side of a connection.
 #[derive(Debug)]
-pub(super) struct ClientIo {
-    io: TokioIo<TcpStream>,
+pub(super) struct ClientIo<T: Transport> {
+    io: TokioIo<T>,
     closing: Closing,
 }
 
-impl ClientIo {
-    pub(super) fn new(stream: TcpStream, closing: Closing) -> Self {
+impl<T: Transport> ClientIo<T> {
+    pub(super) fn new(stream: T, closing: Closing) -> Self {
         Self { io: TokioIo::new(stream), closing }
     }
 }
 
-impl Drop for ClientIo {
+impl<T: Transport> Drop for ClientIo<T> {
     fn drop(&mut self) {
         if self.closing.0.load(Ordering::Relaxed) {
             // A socket that is closed already needs none.
-            drop(self.io.inner().set_zero_linger());
+            drop(self.io.inner().socket().set_zero_linger());
         }
     }
 }
 
-impl Read for ClientIo {
+impl<T: Transport> Read for ClientIo<T> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -54,7 +67,7 @@ impl Read for ClientIo {
     }
 }
 
-impl Write for ClientIo {
+impl<T: Transport> Write for ClientIo<T> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,

@@ -2,8 +2,9 @@
 //! (RFC 9110, 7.6.1), and the framing is set anew from the body itself, so that what reaches a worker
 //! is never ambiguous.
 
+use http::Uri;
 use http::header::{
-    CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, TE,
+    CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, HOST, HeaderMap, HeaderName, HeaderValue, TE,
     TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
 
@@ -40,6 +41,29 @@ fn remove_nominated(headers: &mut HeaderMap) {
         .collect();
     for name in nominated {
         headers.remove(name);
+    }
+}
+
+/// The target's authority, where it has one (HTTP/2, absolute-form), is what the request is for, whatever
+/// `Host` says (RFC 9112, 3.2.2).
+pub(super) fn set_host(headers: &mut HeaderMap, uri: &Uri) {
+    let authority = uri.authority().and_then(|a| HeaderValue::from_str(a.as_str()).ok());
+    if let Some(authority) = authority {
+        headers.insert(HOST, authority);
+    }
+}
+
+/// HTTP/2 may send one `cookie` field for each of them; HTTP/1.1 knows one for all (RFC 9113, 8.2.3).
+pub(super) fn join_cookies(headers: &mut HeaderMap) {
+    let mut all = headers.get_all(COOKIE).iter();
+    let (Some(first), Some(second)) = (all.next(), all.next()) else { return };
+    let mut joined = first.as_bytes().to_vec();
+    for crumb in std::iter::once(second).chain(all) {
+        joined.extend_from_slice(b"; ");
+        joined.extend_from_slice(crumb.as_bytes());
+    }
+    if let Ok(joined) = HeaderValue::from_bytes(&joined) {
+        headers.insert(COOKIE, joined);
     }
 }
 
@@ -134,6 +158,20 @@ mod tests {
         let mut left: Vec<_> = map.keys().map(HeaderName::as_str).collect();
         left.sort_unstable();
         assert_eq!(left, ["content-length", "host", "x-public"]);
+    }
+
+    #[test]
+    fn what_http2_says_in_its_own_way_is_said_as_http1_does() {
+        let mut map =
+            headers(&[("cookie", "a=1"), ("x", "y"), ("cookie", "b=2"), ("cookie", "c=3")]);
+        join_cookies(&mut map);
+        set_host(&mut map, &Uri::from_static("https://models.example:8443/v1?x=1"));
+        assert_eq!(
+            map,
+            headers(&[("cookie", "a=1; b=2; c=3"), ("x", "y"), ("host", "models.example:8443")])
+        );
+        set_host(&mut map, &Uri::from_static("/v1"));
+        assert_eq!(map[HOST], "models.example:8443");
     }
 
     #[test]

@@ -19,6 +19,10 @@ pub struct ClientLimits {
     pub body: u64,
     /// The same over all requests.
     pub bodies: u64,
+    /// Streams at once on one HTTP/2 connection.
+    pub streams: u32,
+    /// How long a connection may wait for a request's head, idle or in the middle of it.
+    pub idle_timeout: Duration,
     /// How long a client may send nothing in the middle of a request's body.
     pub body_timeout: Duration,
 }

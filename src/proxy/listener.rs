@@ -7,20 +7,15 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{Request, Version};
-use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::TokioTimer;
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::attempt::Sender;
-use super::client_io::{ClientIo, Closing};
+use super::downstream::serve_connection;
 use super::limits::{ClientLimits, Clients};
-use super::request::{Thread, serve};
+use super::request::Thread;
 use super::router::Router;
 use super::upstream::Pool;
 use crate::telemetry::request::Observers;
@@ -44,8 +39,6 @@ pub struct ProxyOptions {
     pub observers: Observers,
 }
 
-/// How long a client may take to send a request's head.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long accepting pauses when the process is out of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// The shortest and the longest pause between two looks at the idle connections.
@@ -218,35 +211,4 @@ fn is_clients(error: &io::Error) -> bool {
             | io::ErrorKind::ConnectionReset
             | io::ErrorKind::Interrupted
     )
-}
-
-async fn serve_connection(stream: TcpStream, thread: Rc<Thread>, stop: CancellationToken) {
-    // Failing to set it costs latency, nothing else.
-    drop(stream.set_nodelay(true));
-    let closing = Closing::default();
-    let io = ClientIo::new(stream, closing.clone());
-    let while_unfinished = closing.clone();
-    let service = service_fn(move |request: Request<Incoming>| {
-        while_unfinished.by_reset(request.version() == Version::HTTP_10);
-        serve(Rc::clone(&thread), request)
-    });
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
-        .serve_connection(io, service)
-        .with_upgrades();
-    let mut connection = std::pin::pin!(connection);
-    let outcome = tokio::select! {
-        outcome = connection.as_mut() => outcome,
-        () = stop.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
-    };
-    if outcome.is_ok() {
-        closing.by_reset(false);
-    }
-    if let Err(error) = outcome {
-        tracing::debug!(%error, "a client's connection ended early");
-    }
 }

@@ -24,6 +24,7 @@ mod attempt;
 pub mod bench;
 mod body;
 mod client_io;
+mod downstream;
 mod drain_rate;
 mod exchange;
 mod headers;

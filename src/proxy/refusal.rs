@@ -161,7 +161,9 @@ impl Refusal {
 /// Whether a client's connection ended in the middle of its body.
 fn broke_off(error: &hyper::Error) -> bool {
     let io = error.source().and_then(|source| source.downcast_ref::<io::Error>());
+    let h2 = error.source().and_then(|source| source.downcast_ref::<h2::Error>());
     error.is_incomplete_message()
+        || h2.is_some_and(|error| error.is_io() || error.is_remote())
         || error.is_closed()
         || io.is_some_and(|error| {
             matches!(

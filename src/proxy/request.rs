@@ -187,6 +187,10 @@ impl Life {
 
     /// The head as the worker gets it, but for what depends on which worker that is.
     fn prepare_head(&mut self, target: &Target) {
+        headers::set_host(&mut self.parts.headers, &self.parts.uri);
+        if self.parts.version == Version::HTTP_2 {
+            headers::join_cookies(&mut self.parts.headers);
+        }
         let path = target.worker_path.clone().or_else(|| self.parts.uri.path_and_query().cloned());
         self.parts.uri = path.map_or_else(Uri::default, Uri::from);
         self.parts.version = Version::HTTP_11;

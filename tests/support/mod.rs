@@ -203,6 +203,21 @@ impl Forebay {
         Self::in_front_of_addresses(&addresses, extra)
     }
 
+    /// The proxy with these keys of its own in front of one worker with four slots.
+    pub fn limited(worker: &Worker, proxy_keys: &str) -> Self {
+        let forebay = Self::serve(&format!(
+            "[proxy]\nlisten = \"{{proxy}}\"\n{proxy_keys}\n[admin]\nlisten = \"{{admin}}\"\n\
+             [provider.existing]\nkind = \"static\"\n\
+             [instance_type.t]\nprovider = \"existing\"\nmax_concurrency = 4\naddresses = [\"http://{}\"]\n\
+             [[endpoint]]\nname = \"e\"\n[[endpoint.variant]]\nname = \"v\"\nmodel = \"m\"\n\
+             initial_instance_count = 1\nmin_instance_count = 1\nmax_instance_count = 1\n\
+             [[endpoint.variant.pool]]\ninstance_type = \"t\"\npriority = 1\n",
+            worker.address
+        ));
+        forebay.wait_in_service(1);
+        forebay
+    }
+
     pub fn in_front_of_addresses(addresses: &[(SocketAddr, u32)], extra: &str) -> Self {
         let types: Vec<_> =
             addresses.iter().map(|(address, slots)| (*address, *slots, "")).collect();

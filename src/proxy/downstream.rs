@@ -1,0 +1,207 @@
+//! A client's connection, from its first byte to its close: HTTP/2 for those who begin with its preface
+//! (RFC 9113, 3.3), HTTP/1.1 for all others. Whatever it speaks, each of its requests enters by [`serve`].
+
+use std::cell::Cell;
+use std::io;
+use std::pin::pin;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use http::{Request, Version};
+use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::TokioTimer;
+use tokio::net::TcpStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::client_io::{ClientIo, Closing, Transport};
+use super::request::{Thread, serve};
+use crate::runtime::clock;
+
+/// How an HTTP/2 connection begins, as far as it takes to tell it from every method of HTTP/1.1.
+const PREFACE: &[u8; 4] = b"PRI ";
+/// How long a beginning that is not long enough to tell is left alone.
+const NEXT_LOOK: Duration = Duration::from_millis(5);
+
+/// How far the peer of an HTTP/2 connection may send ahead of us: one stream, and all of them.
+const STREAM_WINDOW: u32 = 256 << 10;
+const CONNECTION_WINDOW: u32 = 1 << 20;
+/// Bytes that wait for a stream's client in our memory.
+const SEND_BUFFER: usize = 64 << 10;
+/// The headers of one request, as HTTP/2 counts them (RFC 9113, 6.5.2).
+const HEADER_LIST: u32 = 64 << 10;
+/// A client is asked whether it is there after so much silence, and has as long again to answer.
+const PING_INTERVAL: Duration = Duration::from_secs(20);
+
+/// Serves all requests of a connection. After `stop` those that run are finished and no more are taken.
+pub(super) async fn serve_connection(
+    stream: TcpStream,
+    thread: Rc<Thread>,
+    stop: CancellationToken,
+) {
+    // Failing to set it costs latency, nothing else.
+    drop(stream.set_nodelay(true));
+    let begins = tokio::time::timeout(thread.clients.limits.idle_timeout, speaks_http2(&stream));
+    let begun = tokio::select! {
+        begun = begins => begun,
+        () = stop.cancelled() => return,
+    };
+    match begun {
+        Ok(Ok(true)) => serve_http2(stream, thread, stop).await,
+        Ok(Ok(false)) => serve_http1(stream, thread, stop).await,
+        // Nothing of a request has come: nobody is owed an answer.
+        Ok(Err(_)) | Err(_) => {}
+    }
+}
+
+/// Looks at the first bytes and leaves them where they are.
+async fn speaks_http2(stream: &TcpStream) -> io::Result<bool> {
+    let mut first = [0; PREFACE.len()];
+    loop {
+        let length = stream.peek(&mut first).await?;
+        if first[..length] != PREFACE[..length] {
+            return Ok(false);
+        }
+        if length == PREFACE.len() {
+            return Ok(true);
+        }
+        if length == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        // "P" begins a POST too. More does not make the socket any readier than it is.
+        tokio::time::sleep(NEXT_LOOK).await;
+    }
+}
+
+async fn serve_http1(stream: impl Transport, thread: Rc<Thread>, stop: CancellationToken) {
+    let closing = Closing::default();
+    let io = ClientIo::new(stream, closing.clone());
+    let while_unfinished = closing.clone();
+    let idle_timeout = thread.clients.limits.idle_timeout;
+    let service = service_fn(move |request: Request<Incoming>| {
+        while_unfinished.by_reset(request.version() == Version::HTTP_10);
+        serve(Rc::clone(&thread), request)
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(idle_timeout)
+        .serve_connection(io, service)
+        .with_upgrades();
+    let mut connection = pin!(connection);
+    let outcome = tokio::select! {
+        outcome = connection.as_mut() => outcome,
+        () = stop.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if outcome.is_ok() {
+        closing.by_reset(false);
+    }
+    if let Err(error) = outcome {
+        tracing::debug!(%error, "a client's connection ended early");
+    }
+}
+
+async fn serve_http2(stream: impl Transport, thread: Rc<Thread>, stop: CancellationToken) {
+    let limits = &thread.clients.limits;
+    let (most_streams, idle_timeout) = (limits.streams, limits.idle_timeout);
+    let running = Rc::new(Running::default());
+    let streams = Streams { tasks: thread.sender.tasks.clone(), running: Rc::clone(&running) };
+    let service = service_fn(move |request: Request<Incoming>| serve(Rc::clone(&thread), request));
+    let connection = http2::Builder::new(streams)
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(most_streams)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buf_size(SEND_BUFFER)
+        .max_header_list_size(HEADER_LIST)
+        .keep_alive_interval(PING_INTERVAL)
+        .keep_alive_timeout(PING_INTERVAL)
+        .serve_connection(ClientIo::new(stream, Closing::default()), service);
+    let mut connection = pin!(connection);
+    let is_over = async {
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = running.idle_for(idle_timeout) => {}
+        }
+    };
+    let outcome = tokio::select! {
+        outcome = connection.as_mut() => outcome,
+        () = is_over => {
+            // GOAWAY: streams that have begun are finished, others are not taken.
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = outcome {
+        tracing::debug!(%error, "a client's connection ended early");
+    }
+}
+
+/// Runs the streams of a connection, each a task of its own: a stream lasts until the last byte of its
+/// answer is handed on.
+#[derive(Debug, Clone)]
+struct Streams {
+    tasks: TaskTracker,
+    running: Rc<Running>,
+}
+
+impl<F: Future<Output: 'static> + 'static> hyper::rt::Executor<F> for Streams {
+    fn execute(&self, stream: F) {
+        let one = One::of(&self.running);
+        self.tasks.spawn_local(async move {
+            stream.await;
+            drop(one);
+        });
+    }
+}
+
+/// Streams that run, and since when there are none.
+#[derive(Debug)]
+struct Running {
+    count: Cell<usize>,
+    idle_since: Cell<Instant>,
+}
+
+impl Default for Running {
+    fn default() -> Self {
+        Self { count: Cell::new(0), idle_since: Cell::new(clock::monotonic()) }
+    }
+}
+
+impl Running {
+    /// Resolves when there has been no stream for `limit`.
+    async fn idle_for(&self, limit: Duration) {
+        loop {
+            let idle = match self.count.get() {
+                0 => clock::monotonic().duration_since(self.idle_since.get()),
+                _ => Duration::ZERO,
+            };
+            if idle >= limit {
+                return;
+            }
+            tokio::time::sleep(limit.saturating_sub(idle)).await;
+        }
+    }
+}
+
+/// One of the streams that run.
+#[derive(Debug)]
+struct One(Rc<Running>);
+
+impl One {
+    fn of(running: &Rc<Running>) -> Self {
+        running.count.set(running.count.get() + 1);
+        Self(Rc::clone(running))
+    }
+}
+
+impl Drop for One {
+    fn drop(&mut self) {
+        self.0.count.set(self.0.count.get() - 1);
+        self.0.idle_since.set(clock::monotonic());
+    }
+}

@@ -1,0 +1,305 @@
+//! Clients that speak HTTP/2 with prior knowledge, on the port of HTTP/1.1. A client of the h2 crate shows
+//! what HTTP/2 itself says of a request: its resets, its GOAWAY, its limits.
+
+#![allow(
+    clippy::disallowed_methods,
+    clippy::float_cmp,
+    reason = "tests run in real time and compare exact counts"
+)]
+
+mod support;
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use h2::Reason;
+use h2::client::{ResponseFuture, SendRequest};
+use http::{Request, Response};
+use support::http::Client;
+use support::{DEADLINE, Forebay, Worker, eventually};
+use tokio::runtime::Runtime;
+use tokio::task::JoinHandle;
+
+/// One connection, and the runtime that drives it.
+struct H2 {
+    runtime: Runtime,
+    sender: SendRequest<Bytes>,
+    /// Ends with the connection.
+    connection: JoinHandle<Result<(), h2::Error>>,
+}
+
+/// How a stream ended: what came of its body, and the error it ended with.
+type Ended = (Vec<u8>, Option<h2::Error>);
+
+impl H2 {
+    fn connect(proxy: SocketAddr) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .expect("a runtime");
+        let (sender, connection) = runtime.block_on(async {
+            let socket = tokio::net::TcpStream::connect(proxy).await.expect("connects");
+            let (sender, connection) = h2::client::handshake(socket).await.expect("HTTP/2");
+            (sender, tokio::spawn(connection))
+        });
+        Self { runtime, sender, connection }
+    }
+
+    fn wait<T>(&self, what: impl Future<Output = T>) -> T {
+        self.runtime.block_on(async {
+            tokio::time::timeout(DEADLINE, what).await.expect("within the deadline")
+        })
+    }
+
+    /// Sends a whole request; its answer is asked for later.
+    fn send(&mut self, path: &str, body: &str) -> ResponseFuture {
+        let request = Request::post(format!("http://models.example{path}"))
+            .header("content-type", "application/json")
+            .body(())
+            .expect("a request");
+        let ready = self.wait(self.sender.clone().ready()).expect("the connection takes more");
+        self.sender = ready;
+        let (answer, mut rest) =
+            self.sender.send_request(request, body.is_empty()).expect("is sent");
+        if !body.is_empty() {
+            rest.send_data(Bytes::copy_from_slice(body.as_bytes()), true).expect("is sent");
+        }
+        answer
+    }
+
+    fn chat(&mut self, tokens: u32, stream: bool) -> ResponseFuture {
+        let body = format!(
+            r#"{{"model":"m","messages":[{{"role":"user","content":"x"}}],"max_tokens":{tokens},"stream":{stream}}}"#
+        );
+        self.send("/v1/chat/completions", &body)
+    }
+
+    fn head(&self, answer: ResponseFuture) -> Response<h2::RecvStream> {
+        self.wait(answer).expect("an answer")
+    }
+
+    fn rest(&self, answer: Response<h2::RecvStream>) -> Ended {
+        self.wait(async {
+            let mut body = answer.into_body();
+            let mut all = Vec::new();
+            while let Some(piece) = body.data().await {
+                match piece {
+                    Ok(bytes) => {
+                        drop(body.flow_control().release_capacity(bytes.len()));
+                        all.extend_from_slice(&bytes);
+                    }
+                    Err(error) => return (all, Some(error)),
+                }
+            }
+            (all, None)
+        })
+    }
+}
+
+fn all_zero(forebay: &Forebay) {
+    eventually("every counter is at 0", || {
+        let taken = ["forebay_outstanding_requests", "forebay_queued_requests"];
+        taken.iter().all(|name| forebay.gauge(name) == 0.0).then_some(())
+    });
+}
+
+#[test]
+fn many_requests_share_a_connection_and_each_is_counted() {
+    let worker = Worker::start(&["--max-concurrency", "4", "--first-token", "200ms"]);
+    let forebay = Forebay::limited(&worker, "");
+    let mut client = H2::connect(forebay.proxy);
+    let answers: Vec<_> = (0..12).map(|number| client.chat(3, number % 2 == 0)).collect();
+    eventually("four run and the others wait at the proxy", || {
+        let outstanding = forebay.gauge("forebay_outstanding_requests");
+        let queued = forebay.gauge("forebay_queued_requests");
+        (outstanding == 4.0 && queued == 8.0).then_some(())
+    });
+    for (number, answer) in answers.into_iter().enumerate() {
+        let head = client.head(answer);
+        assert_eq!(head.status(), 200);
+        assert!(head.headers().contains_key("x-forebay-instance"));
+        for name in ["connection", "transfer-encoding", "keep-alive"] {
+            assert!(!head.headers().contains_key(name), "{name} is no field of HTTP/2");
+        }
+        let (body, error) = client.rest(head);
+        assert!(error.is_none());
+        let text = String::from_utf8(body).expect("text");
+        assert_eq!(text.ends_with("data: [DONE]\n\n"), number % 2 == 0, "{text}");
+    }
+    assert_eq!(worker.stat("max_running"), 4);
+    assert_eq!(worker.stat("max_waiting"), 0);
+    all_zero(&forebay);
+}
+
+#[test]
+fn both_protocols_are_served_on_one_port_however_their_first_bytes_come() {
+    let worker = Worker::start(&[]);
+    let forebay = Forebay::limited(&worker, "");
+    for pieces in
+        [&["P", "O", "ST /x HTTP/1.1\r\nhost: t\r\ncontent-length: 0\r\n\r\n"][..], &["P"]]
+    {
+        let mut client = Client::connect(forebay.proxy);
+        for piece in pieces {
+            client.stream.write_all(piece.as_bytes()).expect("sent");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        if pieces.len() > 1 {
+            assert_eq!(client.read_answer().status, 200);
+        }
+    }
+    let mut socket = TcpStream::connect(forebay.proxy).expect("connects");
+    for piece in [&b"PR"[..], b"I", b" * HTTP/2.0\r\n\r\nSM\r\n\r\n", &[0, 0, 0, 4, 0, 0, 0, 0, 0]]
+    {
+        socket.write_all(piece).expect("sent");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let mut frame = [0; 9];
+    socket.read_exact(&mut frame).expect("a frame");
+    assert_eq!(frame[3], 4, "its SETTINGS");
+    let mut h2 = H2::connect(forebay.proxy);
+    let answer = h2.send("/ping-me", "");
+    assert_eq!(h2.head(answer).status(), 200);
+}
+
+#[test]
+fn a_reset_cancels_what_runs_and_what_waits() {
+    let worker = Worker::start(&["--max-concurrency", "4", "--first-token", "20s"]);
+    let forebay = Forebay::limited(&worker, "");
+    let mut client = H2::connect(forebay.proxy);
+    let mut running: Vec<_> = (0..4).map(|_| client.chat(3, false)).collect();
+    eventually("they run", || (worker.stat("running") == 4).then_some(()));
+    let waiting = client.chat(3, false);
+    eventually("it waits", || (forebay.gauge("forebay_queued_requests") == 1.0).then_some(()));
+    drop(waiting);
+    eventually("it has left the queue", || {
+        (forebay.gauge("forebay_queued_requests") == 0.0).then_some(())
+    });
+    let start = Instant::now();
+    drop(running.pop());
+    eventually("the worker has noticed", || (worker.stat("cancelled") == 1).then_some(()));
+    assert!(start.elapsed() < Duration::from_millis(100), "after {:?}", start.elapsed());
+    assert_eq!(worker.stat("running"), 3, "the others of the connection go on");
+    // The connection's own end is the end of all of them.
+    drop(client);
+    drop(running);
+    eventually("all are cancelled", || (worker.stat("cancelled") == 4).then_some(()));
+    all_zero(&forebay);
+}
+
+#[test]
+fn a_stream_that_breaks_at_the_worker_is_reset_and_never_ended() {
+    let worker = Worker::start(&["--fail", "cut-stream=3"]);
+    let forebay = Forebay::limited(&worker, "");
+    let mut client = H2::connect(forebay.proxy);
+    let answer = client.chat(10, true);
+    let head = client.head(answer);
+    assert_eq!(head.status(), 200);
+    let (body, error) = client.rest(head);
+    assert!(!body.is_empty(), "what came before is passed on");
+    assert_eq!(error.and_then(|e| e.reason()), Some(Reason::INTERNAL_ERROR));
+    all_zero(&forebay);
+}
+
+#[test]
+fn a_body_that_breaks_off_is_the_clients_doing() {
+    let worker = Worker::start(&[]);
+    let forebay = Forebay::limited(&worker, "");
+    let mut client = H2::connect(forebay.proxy);
+    let request = Request::post("http://t/x").body(()).expect("a request");
+    let (answer, mut body) = client.sender.send_request(request, false).expect("is sent");
+    body.send_data(Bytes::from_static(b"{"), false).expect("is sent");
+    eventually("it has a slot", || {
+        (forebay.gauge("forebay_outstanding_requests") == 1.0).then_some(())
+    });
+    body.send_reset(Reason::CANCEL);
+    assert!(client.wait(answer).is_err());
+    all_zero(&forebay);
+    let of = |code| forebay.gauge_where("forebay_invocations_total", &format!("code=\"{code}\""));
+    eventually("it is counted as the client's end", || (of(499) == 1.0).then_some(()));
+    assert_eq!(of(502), 0.0, "the worker is not to blame");
+}
+
+#[test]
+fn streams_beyond_the_limit_wait_at_the_client() {
+    let worker = Worker::start(&["--max-concurrency", "4", "--first-token", "100ms"]);
+    let forebay = Forebay::limited(&worker, "max_streams = 2");
+    let mut client = H2::connect(forebay.proxy);
+    // Its SETTINGS have come by the time that a first answer has.
+    let models = Request::get("http://t/v1/models").body(()).expect("a request");
+    let (answer, _) = client.sender.send_request(models, true).expect("is sent");
+    assert_eq!(client.head(answer).status(), 200);
+    let all: Vec<_> = (0..3)
+        .map(|_| {
+            let request = Request::get("http://t/x").body(()).expect("a request");
+            client
+                .wait(client.sender.clone().ready())
+                .map(|mut ready| ready.send_request(request, true).expect("is sent").0)
+        })
+        .collect();
+    for answer in all {
+        assert_eq!(client.head(answer.expect("room in time")).status(), 200);
+    }
+    assert_eq!(worker.stat("max_running"), 2);
+}
+
+#[test]
+fn being_told_to_end_finishes_the_streams_that_run() {
+    let worker = Worker::start(&["--first-token", "300ms", "--tokens-per-second", "20"]);
+    let mut forebay = Forebay::limited(&worker, "");
+    let mut client = H2::connect(forebay.proxy);
+    let answer = client.chat(10, true);
+    eventually("it runs", || (worker.stat("running") == 1).then_some(()));
+    forebay.process.signal("TERM");
+    let head = client.head(answer);
+    let (body, error) = client.rest(head);
+    assert!(error.is_none(), "{error:?}");
+    assert!(body.ends_with(b"data: [DONE]\n\n"));
+    client
+        .runtime
+        .block_on(async {
+            tokio::time::timeout(DEADLINE, client.connection).await.expect("closed").expect("ran")
+        })
+        .expect("a clean end, by GOAWAY");
+    forebay.process.wait();
+}
+
+#[test]
+fn a_connection_without_requests_is_closed_and_one_with_is_not() {
+    let worker = Worker::start(&["--first-token", "700ms"]);
+    let forebay = Forebay::limited(&worker, "idle_timeout = \"200ms\"");
+    let mut busy = H2::connect(forebay.proxy);
+    let idle = H2::connect(forebay.proxy);
+    let answer = busy.chat(1, false);
+    idle.runtime
+        .block_on(async {
+            tokio::time::timeout(DEADLINE, idle.connection).await.expect("closed").expect("ran")
+        })
+        .expect("a clean end, by GOAWAY");
+    assert_eq!(busy.head(answer).status(), 200);
+}
+
+#[test]
+fn a_flood_of_resets_ends_its_connection_and_no_other() {
+    let worker = Worker::start(&["--first-token", "1s"]);
+    let forebay = Forebay::limited(&worker, "");
+    let mut other = H2::connect(forebay.proxy);
+    let patient = other.chat(1, false);
+    let mut flood = H2::connect(forebay.proxy);
+    for _ in 0..20_000 {
+        let request = Request::get("http://t/x").body(()).expect("a request");
+        let Ok(ready) = flood.wait(flood.sender.clone().ready()) else { break };
+        flood.sender = ready;
+        // Dropped without an answer: a reset.
+        drop(flood.sender.send_request(request, true));
+    }
+    let end = flood.runtime.block_on(async {
+        tokio::time::timeout(DEADLINE, flood.connection).await.expect("closed").expect("ran")
+    });
+    let error = end.expect_err("it was told to calm down");
+    assert_eq!(error.reason(), Some(Reason::ENHANCE_YOUR_CALM), "{error}");
+    assert_eq!(other.head(patient).status(), 200);
+    all_zero(&forebay);
+}
