@@ -1,5 +1,6 @@
 //! The two halves as they run in this process, and the tie between them.
 
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -8,10 +9,10 @@ use tokio::sync::watch;
 
 use super::providers::Providers;
 use super::{AppError, observers};
-use crate::config::Config;
+use crate::config::{Config, TlsConfig};
 use crate::control::{Manager, ManagerError, ManagerHandle, ManagerOptions, OnExit};
 use crate::proxy::link::{self, LinkOptions, REPORT_INTERVAL, REPORT_SPACING};
-use crate::proxy::{self, ClientLimits, Identity, Listening, ProxyOptions, Router};
+use crate::proxy::{self, ClientLimits, Identity, Listening, ProxyOptions, Router, Tls};
 use crate::runtime::tasks::Tasks;
 use crate::store::sqlite::SqliteStore;
 use crate::telemetry::request::Observers;
@@ -20,6 +21,8 @@ use crate::types::table::RoutingTable;
 
 /// How often rates are brought up to date.
 const TICK: Duration = Duration::from_millis(250);
+/// How often certificates are looked at.
+const CERTIFICATES_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The manager, running.
 pub(super) struct ManagerHalf {
@@ -97,8 +100,10 @@ impl ProxyHalf {
             };
             link::start(&options, &router, tasks).map_err(AppError::Table)?;
         }
+        let tls = config.proxy.tls.as_ref().map(|tls| serve_tls(tls, tasks)).transpose()?;
         let options = ProxyOptions {
             listen: config.proxy.listen,
+            tls,
             threads: config.proxy.threads,
             connect_timeout: config.proxy.connect_timeout,
             pool_idle_timeout: config.proxy.pool_idle_timeout,
@@ -156,6 +161,27 @@ impl ProxyHalf {
         // Waiting for threads blocks.
         drop(tokio::task::spawn_blocking(move || self.listening.stop()).await);
     }
+}
+
+/// The certificates, which follow their files from now on.
+fn serve_tls(config: &TlsConfig, tasks: &Tasks) -> Result<(SocketAddr, Arc<Tls>), AppError> {
+    let tls = Tls::load(config.files.clone()).map_err(AppError::Tls)?;
+    let followed = Arc::clone(&tls);
+    tasks.spawn_until_stopped("certificates", async move {
+        loop {
+            tokio::time::sleep(CERTIFICATES_INTERVAL).await;
+            let tls = Arc::clone(&followed);
+            match tokio::task::spawn_blocking(move || tls.reload()).await {
+                Ok(Ok(false)) => {}
+                Ok(Ok(true)) => tracing::info!("new TLS certificates are in force"),
+                Ok(Err(error)) => {
+                    tracing::warn!(%error, "the changed TLS files cannot be used; the certificates of before stay in force");
+                }
+                Err(error) => tracing::error!(%error, "reading TLS files failed"),
+            }
+        }
+    });
+    Ok((config.listen, tls))
 }
 
 async fn tick(router: Arc<Router>) {

@@ -54,6 +54,9 @@ pub enum AppError {
         /// Why not.
         error: io::Error,
     },
+    /// The certificates for TLS cannot be used.
+    #[error("cannot serve TLS: {0}")]
+    Tls(#[source] crate::proxy::TlsError),
     /// The last routing table on disk cannot be used.
     #[error("cannot use the routing table on disk: {0}")]
     Table(#[source] io::Error),

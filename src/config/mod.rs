@@ -33,7 +33,7 @@ pub use manager::{ManagerConfig, OnExit, StoreConfig};
 use mistake::Sink;
 pub use mistake::{Mistake, Position, Severity};
 pub use provider::ProviderConfig;
-pub use proxy::{AdminConfig, ProxyConfig};
+pub use proxy::{AdminConfig, ProxyConfig, TlsConfig};
 use reader::Table;
 pub use telemetry::{AccessLogTarget, TelemetryConfig};
 

@@ -8,12 +8,15 @@ use super::limits::{self, Span};
 use super::reader::{Located, Table};
 use super::values::ByteCount;
 use crate::types::Address;
+use crate::types::tls::{CertificateFiles, TlsFiles};
 
 /// The data plane's own settings.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ProxyConfig {
     /// Where clients' requests arrive.
     pub listen: SocketAddr,
+    /// Where they arrive over TLS, and with which certificates.
+    pub tls: Option<TlsConfig>,
     /// Worker threads, one runtime each; at least 1.
     pub threads: usize,
     /// How long connecting to an instance may take.
@@ -40,6 +43,15 @@ pub struct ProxyConfig {
     pub drain_timeout: Duration,
 }
 
+/// The listener for TLS.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsConfig {
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// What it shows and asks for.
+    pub files: TlsFiles,
+}
+
 /// The management listener.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AdminConfig {
@@ -61,6 +73,7 @@ pub(super) fn read(root: &Table<'_>) -> (ProxyConfig, AdminConfig, Option<Locate
     let admin_address =
         admin_listen.as_ref().map_or(([127, 0, 0, 1], 8081).into(), |found| found.value);
     let sink = root.sink();
+    let tls = proxy.as_ref().and_then(|table| tls_config(table, &[proxy_address, admin_address]));
     if let Some(at) = admin_listen.as_ref().or(listen.as_ref()).map(|found| found.at)
         && clash(proxy_address, admin_address)
     {
@@ -74,7 +87,7 @@ pub(super) fn read(root: &Table<'_>) -> (ProxyConfig, AdminConfig, Option<Locate
     }
     let pool_idle =
         proxy.as_ref().and_then(|table| limits::duration_at(table, "pool_idle_timeout", Span::Any));
-    let config = proxy_config(proxy.as_ref(), proxy_address, pool_idle.as_ref());
+    let config = proxy_config(proxy.as_ref(), proxy_address, tls, pool_idle.as_ref());
     if let (Some(table), Some(manager)) = (&proxy, &config.manager)
         && !manager.is_tls()
         && manager.authority() == admin_address.to_string()
@@ -94,6 +107,7 @@ pub(super) fn read(root: &Table<'_>) -> (ProxyConfig, AdminConfig, Option<Locate
 fn proxy_config(
     table: Option<&Table<'_>>,
     listen: SocketAddr,
+    tls: Option<TlsConfig>,
     pool_idle: Option<&Located<Duration>>,
 ) -> ProxyConfig {
     let span = |key, span: Span, default: u64| {
@@ -112,6 +126,7 @@ fn proxy_config(
         table.and_then(|table| table.get_in("max_connections", 1..=10_000_000, u32::to_string));
     ProxyConfig {
         listen,
+        tls,
         threads: threads.map_or(cores, |found| found.value as usize),
         connect_timeout: span("connect_timeout", Span::Positive, 2),
         pool_idle_timeout: pool_idle.map_or(Duration::from_secs(3), |found| found.value),
@@ -128,6 +143,32 @@ fn proxy_config(
             .map_or_else(default_table, |table| table.or("table_path", default_table())),
         drain_timeout: span("drain_timeout", Span::Any, 600),
     }
+}
+
+/// `[proxy.tls]`. `taken` are the other listeners.
+fn tls_config(proxy: &Table<'_>, taken: &[SocketAddr]) -> Option<TlsConfig> {
+    let table = proxy.table("tls")?;
+    let needs = "a port of its own for clients that speak TLS, such as \"0.0.0.0:8443\"";
+    let listen = table.need::<SocketAddr>("listen", needs);
+    if let Some(listen) = &listen
+        && let Some(other) = taken.iter().find(|other| clash(listen.value, **other))
+    {
+        let rule = format!("`listen` of [proxy.tls] ({}) takes the port of {other}", listen.value);
+        table.sink().error(listen.at, rule);
+    }
+    table.must_have("certificate", "at least one: [[proxy.tls.certificate]]");
+    let certificates: Vec<_> = table
+        .tables("certificate", "[[proxy.tls.certificate]]")
+        .iter()
+        .filter_map(|table| {
+            let chain = table.need::<PathBuf>("chain", "the file with the certificate, in PEM");
+            let key = table.need::<PathBuf>("key", "the file with its private key, in PEM");
+            Some(CertificateFiles { chain: chain?.value, key: key?.value })
+        })
+        .collect();
+    let client_ca = table.get::<PathBuf>("client_ca").map(|found| found.value);
+    let files = TlsFiles { certificates, client_ca };
+    Some(TlsConfig { listen: listen?.value, files })
 }
 
 fn default_table() -> PathBuf {

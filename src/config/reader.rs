@@ -76,7 +76,8 @@ impl<'a> Table<'a> {
         self.list(key)
     }
 
-    fn must_have(&self, key: &'static str, why: &str) {
+    /// Says that `key` has to be there, if it is not; `why` completes "`[table]` needs `key`, …".
+    pub(super) fn must_have(&self, key: &'static str, why: &str) {
         if !self.entries.contains_key(key) {
             self.sink.missing(self.at, format!("{} needs `{key}`, {why}", self.title));
         }

@@ -1,10 +1,11 @@
 //! A client's connection, from its first byte to its close: HTTP/2 for those who begin with its preface
-//! (RFC 9113, 3.3), HTTP/1.1 for all others. Whatever it speaks, each of its requests enters by [`serve`].
+//! (RFC 9113, 3.3) or agree on it in the TLS handshake, HTTP/1.1 for all others. Whatever it speaks, each of its requests enters by [`serve`].
 
 use std::cell::Cell;
 use std::io;
 use std::pin::pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::{Request, Version};
@@ -13,11 +14,13 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioTimer;
 use tokio::net::TcpStream;
+use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::client_io::{ClientIo, Closing, Transport};
 use super::request::{Thread, serve};
+use super::tls::Tls;
 use crate::runtime::clock;
 
 /// How an HTTP/2 connection begins, as far as it takes to tell it from every method of HTTP/1.1.
@@ -38,21 +41,49 @@ const PING_INTERVAL: Duration = Duration::from_secs(20);
 /// Serves all requests of a connection. After `stop` those that run are finished and no more are taken.
 pub(super) async fn serve_connection(
     stream: TcpStream,
+    tls: Option<Arc<Tls>>,
     thread: Rc<Thread>,
     stop: CancellationToken,
 ) {
     // Failing to set it costs latency, nothing else.
     drop(stream.set_nodelay(true));
-    let begins = tokio::time::timeout(thread.clients.limits.idle_timeout, speaks_http2(&stream));
+    let begins = begin(stream, tls.as_deref());
+    let begins = tokio::time::timeout(thread.clients.limits.idle_timeout, begins);
     let begun = tokio::select! {
         begun = begins => begun,
         () = stop.cancelled() => return,
     };
     match begun {
-        Ok(Ok(true)) => serve_http2(stream, thread, stop).await,
-        Ok(Ok(false)) => serve_http1(stream, thread, stop).await,
+        Ok(Ok(Begun::Plain(stream, true))) => serve_http2(stream, thread, stop).await,
+        Ok(Ok(Begun::Plain(stream, false))) => serve_http1(stream, thread, stop).await,
+        Ok(Ok(Begun::Tls(stream, true))) => serve_http2(*stream, thread, stop).await,
+        Ok(Ok(Begun::Tls(stream, false))) => serve_http1(*stream, thread, stop).await,
         // Nothing of a request has come: nobody is owed an answer.
-        Ok(Err(_)) | Err(_) => {}
+        Ok(Err(_)) | Err(_) if tls.is_none() => {}
+        Ok(Err(error)) => {
+            tracing::debug!(%error, "a TLS handshake failed");
+            thread.clients.handshake_failed();
+        }
+        Err(_) => thread.clients.handshake_failed(),
+    }
+}
+
+/// A connection of which is known what it speaks: HTTP/2 or not.
+enum Begun {
+    Plain(TcpStream, bool),
+    Tls(Box<TlsStream<TcpStream>>, bool),
+}
+
+async fn begin(stream: TcpStream, tls: Option<&Tls>) -> io::Result<Begun> {
+    match tls {
+        None => {
+            let http2 = speaks_http2(&stream).await?;
+            Ok(Begun::Plain(stream, http2))
+        }
+        Some(tls) => {
+            let (stream, http2) = tls.accept(stream).await?;
+            Ok(Begun::Tls(Box::new(stream), http2))
+        }
     }
 }
 

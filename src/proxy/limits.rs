@@ -68,6 +68,10 @@ impl Clients {
         full
     }
 
+    pub(super) fn handshake_failed(&self) {
+        self.traffic.handshake_failed();
+    }
+
     pub(super) fn timed_out(&self) {
         self.traffic.timed_out();
     }

@@ -17,6 +17,7 @@ use super::downstream::serve_connection;
 use super::limits::{ClientLimits, Clients};
 use super::request::Thread;
 use super::router::Router;
+use super::tls::Tls;
 use super::upstream::Pool;
 use crate::telemetry::request::Observers;
 
@@ -25,6 +26,8 @@ use crate::telemetry::request::Observers;
 pub struct ProxyOptions {
     /// Where clients connect.
     pub listen: SocketAddr,
+    /// Where they connect over TLS, and with which certificates.
+    pub tls: Option<(SocketAddr, Arc<Tls>)>,
     /// Threads, at least 1.
     pub threads: usize,
     /// How long connecting to a worker may take.
@@ -91,24 +94,44 @@ impl Listening {
 pub fn listen(options: &ProxyOptions, router: &Arc<Router>) -> io::Result<Listening> {
     let first = bind_first(options.listen)?;
     let address = first.local_addr()?;
-    let mut listeners = vec![first];
+    let mut first_doors = vec![Door { listener: first, tls: None }];
+    if let Some((address, tls)) = &options.tls {
+        let tls = Some(Arc::clone(tls));
+        first_doors.push(Door { listener: bind_first(*address)?, tls });
+    }
+    let mut threads_doors = vec![first_doors];
     for _ in 1..options.threads {
-        listeners.push(bind_shared(address)?);
+        let again = threads_doors[0].iter().map(Door::again).collect::<io::Result<_>>()?;
+        threads_doors.push(again);
     }
     let stop = CancellationToken::new();
     let clients = Clients::new(options.limits.clone());
     let mut threads = Vec::new();
-    for (number, listener) in listeners.into_iter().enumerate() {
+    for (number, doors) in threads_doors.into_iter().enumerate() {
         let (options, router, stop) = (options.clone(), Arc::clone(router), stop.clone());
         let clients = Arc::clone(&clients);
         let name = format!("proxy-{number}");
         threads.push(std::thread::Builder::new().name(name).spawn(move || {
-            if let Err(error) = run_thread(listener, &options, router, clients, &stop) {
+            if let Err(error) = run_thread(doors, &options, router, clients, &stop) {
                 tracing::error!(%error, "a proxy thread could not start");
             }
         })?);
     }
     Ok(Listening { clients, address, stop, threads })
+}
+
+/// One thread's listener on one of the addresses.
+struct Door {
+    listener: StdListener,
+    tls: Option<Arc<Tls>>,
+}
+
+impl Door {
+    /// Another one on the same address.
+    fn again(&self) -> io::Result<Self> {
+        let listener = bind_shared(self.listener.local_addr()?)?;
+        Ok(Self { listener, tls: self.tls.clone() })
+    }
 }
 
 /// Binding once without sharing finds out whether another process listens there: with sharing alone, two
@@ -134,7 +157,7 @@ fn bind_shared(address: SocketAddr) -> io::Result<StdListener> {
 }
 
 fn run_thread(
-    listener: StdListener,
+    doors: Vec<Door>,
     options: &ProxyOptions,
     router: Arc<Router>,
     clients: Arc<Clients>,
@@ -151,7 +174,10 @@ fn run_thread(
     let thread =
         Rc::new(Thread { router, sender, clients, observers: Rc::new(options.observers.clone()) });
     runtime.block_on(async {
-        let listener = TcpListener::from_std(listener)?;
+        let doors = doors
+            .into_iter()
+            .map(|door| Ok((TcpListener::from_std(door.listener)?, door.tls)))
+            .collect::<io::Result<Vec<_>>>()?;
         let pool = Rc::clone(&thread.sender.pool);
         let idle = options.pool_idle_timeout;
         let sweeper = tokio::task::spawn_local(async move {
@@ -161,8 +187,10 @@ fn run_thread(
                 pool.close_idle(idle);
             }
         });
-        accept(&listener, &thread, stop).await;
-        drop(listener);
+        let accepting =
+            doors.iter().map(|(listener, tls)| accept(listener, tls.as_ref(), &thread, stop));
+        futures_util::future::join_all(accepting).await;
+        drop(doors);
         thread.sender.tasks.close();
         if tokio::time::timeout(options.drain_timeout, thread.sender.tasks.wait()).await.is_err() {
             tracing::warn!(
@@ -175,7 +203,12 @@ fn run_thread(
     })
 }
 
-async fn accept(listener: &TcpListener, thread: &Rc<Thread>, stop: &CancellationToken) {
+async fn accept(
+    listener: &TcpListener,
+    tls: Option<&Arc<Tls>>,
+    thread: &Rc<Thread>,
+    stop: &CancellationToken,
+) {
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -188,7 +221,8 @@ async fn accept(listener: &TcpListener, thread: &Rc<Thread>, stop: &Cancellation
                     drop(stream.try_write(TOO_MANY_CONNECTIONS));
                     continue;
                 };
-                let connection = serve_connection(stream, Rc::clone(thread), stop.clone());
+                let connection =
+                    serve_connection(stream, tls.cloned(), Rc::clone(thread), stop.clone());
                 thread.sender.tasks.spawn_local(async move {
                     connection.await;
                     drop(presence);

@@ -17,7 +17,7 @@
 //!   `pingora-limits` estimates what we must count exactly. `pingora-ketama` is for sticky routing, when that
 //!   comes. So none of them is taken yet.
 //! * **Who parses is kept apart from what a request is**: [`request`] and [`exchange`] deal in heads, body
-//!   frames, upgrades and ends; only [`listener`] and [`upstream`] name hyper's connections.
+//!   frames, upgrades and ends; only [`downstream`] and [`upstream`] name hyper's connections.
 
 mod admission;
 mod attempt;
@@ -42,6 +42,7 @@ mod router;
 mod slot;
 mod snapshot;
 mod sticky;
+mod tls;
 mod upstream;
 mod vitals;
 
@@ -49,3 +50,4 @@ pub use identity::Identity;
 pub use limits::{ClientLimits, Clients};
 pub use listener::{Listening, ProxyOptions, listen};
 pub use router::Router;
+pub use tls::{Tls, TlsError};

@@ -8,6 +8,8 @@ use super::traffic::NO_INSTANCE_TYPE;
 pub const CONNECTIONS: &str = "forebay_client_connections";
 /// Connections that were refused because there were too many.
 pub const CONNECTIONS_REFUSED: &str = "forebay_client_connections_refused_total";
+/// TLS handshakes that came to nothing.
+pub const HANDSHAKES_FAILED: &str = "forebay_tls_handshake_failures_total";
 /// Memory taken by bodies that are read before they are sent on; of small ones it is not counted.
 pub const BODY_BUFFER: &str = "forebay_request_body_buffer_bytes";
 /// Times that a body was not read ahead because that memory was full.
@@ -20,6 +22,7 @@ pub const BODY_TIMEOUTS: &str = "forebay_request_body_timeouts_total";
 pub struct ClientTraffic {
     connections: Gauge,
     refused: Counter,
+    handshakes_failed: Counter,
     held: Gauge,
     full: Counter,
     timeouts: Counter,
@@ -34,6 +37,11 @@ impl ClientTraffic {
             CONNECTIONS_REFUSED,
             Unit::Count,
             "Clients' connections that were refused because max_connections were open."
+        );
+        metrics::describe_counter!(
+            HANDSHAKES_FAILED,
+            Unit::Count,
+            "TLS handshakes with clients that failed or took too long."
         );
         metrics::describe_gauge!(
             BODY_BUFFER,
@@ -53,6 +61,7 @@ impl ClientTraffic {
         Self {
             connections: gauge!(CONNECTIONS, "InstanceType" => NO_INSTANCE_TYPE),
             refused: counter!(CONNECTIONS_REFUSED, "InstanceType" => NO_INSTANCE_TYPE),
+            handshakes_failed: counter!(HANDSHAKES_FAILED, "InstanceType" => NO_INSTANCE_TYPE),
             held: gauge!(BODY_BUFFER, "InstanceType" => NO_INSTANCE_TYPE),
             full: counter!(BODY_BUFFER_FULL, "InstanceType" => NO_INSTANCE_TYPE),
             timeouts: counter!(BODY_TIMEOUTS, "InstanceType" => NO_INSTANCE_TYPE),
@@ -62,6 +71,11 @@ impl ClientTraffic {
     /// A connection too many.
     pub fn connection_refused(&self) {
         self.refused.increment(1);
+    }
+
+    /// A client and we could not agree on TLS.
+    pub fn handshake_failed(&self) {
+        self.handshakes_failed.increment(1);
     }
 
     /// A body is not read ahead.

@@ -14,6 +14,7 @@ pub mod spec;
 pub mod status;
 pub mod table;
 pub mod time;
+pub mod tls;
 
 pub use error::ProviderError;
 pub use ids::{
