@@ -15,10 +15,10 @@ use super::mistake::Sink;
 use super::reader::{Located, Table};
 use super::{requests, suggest};
 use crate::types::spec::{
-    Engine, Fallback, HealthSpec, PoolSpec, QueueSpec, Rebalance, RebalanceSpec, RoutingStrategy,
-    VariantSpec,
+    Engine, Fallback, HealthCheck, HealthSpec, PoolSpec, QueueSpec, Rebalance, RebalanceSpec,
+    RoutingStrategy, VariantSpec,
 };
-use crate::types::{InstanceTypeName, ModelName, VariantName};
+use crate::types::{InstanceTypeName, ModelName, Protocol, VariantName};
 
 /// A variant as it was read.
 #[derive(Debug)]
@@ -57,7 +57,7 @@ pub(super) fn read(
     let pools = pools(table, types, used);
     let engines = engine::of_pools(table, engine.as_ref(), &pools, types);
     engines.check_drain(table, drain_timeout);
-    let health = health(table, &engines);
+    let health = health(table, &engines, &pools, types);
     let rebalance = rebalance(table);
     let scale_to_zero_after = scale_to_zero_after(table, counts.min);
     table.refuse(
@@ -131,7 +131,12 @@ fn counts(table: &Table<'_>) -> Counts {
     counts
 }
 
-fn health(table: &Table<'_>, engines: &Engines) -> HealthSpec {
+fn health(
+    table: &Table<'_>,
+    engines: &Engines,
+    pools: &[PoolSpec],
+    types: &InstanceTypes,
+) -> HealthSpec {
     let span = |key, seconds| {
         limits::duration_or(table, key, Span::Positive, Duration::from_secs(seconds))
     };
@@ -146,8 +151,30 @@ fn health(table: &Table<'_>, engines: &Engines) -> HealthSpec {
     } else if let Some(path) = &path {
         engines.check_health_path(path, table.sink());
     }
+    let service = table.get::<String>("health_grpc_service");
+    if let Some(service) = &service {
+        if path.is_some() {
+            let rule =
+                "`health_grpc_service` and `health_path` are two ways to ask; write one of them";
+            table.sink().error(service.at, rule);
+        }
+        let of = |pool: &&PoolSpec| types.specs.get(&pool.instance_type).map(|spec| spec.protocol);
+        if let Some(pool) = pools.iter().find(|pool| of(pool) == Some(Protocol::Http1)) {
+            let rule = format!(
+                "`health_grpc_service` needs HTTP/2, which workers of \"{}\" are not said to speak: write \
+                 `protocol = \"h2c\"` there",
+                pool.instance_type
+            );
+            table.sink().error(service.at, rule);
+        }
+    }
+    let check = match (service, path) {
+        (Some(service), _) => HealthCheck::Grpc(service.value),
+        (None, Some(path)) => HealthCheck::Get(path.value),
+        (None, None) => HealthCheck::Get(engines.health_path(table)),
+    };
     HealthSpec {
-        path: path.map_or_else(|| engines.health_path(table), |found| found.value),
+        check,
         interval: span("health_interval", 5),
         startup_interval: span("startup_health_interval", 1),
         timeout: span("health_timeout", 2),

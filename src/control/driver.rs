@@ -162,8 +162,15 @@ impl Driver {
                     self.may_act().await?;
                     self.calls.terminate(provider, instance);
                 }
-                Action::Probe { instance, generation, address, path, timeout } => {
-                    self.prober.probe(Probe { instance, generation, address, path, timeout });
+                Action::Probe { instance, generation, address, protocol, check, timeout } => {
+                    self.prober.probe(Probe {
+                        instance,
+                        generation,
+                        address,
+                        protocol,
+                        check,
+                        timeout,
+                    });
                 }
             }
         }

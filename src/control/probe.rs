@@ -1,33 +1,42 @@
-//! Asks instances whether they are healthy: one GET, any 2xx in time is a yes. What an instance sends
-//! along is read up to a limit, so that its connection can be used again, and thrown away.
+//! Asks instances whether they are healthy: a GET, of which any 2xx in time is a yes, or gRPC's health
+//! checking protocol (<https://github.com/grpc/grpc/blob/master/doc/health-checking.md>), of which
+//! `SERVING` is. What an instance sends along is read up to a limit, so that its connection can be used
+//! again.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Method, Request, header};
-use http_body_util::{BodyExt, Empty, Limited};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
+use prost::Message;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
 
 use crate::decision::controller::Event;
 use crate::runtime::tasks::Tasks;
-use crate::types::{Address, Generation, InstanceId};
+use crate::types::spec::HealthCheck;
+use crate::types::{Address, Generation, InstanceId, Protocol};
 
 /// Probes under way at once.
 const PROBES: usize = 256;
 /// Bytes read of an answer.
 const BODY_LIMIT: usize = 64 * 1024;
+/// The method that tells a server's health.
+const GRPC_CHECK: &str = "/grpc.health.v1.Health/Check";
+/// What comes before each message of a gRPC stream.
+const FRAME_HEAD: usize = 5;
 /// How long a connection waits for the next probe.
 const IDLE: Duration = Duration::from_secs(3);
 
 /// What asks the instances.
 #[derive(Clone)]
 pub(super) struct Prober {
-    client: Client<HttpConnector, Empty<Bytes>>,
+    http1: Client<HttpConnector, Full<Bytes>>,
+    http2: Client<HttpConnector, Full<Bytes>>,
     slots: Arc<Semaphore>,
     events: mpsc::Sender<Event>,
     tasks: Tasks,
@@ -38,18 +47,24 @@ pub(super) struct Probe {
     pub(super) instance: InstanceId,
     pub(super) generation: Generation,
     pub(super) address: Address,
-    pub(super) path: String,
+    pub(super) protocol: Protocol,
+    pub(super) check: HealthCheck,
     pub(super) timeout: Duration,
 }
 
 impl Prober {
     pub(super) fn new(events: mpsc::Sender<Event>) -> Self {
-        let client = Client::builder(TokioExecutor::new())
-            .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(IDLE)
-            .pool_max_idle_per_host(1)
-            .build_http();
-        Self { client, slots: Arc::new(Semaphore::new(PROBES)), events, tasks: Tasks::new() }
+        let client = |http2| {
+            Client::builder(TokioExecutor::new())
+                .pool_timer(TokioTimer::new())
+                .pool_idle_timeout(IDLE)
+                .pool_max_idle_per_host(1)
+                .http2_only(http2)
+                .build_http()
+        };
+        let (http1, http2) = (client(false), client(true));
+        let slots = Arc::new(Semaphore::new(PROBES));
+        Self { http1, http2, slots, events, tasks: Tasks::new() }
     }
 
     /// Asks, and answers with [`Event::Probed`].
@@ -78,21 +93,86 @@ impl Prober {
         if probe.address.is_tls() {
             return Err("health is asked over plain http only; https is not supported".into());
         }
-        let request = Request::builder()
-            .method(Method::GET)
-            .uri(format!("{}{}", probe.address, probe.path))
-            .header(header::USER_AGENT, concat!("forebay/", env!("CARGO_PKG_VERSION")))
-            .body(Empty::new())
-            .map_err(|error| format!("cannot ask {}: {error}", probe.path))?;
-        let answer = self.client.request(request).await.map_err(|error| whole(&error))?;
+        let client = match probe.protocol {
+            Protocol::Http1 => &self.http1,
+            Protocol::H2c | Protocol::H2 => &self.http2,
+        };
+        let answer = client.request(question(probe)?).await.map_err(|error| whole(&error))?;
         let status = answer.status();
         if !status.is_success() {
             return Err(format!("answered {status}"));
         }
-        // An endless or broken body does not make a healthy answer unhealthy.
-        let _ = Limited::new(answer.into_body(), BODY_LIMIT).collect().await;
-        Ok(())
+        let HealthCheck::Grpc(_) = probe.check else {
+            // An endless or broken body does not make a healthy answer unhealthy.
+            let _ = Limited::new(answer.into_body(), BODY_LIMIT).collect().await;
+            return Ok(());
+        };
+        let head = answer.headers().clone();
+        let body = Limited::new(answer.into_body(), BODY_LIMIT).collect().await;
+        let body = body.map_err(|error| whole(&*error))?;
+        // An answer without a message has its status in the head.
+        let trailers = body.trailers().unwrap_or(&head);
+        let code = trailers.get("grpc-status").and_then(|code| code.to_str().ok());
+        match code {
+            Some("0") => serving(&body.to_bytes()),
+            Some("5") => Err("it knows no such service (grpc-status 5)".into()),
+            Some("12") => Err("it has no grpc.health.v1.Health (grpc-status 12)".into()),
+            Some(code) => Err(format!("answered grpc-status {code}")),
+            None => Err("answered without a grpc-status".into()),
+        }
     }
+}
+
+fn question(probe: &Probe) -> Result<Request<Full<Bytes>>, String> {
+    let (method, path, body) = match &probe.check {
+        HealthCheck::Get(path) => (Method::GET, path.as_str(), Bytes::new()),
+        HealthCheck::Grpc(service) => (Method::POST, GRPC_CHECK, framed(service)),
+    };
+    let mut request = Request::builder()
+        .method(method)
+        .uri(format!("{}{path}", probe.address))
+        .header(header::USER_AGENT, concat!("forebay/", env!("CARGO_PKG_VERSION")));
+    if matches!(probe.check, HealthCheck::Grpc(_)) {
+        request =
+            request.header(header::CONTENT_TYPE, "application/grpc").header(header::TE, "trailers");
+    }
+    request.body(Full::new(body)).map_err(|error| format!("cannot ask {path}: {error}"))
+}
+
+/// `HealthCheckRequest`.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+struct Question {
+    #[prost(string, tag = "1")]
+    service: String,
+}
+
+/// `HealthCheckResponse`.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+struct Answer {
+    #[prost(int32, tag = "1")]
+    status: i32,
+}
+
+/// `HealthCheckResponse.ServingStatus.SERVING`.
+const SERVING: i32 = 1;
+
+/// The question as one message of a gRPC stream: a byte that says it is not compressed, its length in four,
+/// itself.
+fn framed(service: &str) -> Bytes {
+    let message = Question { service: service.to_owned() }.encode_to_vec();
+    let length = u32::try_from(message.len()).unwrap_or(u32::MAX);
+    [&[0][..], &length.to_be_bytes(), &message].concat().into()
+}
+
+fn serving(body: &[u8]) -> Result<(), String> {
+    let message = body.get(FRAME_HEAD..).ok_or("answered without a message")?;
+    let answer = Answer::decode(message).map_err(|error| format!("answered garbage: {error}"))?;
+    if answer.status == SERVING {
+        return Ok(());
+    }
+    let names = ["UNKNOWN", "SERVING", "NOT_SERVING", "SERVICE_UNKNOWN"];
+    let name = usize::try_from(answer.status).ok().and_then(|number| names.get(number));
+    Err(format!("it is {}", name.unwrap_or(&"in a state that is not known")))
 }
 
 /// An error with all its causes.
@@ -140,7 +220,8 @@ mod tests {
             instance: InstanceId::new("i-1").expect("valid"),
             generation: Generation(3),
             address,
-            path: "/ping".into(),
+            protocol: Protocol::Http1,
+            check: HealthCheck::Get("/ping".into()),
             timeout: limit,
         });
         match received.recv().await {

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::header::HOST;
+use http::header::{HOST, TE};
 use http::{Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
@@ -22,6 +22,7 @@ use super::refusal::Refusal;
 use super::upstream::{Connection, Pool, SendError};
 use crate::decision::outcome;
 use crate::telemetry::request::RequestRecord;
+use crate::types::Protocol;
 use crate::types::spec::OnClientAbort;
 
 /// What an attempt needs of its thread.
@@ -39,6 +40,8 @@ pub(super) enum Failure {
     NotSent(Box<Request<RequestBody>>),
     /// The worker says that it has not run it. Its words, in case there is nowhere else to go.
     NotRun(Box<Response<ResponseBody>>),
+    /// The worker says that it has not looked at it.
+    Refused,
     /// It may have run; no byte of an answer went to the client.
     Broken,
     /// The client's own body did not come whole.
@@ -89,16 +92,21 @@ impl Sender {
             let host = exchange.backend().host_header.clone();
             request.headers_mut().insert(HOST, host);
         }
+        if exchange.backend().route.protocol == Protocol::Http1 {
+            // Over HTTP/2 it is not about one connection alone: gRPC workers ask for it.
+            request.headers_mut().remove(TE);
+        }
         let client_upgrade = request.extensions_mut().remove::<OnUpgrade>();
         loop {
-            let mut connection = match self.connection(&exchange).await {
-                Ok(connection) => connection,
-                Err(error) => {
-                    let instance = &exchange.backend().route.instance;
-                    tracing::debug!(%instance, %error, "cannot connect");
-                    return Err(not_sent(exchange, request, client_upgrade));
-                }
-            };
+            let mut connection =
+                match self.pool.connect(exchange.backend(), self.connect_timeout).await {
+                    Ok(connection) => connection,
+                    Err(error) => {
+                        let instance = &exchange.backend().route.instance;
+                        tracing::debug!(%instance, %error, "cannot connect");
+                        return Err(not_sent(exchange, request, client_upgrade));
+                    }
+                };
             match connection.send(request).await {
                 Ok(response) => {
                     let answer =
@@ -110,15 +118,14 @@ impl Sender {
                 Err(SendError::NotSent(unsent)) => {
                     return Err(not_sent(exchange, *unsent, client_upgrade));
                 }
+                Err(SendError::Refused(error)) => {
+                    let instance = &exchange.backend().route.instance;
+                    tracing::debug!(%instance, %error, "a worker refused a stream");
+                    exchange.refused();
+                    return Err(Failure::Refused);
+                }
                 Err(SendError::Broken(error)) => return Err(broken(exchange, &error)),
             }
-        }
-    }
-
-    async fn connection(&self, exchange: &Exchange) -> std::io::Result<Connection> {
-        match self.pool.take(exchange.backend()) {
-            Some(connection) => Ok(connection),
-            None => Connection::open(exchange.backend(), self.connect_timeout).await,
         }
     }
 
@@ -170,9 +177,9 @@ impl Sender {
     /// Passes bytes both ways until either side closes; the slot is held for as long.
     fn tunnel(&self, client: OnUpgrade, connection: Connection, mut exchange: Exchange) {
         self.tasks.spawn_local(async move {
-            let (client, (mut worker, said_already)) =
-                tokio::join!(client, connection.into_switched());
-            if let Ok(client) = client {
+            if let (Ok(client), Some((mut worker, said_already))) =
+                tokio::join!(client, connection.into_switched())
+            {
                 let mut client = TokioIo::new(client);
                 // Either side's abrupt end is the end; there is nobody left to tell.
                 if client.write_all(&said_already).await.is_ok()

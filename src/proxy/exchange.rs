@@ -130,6 +130,13 @@ impl Exchange {
         self.end = End::Elsewhere;
     }
 
+    /// The instance did not look at it.
+    pub(super) fn refused(mut self) {
+        self.record.attempt_failed("refused");
+        self.reservation.note_outcome(Outcome::Neutral);
+        self.end = End::Elsewhere;
+    }
+
     fn first_chunk(&self) {
         self.backend().traffic.first_chunk(self.sent_at.elapsed());
     }

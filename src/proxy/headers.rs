@@ -67,6 +67,14 @@ pub(super) fn join_cookies(headers: &mut HeaderMap) {
     }
 }
 
+/// Whether the message is gRPC's (`application/grpc`, or with a suffix for its encoding).
+pub(super) fn is_grpc(headers: &HeaderMap) -> bool {
+    headers.get(CONTENT_TYPE).is_some_and(|kind| {
+        let rest = kind.as_bytes().strip_prefix(b"application/grpc");
+        rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
+    })
+}
+
 /// Whether the body is a stream of server-sent events.
 pub(super) fn is_event_stream(headers: &HeaderMap) -> bool {
     let kind = headers.get(CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
@@ -112,6 +120,15 @@ pub(super) fn wanted_upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
     if asks { headers.get(UPGRADE).cloned() } else { None }
 }
 
+/// Whether the client takes trailers.
+pub(super) fn takes_trailers(headers: &HeaderMap) -> bool {
+    headers
+        .get_all(TE)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .any(|value| value.split(',').any(|coding| coding.trim().eq_ignore_ascii_case("trailers")))
+}
+
 /// Asks the worker, or tells the client, to switch to `protocol`.
 pub(super) fn set_upgrade(headers: &mut HeaderMap, protocol: HeaderValue) {
     headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
@@ -120,10 +137,11 @@ pub(super) fn set_upgrade(headers: &mut HeaderMap, protocol: HeaderValue) {
 
 /// A worker's answer whose length only its framing tells must not carry a length of its own.
 pub(super) fn fix_response_framing(headers: &mut HeaderMap, exact: bool) {
-    if !exact {
+    if exact {
+        headers.remove(TRAILER);
+    } else {
         headers.remove(CONTENT_LENGTH);
     }
-    headers.remove(TRAILER);
 }
 
 #[cfg(test)]

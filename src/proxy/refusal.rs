@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, RETRY_AFTER};
-use http::{HeaderValue, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use thiserror::Error;
 
 use super::body::{BodyError, ResponseBody};
@@ -46,6 +46,17 @@ pub(super) enum Refusal {
         "too many large bodies are being read to find out which model they ask for; name the endpoint in the header x-forebay-endpoint, or try again later"
     )]
     BodyBuffersFull,
+}
+
+/// How a client wants to be told what went wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Dialect {
+    /// As the `OpenAI` API does, and most others.
+    OpenAi,
+    /// As the SageMaker runtime does.
+    SageMaker,
+    /// By `grpc-status`.
+    Grpc,
 }
 
 impl Refusal {
@@ -107,34 +118,67 @@ impl Refusal {
         if *self == Self::ClientLeft { CLIENT_LEFT } else { self.status().as_u16() }
     }
 
-    /// The answer, in the runtime protocol's shape where the client speaks that.
-    pub(super) fn into_response(self, sagemaker: bool) -> Response<ResponseBody> {
+    /// The answer, in the shape that the client expects.
+    pub(super) fn into_response(self, dialect: Dialect) -> Response<ResponseBody> {
         let message = self.to_string();
-        let body = if sagemaker {
-            serde_json::json!({ "Message": message, "ErrorCode": self.sagemaker_code() })
-        } else {
-            serde_json::json!({ "error": { "type": self.kind(), "message": message } })
+        let body = match dialect {
+            Dialect::OpenAi => {
+                serde_json::json!({ "error": { "type": self.kind(), "message": message } })
+            }
+            Dialect::SageMaker => {
+                serde_json::json!({ "Message": message, "ErrorCode": self.sagemaker_code() })
+            }
+            Dialect::Grpc => return self.into_grpc(&message),
         };
-        let mut response =
-            Response::new(ResponseBody::full(Bytes::from(body.to_string().into_bytes())));
-        *response.status_mut() = self.sagemaker_status(sagemaker);
-        let headers = response.headers_mut();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        headers.insert("x-forebay-error", HeaderValue::from_static(self.kind()));
-        if let Some(seconds) = self.retry_after() {
-            headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
-        }
-        if sagemaker {
-            headers.insert("x-amzn-errortype", HeaderValue::from_static(self.sagemaker_type()));
+        let mut response = Response::new(ResponseBody::full(Bytes::from(body.to_string())));
+        *response.status_mut() = match self.status() {
+            // The runtime protocol answers 400 for what it cannot find.
+            StatusCode::NOT_FOUND if dialect == Dialect::SageMaker => StatusCode::BAD_REQUEST,
+            status => status,
+        };
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        self.explain(response.headers_mut());
+        if dialect == Dialect::SageMaker {
+            let kind = HeaderValue::from_static(self.sagemaker_type());
+            response.headers_mut().insert("x-amzn-errortype", kind);
         }
         response
     }
 
-    /// The runtime protocol answers 400 for what it cannot find.
-    fn sagemaker_status(&self, sagemaker: bool) -> StatusCode {
+    /// A response of trailers alone, which come as its head
+    /// (<https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>).
+    fn into_grpc(self, message: &str) -> Response<ResponseBody> {
+        let mut response = Response::new(ResponseBody::full(Bytes::new()));
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        headers.insert("grpc-status", HeaderValue::from_static(self.grpc_status()));
+        let escaped: String = message
+            .chars()
+            .map(|c| if c == '%' || !(' '..='~').contains(&c) { '?' } else { c })
+            .collect();
+        if let Ok(message) = HeaderValue::from_str(&escaped) {
+            headers.insert("grpc-message", message);
+        }
+        self.explain(headers);
+        response
+    }
+
+    /// What is told whatever the shape.
+    fn explain(&self, headers: &mut HeaderMap) {
+        headers.insert("x-forebay-error", HeaderValue::from_static(self.kind()));
+        if let Some(seconds) = self.retry_after() {
+            headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+        }
+    }
+
+    /// gRPC's code: `UNAVAILABLE` is what its clients try again by themselves.
+    fn grpc_status(&self) -> &'static str {
         match self.status() {
-            StatusCode::NOT_FOUND if sagemaker => StatusCode::BAD_REQUEST,
-            status => status,
+            StatusCode::BAD_REQUEST => "3",
+            StatusCode::REQUEST_TIMEOUT => "4",
+            StatusCode::NOT_FOUND => "5",
+            StatusCode::TOO_MANY_REQUESTS => "8",
+            _ => "14",
         }
     }
 
@@ -180,8 +224,8 @@ mod tests {
     use super::*;
     use http_body_util::BodyExt;
 
-    fn shown(refusal: Refusal, sagemaker: bool) -> String {
-        let response = refusal.into_response(sagemaker);
+    fn shown(refusal: Refusal, dialect: Dialect) -> String {
+        let response = refusal.into_response(dialect);
         let (parts, body) = response.into_parts();
         let body = futures_util::FutureExt::now_or_never(body.collect())
             .expect("a full body")
@@ -194,12 +238,16 @@ mod tests {
     fn each_protocol_has_its_shape() {
         let refusal = Refusal::QueueFull { waiting: 7, retry_after: 3 };
         assert_eq!(
-            shown(refusal, false),
+            shown(refusal.clone(), Dialect::OpenAi),
             r#"429 Too Many Requests {"content-type": "application/json", "x-forebay-error": "queue_full", "retry-after": "3"} {"error":{"message":"7 requests wait already, which is the limit; try again later","type":"queue_full"}}"#
         );
         assert_eq!(
-            shown(Refusal::UnknownEndpoint("x".into()), true),
+            shown(Refusal::UnknownEndpoint("x".into()), Dialect::SageMaker),
             r#"400 Bad Request {"content-type": "application/json", "x-forebay-error": "unknown_endpoint", "x-amzn-errortype": "ValidationError"} {"ErrorCode":"NO_SUCH_ENDPOINT","Message":"no endpoint is called \"x\""}"#
+        );
+        assert_eq!(
+            shown(refusal, Dialect::Grpc),
+            r#"200 OK {"content-type": "application/grpc", "grpc-status": "8", "grpc-message": "7 requests wait already, which is the limit; try again later", "x-forebay-error": "queue_full", "retry-after": "3"} "#
         );
     }
 }

@@ -10,7 +10,7 @@ use std::task::Poll;
 use std::time::Instant;
 
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, EXPECT, HeaderMap, HeaderValue};
+use http::header::{CONTENT_TYPE, EXPECT, HeaderMap, HeaderValue, TE};
 use http::request::Parts;
 use http::{Method, Request, Response, Uri, Version};
 use hyper::body::Incoming;
@@ -21,7 +21,7 @@ use super::body::{RequestBody, ResponseBody};
 use super::exchange::CLIENT_LEFT;
 use super::headers::{self, Length};
 use super::limits::Clients;
-use super::refusal::Refusal;
+use super::refusal::{Dialect, Refusal};
 use super::resolve::Target;
 use super::retry::{Draft, Retry};
 use super::router::Router;
@@ -141,8 +141,11 @@ impl Life {
             traffic.answered(refusal.code());
         }
         let kind = refusal.kind();
-        let response = refusal.into_response(target.is_sagemaker());
-        self.record.refused(response.status().as_u16(), kind, full_length(&response));
+        let (code, dialect) = (refusal.code(), target.dialect);
+        let response = refusal.into_response(dialect);
+        // To gRPC every answer is a 200.
+        let told = if dialect == Dialect::Grpc { code } else { response.status().as_u16() };
+        self.record.refused(told, kind, full_length(&response));
         response
     }
 
@@ -195,7 +198,11 @@ impl Life {
         self.parts.uri = path.map_or_else(Uri::default, Uri::from);
         self.parts.version = Version::HTTP_11;
         let upgrade = headers::wanted_upgrade(&self.parts.headers);
+        let trailers = headers::takes_trailers(&self.parts.headers);
         headers::strip_hop_by_hop(&mut self.parts.headers);
+        if trailers {
+            self.parts.headers.insert(TE, HeaderValue::from_static("trailers"));
+        }
         // The body is read here, whether or not the worker would have wanted it.
         self.parts.headers.remove(EXPECT);
         headers::set_request_framing(&mut self.parts.headers, self.body.length());
@@ -255,6 +262,11 @@ impl Life {
                         return Ok(*answer);
                     }
                     answer.into_body().supersede();
+                }
+                Err(Failure::Refused) => {
+                    if !draft.is_spare() || !retry.after_not_run() {
+                        return Err(Refusal::NoOtherInstance);
+                    }
                 }
                 Err(Failure::Broken) => {
                     self.may_have_run = true;

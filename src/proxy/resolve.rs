@@ -9,9 +9,9 @@ use http::uri::PathAndQuery;
 use http::{HeaderMap, Method};
 
 use super::body::RequestBody;
-use super::headers::Length;
+use super::headers::{self, Length};
 use super::model_field::{self, ModelField};
-use super::refusal::Refusal;
+use super::refusal::{Dialect, Refusal};
 use super::snapshot::{Endpoint, Snapshot, Variant};
 use crate::runtime::rng;
 
@@ -29,13 +29,17 @@ pub(super) struct Target {
     endpoint: Option<String>,
     /// What the worker is asked for, if not the path as it came.
     pub(super) worker_path: Option<PathAndQuery>,
+    /// How its client wants to be told what went wrong.
+    pub(super) dialect: Dialect,
 }
 
 impl Target {
     /// `POST /endpoints/{endpoint}/invocations` and `…/invocations-response-stream` become
     /// `POST /invocations`; every other path stays as it is.
     pub(super) fn of(parts: &Parts) -> Self {
-        let none = Self { endpoint: None, worker_path: None };
+        let dialect =
+            if headers::is_grpc(&parts.headers) { Dialect::Grpc } else { Dialect::OpenAi };
+        let none = Self { endpoint: None, worker_path: None, dialect };
         let Some(rest) = parts.uri.path().strip_prefix("/endpoints/") else { return none };
         let Some((endpoint, "invocations" | "invocations-response-stream")) = rest.split_once('/')
         else {
@@ -48,12 +52,7 @@ impl Target {
             Some(query) => format!("/invocations?{query}").parse().ok(),
             None => Some(PathAndQuery::from_static("/invocations")),
         };
-        Self { endpoint: Some(endpoint.to_owned()), worker_path }
-    }
-
-    /// Whether the client speaks the runtime protocol.
-    pub(super) fn is_sagemaker(&self) -> bool {
-        self.endpoint.is_some()
+        Self { endpoint: Some(endpoint.to_owned()), worker_path, dialect: Dialect::SageMaker }
     }
 
     /// The variant, where the head alone decides: the endpoint is named there, or there is only one

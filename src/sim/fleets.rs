@@ -8,8 +8,8 @@ use super::generate::seconds;
 use super::rng::Rng;
 use crate::types::ids::InvalidName;
 use crate::types::spec::{
-    EndpointSpec, Fallback, FleetSpec, HealthSpec, InstanceTypeSpec, OnClientAbort, PoolSpec,
-    QueueSpec, Rebalance, RebalanceSpec, RequestPolicy, RoutingStrategy, VariantSpec,
+    EndpointSpec, Fallback, FleetSpec, HealthCheck, HealthSpec, InstanceTypeSpec, OnClientAbort,
+    PoolSpec, QueueSpec, Rebalance, RebalanceSpec, RequestPolicy, RoutingStrategy, VariantSpec,
 };
 use crate::types::{InstanceTypeName, Protocol};
 
@@ -114,7 +114,7 @@ fn draw_variant(rng: &mut Rng, n: u32, kinds: &[InstanceTypeName], zero: bool) -
         startup_timeout: seconds(rng, 25, 90),
         model_download_timeout: Duration::ZERO,
         health: HealthSpec {
-            path: "/ping".into(),
+            check: HealthCheck::Get("/ping".into()),
             interval: seconds(rng, 5, 20),
             startup_interval: seconds(rng, 1, 4),
             timeout: seconds(rng, 1, 5),

@@ -287,8 +287,8 @@ pub enum Fallback {
 /// How instances are asked for their health.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HealthSpec {
-    /// The path of the GET.
-    pub path: String,
+    /// What they are asked.
+    pub check: HealthCheck,
     /// Time between probes of an instance in service.
     pub interval: Duration,
     /// Time between probes of one that is starting.
@@ -297,6 +297,16 @@ pub struct HealthSpec {
     pub timeout: Duration,
     /// Failed probes in a row after which one in service is replaced; at least 1.
     pub unhealthy_threshold: u32,
+}
+
+/// What an instance is asked for its health, in the protocol of its type.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HealthCheck {
+    /// A GET of this path; any 2xx is healthy.
+    Get(String),
+    /// gRPC's health checking protocol (`grpc.health.v1.Health/Check`) for this service, or for the whole
+    /// server where it is empty; `SERVING` is healthy.
+    Grpc(String),
 }
 
 /// The way back to preferred pools.

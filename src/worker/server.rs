@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Semaphore;
@@ -98,11 +98,11 @@ async fn connection(
         let worker = Arc::clone(&worker);
         async move { worker.answer(request).await }
     });
-    let mut builder = http1::Builder::new();
+    let mut builder = auto::Builder::new(TokioExecutor::new());
     if keep_alive.is_some() {
-        builder.timer(TokioTimer::new());
+        builder.http1().timer(TokioTimer::new());
     }
-    builder.header_read_timeout(keep_alive);
+    builder.http1().header_read_timeout(keep_alive);
     let mut serving = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service));
     // Errors are the other side's (it broke off, or spoke no HTTP) or as told; hyper has closed the
     // connection, and there is nobody to tell.

@@ -12,8 +12,8 @@ use forebay::control::{
 use forebay::store::Store;
 use forebay::store::memory::MemoryStore;
 use forebay::types::spec::{
-    EndpointSpec, Fallback, FleetSpec, HealthSpec, InstanceTypeSpec, PoolSpec, QueueSpec,
-    Rebalance, RebalanceSpec, RoutingStrategy, VariantSpec,
+    EndpointSpec, Fallback, FleetSpec, HealthCheck, HealthSpec, InstanceTypeSpec, PoolSpec,
+    QueueSpec, Rebalance, RebalanceSpec, RoutingStrategy, VariantSpec,
 };
 use forebay::types::{
     EndpointName, InstanceTypeName, ModelName, Protocol, ProviderName, VariantName,
@@ -192,7 +192,7 @@ pub(crate) fn spec(initial: u32) -> Arc<FleetSpec> {
         startup_timeout: Duration::from_secs(60),
         model_download_timeout: Duration::ZERO,
         health: HealthSpec {
-            path: "/ping".into(),
+            check: HealthCheck::Get("/ping".into()),
             interval: Duration::from_millis(200),
             startup_interval: Duration::from_millis(20),
             timeout: Duration::from_secs(5),

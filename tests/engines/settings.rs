@@ -2,7 +2,7 @@
 
 use forebay::config::{self, Config};
 use forebay::types::VariantKey;
-use forebay::types::spec::Engine;
+use forebay::types::spec::{Engine, HealthCheck};
 
 /// Line by line: a proxy, providers, two types and a variant, with gaps for what a case sets.
 fn config(proxy: &str, command: &str, first: &str, second: &str, variant: &str) -> String {
@@ -52,7 +52,10 @@ fn load(text: &str) -> (Config, Vec<String>) {
 }
 
 fn health_path(config: &Config) -> &str {
-    &config.fleet.endpoints[0].variants[0].health.path
+    match &config.fleet.endpoints[0].variants[0].health.check {
+        HealthCheck::Get(path) => path,
+        other @ HealthCheck::Grpc(_) => panic!("{other:?}"),
+    }
 }
 
 #[test]

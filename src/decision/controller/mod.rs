@@ -79,7 +79,7 @@ use thiserror::Error;
 use crate::types::launch::{LaunchBatch, LaunchOutcome, ProviderInstance};
 use crate::types::record::{CapacityKey, CapacityRecord, Change, StoredState};
 use crate::types::report::ProxyReport;
-use crate::types::spec::FleetSpec;
+use crate::types::spec::{FleetSpec, HealthCheck};
 use crate::types::status::{Explanation, FleetStatus};
 use crate::types::table::RoutingTable;
 use crate::types::{
@@ -180,8 +180,10 @@ pub enum Action {
         generation: Generation,
         /// Where it listens.
         address: Address,
-        /// The path of the GET.
-        path: String,
+        /// What it speaks.
+        protocol: Protocol,
+        /// What it is asked.
+        check: HealthCheck,
         /// How long the answer may take.
         timeout: Duration,
     },

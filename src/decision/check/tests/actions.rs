@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::decision::check::check_table;
+use crate::types::Protocol;
 use InstanceState::{Draining, InService, Pending, Starting, Stopping};
 
 #[test]
@@ -108,7 +109,8 @@ fn one_list_and_right_probes() {
                 instance: instance.id,
                 generation: Generation(generation),
                 address: instance.address.expect("in service"),
-                path: "/ping".into(),
+                protocol: Protocol::Http1,
+                check: HealthCheck::Get("/ping".into()),
                 timeout: Duration::from_secs(1),
             },
         )

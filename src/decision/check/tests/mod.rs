@@ -12,8 +12,8 @@ use crate::types::launch::{Grant, LaunchBatch, LaunchOutcome, ProviderInstance, 
 use crate::types::record::{Change, InstanceRecord, StoredState, VariantRecord};
 use crate::types::report::{BackendReport, ProxyReport};
 use crate::types::spec::{
-    EndpointSpec, Fallback, FleetSpec, HealthSpec, InstanceTypeSpec, OnClientAbort, PoolSpec,
-    QueueSpec, Rebalance, RebalanceSpec, RequestPolicy, RoutingStrategy, VariantSpec,
+    EndpointSpec, Fallback, FleetSpec, HealthCheck, HealthSpec, InstanceTypeSpec, OnClientAbort,
+    PoolSpec, QueueSpec, Rebalance, RebalanceSpec, RequestPolicy, RoutingStrategy, VariantSpec,
 };
 use crate::types::table::{BackendRoute, EndpointRoute, RoutingTable, TableVersion, VariantRoute};
 use crate::types::{
@@ -64,7 +64,7 @@ fn variant_spec() -> VariantSpec {
         startup_timeout: minute,
         model_download_timeout: Duration::ZERO,
         health: HealthSpec {
-            path: "/ping".into(),
+            check: HealthCheck::Get("/ping".into()),
             interval: minute,
             startup_interval: minute,
             timeout: minute,

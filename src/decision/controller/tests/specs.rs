@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::types::spec::{
-    EndpointSpec, Fallback, FleetSpec, HealthSpec, InstanceTypeSpec, OnClientAbort, PoolSpec,
-    QueueSpec, Rebalance, RebalanceSpec, RequestPolicy, RoutingStrategy, VariantSpec,
+    EndpointSpec, Fallback, FleetSpec, HealthCheck, HealthSpec, InstanceTypeSpec, OnClientAbort,
+    PoolSpec, QueueSpec, Rebalance, RebalanceSpec, RequestPolicy, RoutingStrategy, VariantSpec,
 };
 use crate::types::{
     EndpointName, InstanceTypeName, ModelName, Protocol, ProviderName, VariantKey, VariantName,
@@ -49,7 +49,7 @@ pub(crate) fn variant(pools: &[(&str, u32)], initial: u32) -> VariantSpec {
         startup_timeout: secs(60),
         model_download_timeout: Duration::ZERO,
         health: HealthSpec {
-            path: "/ping".to_owned(),
+            check: HealthCheck::Get("/ping".to_owned()),
             interval: secs(5),
             startup_interval: secs(1),
             timeout: secs(2),

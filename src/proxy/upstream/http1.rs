@@ -1,10 +1,6 @@
-//! Connections to workers. Each is driven by whoever uses it: while a request has one, the request's own
-//! task polls it (no second task to wake, measured as 5 to 8 % of the CPU time per request); while it is
-//! idle nobody does, and it is looked at once before it is used again.
-//!
-//! Pools belong to a thread: no lock, no hand-over between threads. Idle connections are closed after
-//! `pool_idle_timeout` (3 s by default), before servers that close theirs after 5 s do; where the engine is
-//! known to close them, never later than its profile says.
+//! HTTP/1.1 to workers. Each connection is driven by whoever uses it: while a request has one, the
+//! request's own task polls it (no second task to wake, measured as 5 to 8 % of the CPU time per request);
+//! while it is idle nobody does, and it is looked at once before it is used again.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -20,9 +16,10 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
-use super::body::RequestBody;
-use super::snapshot::Backend;
+use super::{SendError, dial};
 use crate::decision::engine;
+use crate::proxy::body::RequestBody;
+use crate::proxy::snapshot::Backend;
 use crate::runtime::clock;
 use crate::types::Generation;
 
@@ -32,23 +29,14 @@ const MOST_IDLE: usize = 256;
 type Sender = http1::SendRequest<RequestBody>;
 type Driver = http1::Connection<TokioIo<TcpStream>, RequestBody>;
 
-/// One connection to a worker. Dropping it closes it, which tells the worker that nobody waits any more.
+/// One connection to a worker. Dropping it closes it.
 #[derive(Debug)]
-pub(super) struct Connection {
+pub(in crate::proxy) struct Connection {
     sender: Sender,
     driver: Driver,
     /// The driver has finished: nothing more comes, nothing can be sent.
     closed: bool,
     reused: bool,
-}
-
-/// Why a request got no answer's head.
-#[derive(Debug)]
-pub(super) enum SendError {
-    /// Not a byte of it was written: here it is again.
-    NotSent(Box<Request<RequestBody>>),
-    /// It may have run.
-    Broken(hyper::Error),
 }
 
 impl Connection {
@@ -57,14 +45,8 @@ impl Connection {
     /// # Errors
     /// The connection's, or `TimedOut`.
     pub(super) async fn open(backend: &Backend, limit: Duration) -> std::io::Result<Self> {
-        let connect = async {
-            match backend.socket {
-                Some(socket) => TcpStream::connect(socket).await,
-                None => TcpStream::connect(backend.route.address.authority()).await,
-            }
-        };
-        let stream = tokio::time::timeout(limit, connect).await.map_err(std::io::Error::from)??;
-        stream.set_nodelay(true)?;
+        let stream =
+            tokio::time::timeout(limit, dial(backend)).await.map_err(std::io::Error::from)??;
         let (sender, driver) = http1::Builder::new()
             .handshake(TokioIo::new(stream))
             .await
@@ -146,7 +128,7 @@ pub(super) struct Pool {
 /// A connection that nobody uses.
 #[derive(Debug)]
 struct Idle {
-    connection: Connection,
+    connection: Box<Connection>,
     since: Instant,
     /// How long the engine lets us keep it.
     most: Duration,
@@ -154,7 +136,7 @@ struct Idle {
 
 impl Pool {
     /// The connection to the backend that was used last and still works.
-    pub(super) fn take(&self, backend: &Backend) -> Option<Connection> {
+    pub(super) fn take(&self, backend: &Backend) -> Option<Box<Connection>> {
         let mut idle = self.idle.borrow_mut();
         let connections = idle.get_mut(&backend.route.generation)?;
         while let Some(Idle { mut connection, .. }) = connections.pop() {
@@ -167,7 +149,7 @@ impl Pool {
     }
 
     /// Keeps a connection whose answer has been read to its end.
-    pub(super) fn give_back(&self, backend: &Backend, connection: Connection) {
+    pub(super) fn give_back(&self, backend: &Backend, connection: Box<Connection>) {
         if connection.closed {
             return;
         }

@@ -1,0 +1,140 @@
+//! Connections to workers, in the protocol that the instance type says. Over HTTP/1.1 a request has a
+//! connection of its own ([`http1`]), over HTTP/2 it has a stream of one that is shared ([`http2`]).
+//!
+//! Pools belong to a thread: no lock, no hand-over between threads. Connections that nobody uses are closed
+//! after `pool_idle_timeout` (3 s by default), before servers that close theirs after 5 s do; where the
+//! engine is known to close them, never later than its profile says.
+
+mod http1;
+mod http2;
+
+use std::io;
+use std::task::Context;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use hyper::body::Incoming;
+use tokio::net::TcpStream;
+
+use super::body::RequestBody;
+use super::snapshot::Backend;
+use crate::types::Protocol;
+
+/// What a request is sent on. Dropping it tells the worker that nobody waits any more.
+#[derive(Debug)]
+pub(super) enum Connection {
+    /// All of a connection.
+    Http1(Box<http1::Connection>),
+    /// One stream of a connection.
+    Http2(http2::Stream),
+}
+
+/// Why a request got no answer's head.
+#[derive(Debug)]
+pub(super) enum SendError {
+    /// Not a byte of it was written: here it is again.
+    NotSent(Box<Request<RequestBody>>),
+    /// The worker says that it did not look at it (RFC 9113, 8.7).
+    Refused(hyper::Error),
+    /// It may have run.
+    Broken(hyper::Error),
+}
+
+impl Connection {
+    /// Whether it has served a request before.
+    pub(super) fn is_reused(&self) -> bool {
+        match self {
+            Self::Http1(connection) => connection.is_reused(),
+            Self::Http2(stream) => stream.is_reused(),
+        }
+    }
+
+    /// Moves bytes between the socket and whoever sends or reads, where nobody else does.
+    pub(super) fn drive(&mut self, cx: &mut Context<'_>) {
+        if let Self::Http1(connection) = self {
+            connection.drive(cx);
+        }
+    }
+
+    /// Sends `request` and waits for the head of the answer. Dropping the future and the connection
+    /// cancels the request.
+    ///
+    /// # Errors
+    /// [`SendError`], which tells whether it may be sent again.
+    pub(super) async fn send(
+        &mut self,
+        request: Request<RequestBody>,
+    ) -> Result<Response<Incoming>, SendError> {
+        match self {
+            Self::Http1(connection) => connection.send(request).await,
+            Self::Http2(stream) => stream.send(request).await,
+        }
+    }
+
+    /// After the worker has agreed to switch protocols: the bare connection, and what the worker has said
+    /// on it already. HTTP/2 has no such switch.
+    pub(super) async fn into_switched(self) -> Option<(TcpStream, Bytes)> {
+        match self {
+            Self::Http1(connection) => Some(connection.into_switched().await),
+            Self::Http2(_) => None,
+        }
+    }
+}
+
+/// One thread's connections.
+#[derive(Debug, Default)]
+pub(super) struct Pool {
+    http1: http1::Pool,
+    http2: http2::Pool,
+}
+
+impl Pool {
+    /// A connection to the backend, one that there is or a new one. Takes at most `limit`.
+    ///
+    /// # Errors
+    /// The connection's, or `TimedOut`.
+    pub(super) async fn connect(
+        &self,
+        backend: &Backend,
+        limit: Duration,
+    ) -> io::Result<Connection> {
+        match backend.route.protocol {
+            Protocol::Http1 => {
+                if let Some(connection) = self.http1.take(backend) {
+                    return Ok(Connection::Http1(connection));
+                }
+                let connection = http1::Connection::open(backend, limit).await?;
+                Ok(Connection::Http1(Box::new(connection)))
+            }
+            Protocol::H2c | Protocol::H2 => {
+                Ok(Connection::Http2(self.http2.stream(backend, limit).await?))
+            }
+        }
+    }
+
+    /// Takes back a connection whose answer has been read to its end.
+    pub(super) fn give_back(&self, backend: &Backend, connection: Connection) {
+        match connection {
+            Connection::Http1(connection) => self.http1.give_back(backend, connection),
+            // The connection is the pool's already.
+            Connection::Http2(_) => {}
+        }
+    }
+
+    /// Closes what has been idle for longer than `limit`, or than its engine lets it.
+    pub(super) fn close_idle(&self, limit: Duration) {
+        self.http1.close_idle(limit);
+        self.http2.close_idle(limit);
+    }
+}
+
+/// A socket to the backend.
+async fn dial(backend: &Backend) -> io::Result<TcpStream> {
+    let stream = match backend.socket {
+        Some(socket) => TcpStream::connect(socket).await,
+        None => TcpStream::connect(backend.route.address.authority()).await,
+    }?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
