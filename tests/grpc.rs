@@ -237,13 +237,6 @@ impl House {
             Ok(answer.into_inner())
         })
     }
-
-    fn all_zero(&self) {
-        eventually("every counter is at 0", || {
-            let taken = ["forebay_outstanding_requests", "forebay_queued_requests"];
-            taken.iter().all(|name| self.forebay.gauge(name) == 0.0).then_some(())
-        });
-    }
 }
 
 #[test]
@@ -260,7 +253,7 @@ fn a_call_its_metadata_and_its_status_go_both_ways() {
     let status = house.unary("/test.Echo/Fail", Request::new(Bytes::new())).expect_err("fails");
     assert_eq!((status.code(), status.message()), (Code::FailedPrecondition, "not today"));
     assert_eq!(status.metadata().get("x-detail").expect("a trailer"), "why");
-    house.all_zero();
+    house.forebay.wait_all_zero();
 }
 
 #[test]
@@ -287,7 +280,7 @@ fn a_conversation_goes_on_message_by_message_and_ends_with_its_trailers() {
         assert_eq!(house.wait(answers.message()).expect("goes on").expect("an answer"), message);
     }
     assert_eq!(house.wait(answers.message()).expect("ends well"), None);
-    house.all_zero();
+    house.forebay.wait_all_zero();
 }
 
 #[test]
@@ -316,7 +309,7 @@ fn a_call_that_is_given_up_is_cancelled_at_the_worker() {
         (house.state.held.load(Ordering::Relaxed) == 0).then_some(())
     });
     assert!(start.elapsed() < Duration::from_millis(100), "after {:?}", start.elapsed());
-    house.all_zero();
+    house.forebay.wait_all_zero();
 }
 
 #[test]
@@ -337,7 +330,7 @@ fn what_the_proxy_itself_has_to_say_is_a_status_of_grpc() {
     let unknown = house.unary("/test.Echo/Echo", request).expect_err("there is none");
     assert_eq!(unknown.code(), Code::NotFound);
     assert_eq!(unknown.message(), "no endpoint is called \"nowhere\"");
-    house.all_zero();
+    house.forebay.wait_all_zero();
 }
 
 #[test]

@@ -10,101 +10,15 @@
 mod support;
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use h2::Reason;
-use h2::client::{ResponseFuture, SendRequest};
-use http::{Request, Response};
+use http::Request;
+use support::h2::H2;
 use support::http::Client;
 use support::{DEADLINE, Forebay, Worker, eventually};
-use tokio::runtime::Runtime;
-use tokio::task::JoinHandle;
-
-/// One connection, and the runtime that drives it.
-struct H2 {
-    runtime: Runtime,
-    sender: SendRequest<Bytes>,
-    /// Ends with the connection.
-    connection: JoinHandle<Result<(), h2::Error>>,
-}
-
-/// How a stream ended: what came of its body, and the error it ended with.
-type Ended = (Vec<u8>, Option<h2::Error>);
-
-impl H2 {
-    fn connect(proxy: SocketAddr) -> Self {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .enable_all()
-            .build()
-            .expect("a runtime");
-        let (sender, connection) = runtime.block_on(async {
-            let socket = tokio::net::TcpStream::connect(proxy).await.expect("connects");
-            let (sender, connection) = h2::client::handshake(socket).await.expect("HTTP/2");
-            (sender, tokio::spawn(connection))
-        });
-        Self { runtime, sender, connection }
-    }
-
-    fn wait<T>(&self, what: impl Future<Output = T>) -> T {
-        self.runtime.block_on(async {
-            tokio::time::timeout(DEADLINE, what).await.expect("within the deadline")
-        })
-    }
-
-    /// Sends a whole request; its answer is asked for later.
-    fn send(&mut self, path: &str, body: &str) -> ResponseFuture {
-        let request = Request::post(format!("http://models.example{path}"))
-            .header("content-type", "application/json")
-            .body(())
-            .expect("a request");
-        let ready = self.wait(self.sender.clone().ready()).expect("the connection takes more");
-        self.sender = ready;
-        let (answer, mut rest) =
-            self.sender.send_request(request, body.is_empty()).expect("is sent");
-        if !body.is_empty() {
-            rest.send_data(Bytes::copy_from_slice(body.as_bytes()), true).expect("is sent");
-        }
-        answer
-    }
-
-    fn chat(&mut self, tokens: u32, stream: bool) -> ResponseFuture {
-        let body = format!(
-            r#"{{"model":"m","messages":[{{"role":"user","content":"x"}}],"max_tokens":{tokens},"stream":{stream}}}"#
-        );
-        self.send("/v1/chat/completions", &body)
-    }
-
-    fn head(&self, answer: ResponseFuture) -> Response<h2::RecvStream> {
-        self.wait(answer).expect("an answer")
-    }
-
-    fn rest(&self, answer: Response<h2::RecvStream>) -> Ended {
-        self.wait(async {
-            let mut body = answer.into_body();
-            let mut all = Vec::new();
-            while let Some(piece) = body.data().await {
-                match piece {
-                    Ok(bytes) => {
-                        drop(body.flow_control().release_capacity(bytes.len()));
-                        all.extend_from_slice(&bytes);
-                    }
-                    Err(error) => return (all, Some(error)),
-                }
-            }
-            (all, None)
-        })
-    }
-}
-
-fn all_zero(forebay: &Forebay) {
-    eventually("every counter is at 0", || {
-        let taken = ["forebay_outstanding_requests", "forebay_queued_requests"];
-        taken.iter().all(|name| forebay.gauge(name) == 0.0).then_some(())
-    });
-}
 
 #[test]
 fn many_requests_share_a_connection_and_each_is_counted() {
@@ -131,7 +45,7 @@ fn many_requests_share_a_connection_and_each_is_counted() {
     }
     assert_eq!(worker.stat("max_running"), 4);
     assert_eq!(worker.stat("max_waiting"), 0);
-    all_zero(&forebay);
+    forebay.wait_all_zero();
 }
 
 #[test]
@@ -186,7 +100,7 @@ fn a_reset_cancels_what_runs_and_what_waits() {
     drop(client);
     drop(running);
     eventually("all are cancelled", || (worker.stat("cancelled") == 4).then_some(()));
-    all_zero(&forebay);
+    forebay.wait_all_zero();
 }
 
 #[test]
@@ -200,7 +114,7 @@ fn a_stream_that_breaks_at_the_worker_is_reset_and_never_ended() {
     let (body, error) = client.rest(head);
     assert!(!body.is_empty(), "what came before is passed on");
     assert_eq!(error.and_then(|e| e.reason()), Some(Reason::INTERNAL_ERROR));
-    all_zero(&forebay);
+    forebay.wait_all_zero();
 }
 
 #[test]
@@ -216,7 +130,7 @@ fn a_body_that_breaks_off_is_the_clients_doing() {
     });
     body.send_reset(Reason::CANCEL);
     assert!(client.wait(answer).is_err());
-    all_zero(&forebay);
+    forebay.wait_all_zero();
     let of = |code| forebay.gauge_where("forebay_invocations_total", &format!("code=\"{code}\""));
     eventually("it is counted as the client's end", || (of(499) == 1.0).then_some(()));
     assert_eq!(of(502), 0.0, "the worker is not to blame");
@@ -299,7 +213,9 @@ fn a_flood_of_resets_ends_its_connection_and_no_other() {
         tokio::time::timeout(DEADLINE, flood.connection).await.expect("closed").expect("ran")
     });
     let error = end.expect_err("it was told to calm down");
-    assert_eq!(error.reason(), Some(Reason::ENHANCE_YOUR_CALM), "{error}");
+    // Whether it still reads that depends on what it is writing at that moment.
+    let calm = error.reason() == Some(Reason::ENHANCE_YOUR_CALM);
+    assert!(calm || error.is_io(), "{error}");
     assert_eq!(other.head(patient).status(), 200);
-    all_zero(&forebay);
+    forebay.wait_all_zero();
 }

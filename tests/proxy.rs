@@ -23,14 +23,6 @@ fn chat(forebay: &Forebay) -> http::Answer {
     http::post(forebay.proxy, "/v1/chat/completions", &[JSON], CHAT)
 }
 
-fn wait_all_zero(forebay: &Forebay) {
-    eventually("all counters back at zero", || {
-        (forebay.gauge("forebay_outstanding_requests") == 0.0
-            && forebay.gauge("forebay_queued_requests") == 0.0)
-            .then_some(())
-    });
-}
-
 #[test]
 fn every_kind_of_path_reaches_a_worker() {
     let worker = Worker::start(&[]);
@@ -58,7 +50,7 @@ fn every_kind_of_path_reaches_a_worker() {
     let models = http::get(forebay.proxy, "/v1/models").json();
     assert_eq!(models["object"], "list");
     assert_eq!(models["data"][0]["id"], "m");
-    wait_all_zero(&forebay);
+    forebay.wait_all_zero();
 }
 
 #[test]
@@ -84,7 +76,7 @@ fn chunks_are_passed_on_as_they_come() {
     assert!(arrivals.len() >= 6, "{} chunks", arrivals.len());
     let span = arrivals[arrivals.len() - 1].duration_since(arrivals[0]);
     assert!(span > Duration::from_millis(300), "held back: all within {span:?}");
-    wait_all_zero(&forebay);
+    forebay.wait_all_zero();
 }
 
 #[test]
@@ -114,7 +106,7 @@ fn simultaneous_requests_go_one_to_each_idle_copy() {
         for (worker, before) in workers.iter().zip(before) {
             assert_eq!(worker.stat("started") - before, 1);
         }
-        wait_all_zero(&forebay);
+        forebay.wait_all_zero();
     }
 }
 
@@ -137,7 +129,7 @@ fn limits_hold_and_the_excess_waits_at_the_proxy() {
     assert!(slow.stat("max_running") <= 2);
     assert_eq!(fast.stat("max_waiting") + slow.stat("max_waiting"), 0);
     assert!(fast.stat("started") > slow.stat("started"));
-    wait_all_zero(&forebay);
+    forebay.wait_all_zero();
 }
 
 #[test]
@@ -159,7 +151,7 @@ fn a_full_queue_and_a_passed_wait_are_told_apart() {
         assert_eq!(late.header("x-forebay-error"), Some("queue_timeout"));
         assert!(late.header("retry-after").is_some());
     });
-    wait_all_zero(&forebay);
+    forebay.wait_all_zero();
 }
 
 #[test]
@@ -205,7 +197,7 @@ fn a_client_that_leaves_frees_the_worker_within_a_tenth_of_a_second() {
     eventually("it has left", || (forebay.gauge("forebay_queued_requests") == 0.0).then_some(()));
     assert!(left.elapsed() < Duration::from_millis(150), "{:?}", left.elapsed());
     drop(holder);
-    wait_all_zero(&forebay);
+    forebay.wait_all_zero();
     assert_eq!(worker.stat("started"), started);
 }
 
@@ -226,7 +218,7 @@ fn what_was_never_sent_is_tried_elsewhere() {
     let answer = chat(&forebay);
     assert_eq!(answer.status, 502, "{}", answer.text());
     assert_eq!(answer.header("x-forebay-error"), Some("connect_failed"));
-    wait_all_zero(&forebay);
+    forebay.wait_all_zero();
 }
 
 #[test]
@@ -239,7 +231,7 @@ fn what_may_have_run_is_a_clear_error() {
     assert_eq!(answer.status, 502, "{}", answer.text());
     assert_eq!(answer.header("x-forebay-error"), Some("upstream_broken"));
     assert_eq!(answer.json()["error"]["type"], "upstream_broken");
-    wait_all_zero(&forebay);
+    forebay.wait_all_zero();
 }
 
 #[test]
@@ -258,7 +250,7 @@ fn a_broken_stream_never_looks_like_an_end() {
     client.send("POST", "/v1/chat/completions", &[JSON], CHAT.as_bytes());
     let answer = client.try_read_answer();
     assert!(answer.as_ref().is_none_or(|a| !a.complete || a.status == 502), "{answer:?}");
-    wait_all_zero(&forebay);
+    forebay.wait_all_zero();
 }
 
 #[test]
@@ -412,7 +404,7 @@ fn an_upgrade_is_tunnelled_and_counted() {
     });
     assert_eq!(forebay.gauge("forebay_outstanding_requests"), 1.0);
     drop(client);
-    wait_all_zero(&forebay);
+    forebay.wait_all_zero();
 }
 
 #[test]
@@ -437,73 +429,6 @@ fn before_any_worker_a_request_waits_or_is_refused_clearly() {
         let answer = waits.join().expect("no panic");
         assert_eq!(answer.status, 200, "it waited for the worker: {}", answer.text());
     });
-    wait_all_zero(&patient);
-    wait_all_zero(&hasty);
-}
-
-/// Thousands of streams that are cancelled, broken or run out of patience, in every phase.
-#[test]
-fn a_hostile_storm_ends_with_every_counter_at_zero() {
-    let good = Worker::start(&["--first-token", "5ms", "--tokens-per-second", "200"]);
-    let cutting = Worker::start(&["--first-token", "5ms", "--fail", "cut-stream=2"]);
-    let dropping = Worker::start(&["--fail", "drop-connection"]);
-    let forebay = Forebay::in_front_of(
-        &[(&good, 6), (&cutting, 6), (&dropping, 6)],
-        "unhealthy_threshold = 1000\nqueue_limit = 64\nqueue_timeout = \"200ms\"\n",
-    );
-    std::thread::scope(|scope| {
-        for thread in 0..24_u64 {
-            let forebay = &forebay;
-            scope.spawn(move || {
-                for round in 0..125_u64 {
-                    hostile(forebay, thread * 1_000 + round);
-                }
-            });
-        }
-    });
-    wait_all_zero(&forebay);
-    eventually("the workers are idle", || {
-        (good.stat("running") + cutting.stat("running") == 0).then_some(())
-    });
-    eventually("the manager has heard of it", || {
-        let all = forebay.instances();
-        (all.len() == 3 && all.iter().all(|i| i["outstanding"] == 0)).then_some(())
-    });
-    // And it still serves.
-    eventually("served", || (chat(&forebay).status == 200).then_some(()));
-}
-
-fn hostile(forebay: &Forebay, number: u64) {
-    let mut client = Client::connect(forebay.proxy);
-    let patience = Duration::from_millis(number.wrapping_mul(2_654_435_761) % 40);
-    let body = if number.is_multiple_of(3) { CHAT } else { STREAM };
-    match number % 6 {
-        // Leaves after sending half of its head, half of its body, or all of it.
-        0 => {
-            drop(client.stream.write_all(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncont"));
-        }
-        1 => {
-            let head = format!(
-                "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
-                body.len()
-            );
-            drop(client.stream.write_all(head.as_bytes()));
-            drop(client.stream.write_all(&body.as_bytes()[..body.len() / 2]));
-            std::thread::sleep(patience);
-        }
-        2 | 3 => {
-            client.send("POST", "/v1/chat/completions", &[JSON], body.as_bytes());
-            std::thread::sleep(patience);
-        }
-        // A chunked body that breaks off in the middle of a chunk.
-        4 => {
-            let head = "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nff\r\n{\"model\"";
-            drop(client.stream.write_all(head.as_bytes()));
-            std::thread::sleep(patience);
-        }
-        _ => {
-            client.send("POST", "/v1/chat/completions", &[JSON], body.as_bytes());
-            client.read_answer();
-        }
-    }
+    patient.wait_all_zero();
+    hasty.wait_all_zero();
 }

@@ -36,13 +36,6 @@ fn chat(tokens: u32, stream: bool) -> String {
     )
 }
 
-fn all_zero(forebay: &Forebay) {
-    eventually("every counter is at 0", || {
-        let taken = ["forebay_outstanding_requests", "forebay_queued_requests"];
-        taken.iter().all(|name| forebay.gauge(name) == 0.0).then_some(())
-    });
-}
-
 /// What a server has seen.
 #[derive(Default)]
 struct Seen {
@@ -193,7 +186,7 @@ fn requests_share_a_connection_and_answers_are_as_over_http1() {
     let mut client = Client::connect(forebay.proxy);
     client.send("HEAD", "/x", &[("connection", "upgrade"), ("upgrade", "websocket")], b"");
     assert_eq!(client.read_head().status, 200);
-    all_zero(&forebay);
+    forebay.wait_all_zero();
 }
 
 #[test]
@@ -218,7 +211,7 @@ fn a_client_that_leaves_cancels_its_stream_and_no_other() {
     }
     assert!(staying.read_chunk().is_some_and(|chunk| chunk.is_ok()), "the other goes on");
     drop(staying);
-    all_zero(&forebay);
+    forebay.wait_all_zero();
 }
 
 #[test]
@@ -241,7 +234,7 @@ fn what_breaks_off_is_told_as_over_http1() {
     let forebay = in_front_of(&[dying.address], 4, "");
     let answer = plain::post(forebay.proxy, "/x", &[], "{}");
     assert_eq!((answer.status, answer.header("x-forebay-error")), (502, Some("upstream_broken")));
-    all_zero(&forebay);
+    forebay.wait_all_zero();
 }
 
 #[test]
@@ -256,7 +249,7 @@ fn a_low_limit_of_streams_opens_more_connections() {
     assert_eq!(server.count(|seen| &seen.most_running), 6, "all slots were used");
     let connections = server.count(|seen| &seen.connections);
     assert!((3..=8).contains(&connections), "{connections} connections");
-    all_zero(&forebay);
+    forebay.wait_all_zero();
 }
 
 #[test]
@@ -270,7 +263,7 @@ fn what_a_worker_refuses_is_sent_elsewhere() {
     }
     assert_eq!(good.count(|seen| &seen.requests), 8);
     assert!(refusing.count(|seen| &seen.requests) > 0);
-    all_zero(&forebay);
+    forebay.wait_all_zero();
 }
 
 #[test]
@@ -288,7 +281,7 @@ fn a_goaway_loses_nothing() {
         }
     });
     assert!(server.count(|seen| &seen.connections) >= 10);
-    all_zero(&forebay);
+    forebay.wait_all_zero();
 }
 
 #[test]
@@ -320,6 +313,6 @@ fn a_client_that_does_not_read_harms_no_other_on_its_connection() {
         assert!(client.read_chunk().is_some_and(|chunk| chunk.is_ok()), "it may read on");
     }
     drop(silent);
-    all_zero(&forebay);
+    forebay.wait_all_zero();
     server.runtime.shutdown_background();
 }

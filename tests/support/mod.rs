@@ -11,6 +11,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+pub mod h2;
 pub mod http;
 
 pub const DEADLINE: Duration = Duration::from_secs(30);
@@ -298,6 +299,14 @@ impl Forebay {
             .filter(|line| line.contains(label))
             .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
             .sum()
+    }
+
+    /// Waits until no request is counted anywhere.
+    pub fn wait_all_zero(&self) {
+        eventually("every counter is back at 0", || {
+            let taken = ["forebay_outstanding_requests", "forebay_queued_requests"];
+            taken.iter().all(|name| self.gauge(name) == 0.0).then_some(())
+        });
     }
 
     /// Runs a subcommand of the binary against this one's manager.

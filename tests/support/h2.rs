@@ -1,0 +1,88 @@
+//! A client of the h2 crate, which shows what HTTP/2 itself says of a request.
+
+use std::net::SocketAddr;
+
+use bytes::Bytes;
+use h2::client::{ResponseFuture, SendRequest};
+use http::{Request, Response};
+use tokio::runtime::Runtime;
+use tokio::task::JoinHandle;
+
+use super::DEADLINE;
+
+/// One connection, and the runtime that drives it.
+pub struct H2 {
+    pub runtime: Runtime,
+    pub sender: SendRequest<Bytes>,
+    /// Ends with the connection.
+    pub connection: JoinHandle<Result<(), h2::Error>>,
+}
+
+/// How a stream ended: what came of its body, and the error it ended with.
+pub type Ended = (Vec<u8>, Option<h2::Error>);
+
+impl H2 {
+    pub fn connect(proxy: SocketAddr) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .expect("a runtime");
+        let (sender, connection) = runtime.block_on(async {
+            let socket = tokio::net::TcpStream::connect(proxy).await.expect("connects");
+            let (sender, connection) = h2::client::handshake(socket).await.expect("HTTP/2");
+            (sender, tokio::spawn(connection))
+        });
+        Self { runtime, sender, connection }
+    }
+
+    pub fn wait<T>(&self, what: impl Future<Output = T>) -> T {
+        self.runtime.block_on(async {
+            tokio::time::timeout(DEADLINE, what).await.expect("within the deadline")
+        })
+    }
+
+    /// Sends a whole request; its answer is asked for later.
+    pub fn send(&mut self, path: &str, body: &str) -> ResponseFuture {
+        let request = Request::post(format!("http://models.example{path}"))
+            .header("content-type", "application/json")
+            .body(())
+            .expect("a request");
+        let ready = self.wait(self.sender.clone().ready()).expect("the connection takes more");
+        self.sender = ready;
+        let (answer, mut rest) =
+            self.sender.send_request(request, body.is_empty()).expect("is sent");
+        if !body.is_empty() {
+            rest.send_data(Bytes::copy_from_slice(body.as_bytes()), true).expect("is sent");
+        }
+        answer
+    }
+
+    pub fn chat(&mut self, tokens: u32, stream: bool) -> ResponseFuture {
+        let body = format!(
+            r#"{{"model":"m","messages":[{{"role":"user","content":"x"}}],"max_tokens":{tokens},"stream":{stream}}}"#
+        );
+        self.send("/v1/chat/completions", &body)
+    }
+
+    pub fn head(&self, answer: ResponseFuture) -> Response<h2::RecvStream> {
+        self.wait(answer).expect("an answer")
+    }
+
+    pub fn rest(&self, answer: Response<h2::RecvStream>) -> Ended {
+        self.wait(async {
+            let mut body = answer.into_body();
+            let mut all = Vec::new();
+            while let Some(piece) = body.data().await {
+                match piece {
+                    Ok(bytes) => {
+                        drop(body.flow_control().release_capacity(bytes.len()));
+                        all.extend_from_slice(&bytes);
+                    }
+                    Err(error) => return (all, Some(error)),
+                }
+            }
+            (all, None)
+        })
+    }
+}
