@@ -177,6 +177,12 @@ fn a_storm_ends_with_every_counter_at_zero_and_as_many_releases_as_grants() {
         ],
         "unhealthy_threshold = 1000\nqueue_limit = 64\nqueue_timeout = \"200ms\"\n",
     );
+    // In the storm itself the budget may be spent on other tries.
+    eventually("one is retried because it was not run", || {
+        plain::post(forebay.proxy, PATH, &[JSON], CHAT);
+        let retries = forebay.gauge_where("forebay_retries_total", "reason=\"not_run\"");
+        (retries > 0.0).then_some(())
+    });
     std::thread::scope(|scope| {
         let proxy = forebay.proxy;
         for thread in 0..16_u64 {
@@ -206,7 +212,6 @@ fn a_storm_ends_with_every_counter_at_zero_and_as_many_releases_as_grants() {
     for code in [101, 200, 499, 500, 502, 503] {
         assert!(answered(code) > 0.0, "nothing of the storm ended with {code}");
     }
-    assert!(elsewhere > 0.0, "nothing was retried");
     assert!(taken > 2_000.0, "{taken} requests reached a worker");
     // And it still serves.
     eventually("served", || {
