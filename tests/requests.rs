@@ -379,6 +379,39 @@ fn a_loud_caller_waits_behind_itself() {
 }
 
 #[test]
+fn a_loud_caller_crowds_out_itself() {
+    let worker = Worker::start(&["--first-token", "400ms"]);
+    let forebay =
+        Forebay::in_front_of(&[(&worker, 1)], "caller_header = \"x-api-key\"\nqueue_limit = 3\n");
+    let ask = |key: &'static str| {
+        let mut client = Client::connect(forebay.proxy);
+        let headers = [JSON, ("x-api-key", key)];
+        client.send("POST", "/v1/chat/completions", &headers, CHAT.as_bytes());
+        client
+    };
+    let mut loud = vec![ask("loud")];
+    eventually("one runs", || (worker.stat("running") == 1).then_some(()));
+    for queued in 1..=3 {
+        loud.push(ask("loud"));
+        eventually("they wait", || {
+            (forebay.gauge("forebay_queued_requests") == f64::from(queued)).then_some(())
+        });
+    }
+    let mut quiet = ask("quiet");
+    let crowded_out = loud.pop().expect("the last").read_answer();
+    assert_eq!(crowded_out.status, 429);
+    assert_eq!(crowded_out.header("x-forebay-error"), Some("queue_full"));
+    assert!(crowded_out.header("retry-after").is_some());
+    assert_eq!(ask("loud").read_answer().status, 429, "its line is the longest");
+    assert_eq!(quiet.read_answer().status, 200);
+    assert_eq!(forebay.gauge("forebay_outstanding_requests"), 1.0, "a loud one comes after it");
+    for mut client in loud {
+        assert_eq!(client.read_answer().status, 200);
+    }
+    wait_all_zero(&forebay);
+}
+
+#[test]
 fn a_worker_that_is_to_finish_is_read_to_its_end() {
     let worker = Worker::start(&["--first-token", "300ms", "--tokens-per-second", "50"]);
     let forebay =

@@ -142,7 +142,7 @@ impl WaitingRoom {
                     return;
                 }
                 let Some(backend) = variant.take_slot(&[], rng::draw) else { return };
-                let waiter = queue.pop();
+                let waiter = queue.pop(clock::uptime_ms());
                 self.waiting.store(queue.len());
                 waiter.map(|waiter| (waiter, self.reservation(backend)))
             };
@@ -158,7 +158,7 @@ impl WaitingRoom {
     /// The variant is gone from the table.
     fn turn_everybody_away(&self) {
         let mut queue = self.queue.lock();
-        while let Some(waiter) = queue.pop() {
+        while let Some(waiter) = queue.pop(clock::uptime_ms()) {
             drop(waiter.send(Err(Refusal::VariantRemoved)));
         }
         self.waiting.store(0);
@@ -285,10 +285,15 @@ impl Place {
     fn enter(room: &Arc<WaitingRoom>, limit: u32, caller: Caller) -> Result<Self, Refusal> {
         let (sender, grant) = oneshot::channel();
         let mut queue = room.queue.lock();
-        let full = |_| Refusal::QueueFull { waiting: limit, retry_after: room.retry_after() };
-        let ticket = queue.push(limit, caller, sender).map_err(full)?;
+        let full = || Refusal::QueueFull { waiting: limit, retry_after: room.retry_after() };
+        let crowded_out = if queue.len() < limit { None } else { queue.crowd_out(caller) };
+        let ticket = queue.push(limit, caller, sender).map_err(|_| full())?;
         room.waiting.store(queue.len());
         drop(queue);
+        if let Some(other) = crowded_out {
+            // One that has just left needs no answer.
+            drop(other.send(Err(full())));
+        }
         Ok(Self { room: Arc::clone(room), ticket, grant })
     }
 
