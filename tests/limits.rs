@@ -9,7 +9,7 @@
 mod support;
 
 use std::io::{Read, Write};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use support::http::{self, Client};
 use support::{Forebay, Worker, eventually};
@@ -43,13 +43,26 @@ fn a_client_that_stops_in_the_middle_of_its_body_is_answered_and_holds_nothing()
     });
     assert_eq!(forebay.gauge("forebay_request_body_timeouts_total"), 2.0);
     // One that is slow but goes on is not bothered.
-    let mut slow =
-        begin(&forebay, "POST /invocations HTTP/1.1\r\nhost: t\r\ncontent-length: 8\r\n\r\n");
+    let head = |bytes: usize| {
+        format!("POST /invocations HTTP/1.1\r\nhost: t\r\ncontent-length: {bytes}\r\n\r\n")
+    };
+    let mut slow = begin(&forebay, &head(800));
     for _ in 0..8 {
-        std::thread::sleep(std::time::Duration::from_millis(100));
-        slow.stream.write_all(b"1").expect("sent");
+        std::thread::sleep(Duration::from_millis(100));
+        slow.stream.write_all(&[b'1'; 100]).expect("sent");
     }
     assert_eq!(slow.read_answer().status, 200);
+    // One that sends next to nothing, but never stops, only holds a place.
+    let mut dripping = begin(&forebay, &head(800));
+    let mut drops = dripping.stream.try_clone().expect("a socket");
+    let tap = std::thread::spawn(move || {
+        while drops.write_all(b"1").is_ok() {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    });
+    assert_eq!(dripping.read_answer().header("x-forebay-error"), Some("body_timeout"));
+    drop(dripping);
+    tap.join().expect("the connection is closed");
 }
 
 #[test]

@@ -114,6 +114,8 @@ impl ProxyHalf {
                 streams: config.proxy.max_streams,
                 idle_timeout: config.proxy.idle_timeout,
                 body_timeout: config.proxy.body_timeout,
+                write_timeout: config.proxy.write_timeout,
+                head: config.proxy.max_header_bytes,
             },
             drain_timeout: config.proxy.drain_timeout,
             observers: observers.clone(),

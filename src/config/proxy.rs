@@ -1,6 +1,7 @@
 //! `[proxy]` and `[admin]`: the listeners and what the data plane needs beside the routing table.
 
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -35,6 +36,10 @@ pub struct ProxyConfig {
     pub idle_timeout: Duration,
     /// How long a client may send nothing in the middle of a body; zero: for ever.
     pub body_timeout: Duration,
+    /// How long a client may take nothing of an answer that waits for it; zero: for ever.
+    pub write_timeout: Duration,
+    /// Bytes of a request's head.
+    pub max_header_bytes: u32,
     /// The manager's management API, for a proxy that runs alone.
     pub manager: Option<Address>,
     /// Where the last routing table is kept, for a start without a manager.
@@ -61,6 +66,8 @@ pub struct AdminConfig {
 
 const MAX_BODY_BUFFER: u64 = 1 << 30;
 const MAX_BODY_BUFFERS: u64 = 1 << 40;
+/// hyper reads in pieces of 8 KiB at least.
+const HEADER_BYTES: RangeInclusive<ByteCount> = ByteCount(8 << 10)..=ByteCount(1 << 20);
 
 /// Reads both sections, because their listeners must not clash. The last part is `pool_idle_timeout` and its
 /// place, if the file has it: what goes with it depends on the engines.
@@ -118,8 +125,7 @@ fn proxy_config(
     let threads = table.and_then(|table| table.get_in("threads", 1..=1_024, u32::to_string));
     let bytes = |key, most: u64| {
         let range = ByteCount(0)..=ByteCount(most);
-        let found =
-            table.and_then(|table| table.get_in(key, range, |count| format!("{} bytes", count.0)));
+        let found = table.and_then(|table| table.get_in(key, range, |count| show_bytes(*count)));
         found.map(|found| found.value.0)
     };
     let connections =
@@ -138,6 +144,11 @@ fn proxy_config(
         max_streams: table.map_or(256, |table| table.number_or("max_streams", 1..=1_000_000, 256)),
         idle_timeout: span("idle_timeout", Span::Positive, 60),
         body_timeout: span("body_timeout", Span::Any, 60),
+        write_timeout: span("write_timeout", Span::Any, 60),
+        max_header_bytes: table
+            .and_then(|table| table.get_in("max_header_bytes", HEADER_BYTES, |c| show_bytes(*c)))
+            .and_then(|found| u32::try_from(found.value.0).ok())
+            .unwrap_or(64 << 10),
         manager: table.and_then(|table| table.get("manager")).map(|found| found.value),
         table_path: table
             .map_or_else(default_table, |table| table.or("table_path", default_table())),
@@ -169,6 +180,10 @@ fn tls_config(proxy: &Table<'_>, taken: &[SocketAddr]) -> Option<TlsConfig> {
     let client_ca = table.get::<PathBuf>("client_ca").map(|found| found.value);
     let files = TlsFiles { certificates, client_ca };
     Some(TlsConfig { listen: listen?.value, files })
+}
+
+fn show_bytes(count: ByteCount) -> String {
+    format!("{} bytes", count.0)
 }
 
 fn default_table() -> PathBuf {

@@ -47,6 +47,9 @@ pub(super) fn read(table: &Table<'_>) -> RequestPolicy {
             ),
         },
         stall_timeout: limits::duration(table, "stall_timeout", Span::Positive),
+        request_timeout: limits::duration(table, "request_timeout", Span::Positive),
+        first_byte_timeout: limits::duration(table, "first_byte_timeout", Span::Positive),
+        stream_idle_timeout: limits::duration(table, "stream_idle_timeout", Span::Positive),
     }
 }
 

@@ -15,12 +15,15 @@ use tokio::io::AsyncWriteExt;
 use tokio_util::task::TaskTracker;
 
 use super::admission::Reservation;
+use super::answer::{AnswerError, UpstreamBody};
 use super::body::{BodyError, RequestBody, ResponseBody};
-use super::exchange::{Exchange, UpstreamBody};
+use super::deadline::Deadline;
+use super::exchange::Exchange;
 use super::headers;
 use super::refusal::Refusal;
 use super::upstream::{Connection, Pool, SendError};
 use crate::decision::outcome;
+use crate::runtime::clock;
 use crate::telemetry::request::RequestRecord;
 use crate::types::Protocol;
 use crate::types::spec::OnClientAbort;
@@ -44,13 +47,36 @@ pub(super) enum Failure {
     Refused,
     /// It may have run; no byte of an answer went to the client.
     Broken,
-    /// The client's own body did not come whole.
-    BadBody(Refusal),
+    /// Nothing is to be tried again: the client's own body did not come whole, or time is up. The try has
+    /// counted it.
+    Counted(Refusal),
+}
+
+/// On which terms a request is sent.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Terms<'a> {
+    /// When it came.
+    pub(super) arrived_at: Instant,
+    /// What is noted of it.
+    pub(super) record: &'a RequestRecord,
+    /// Its answer is handed over only once its body has begun.
+    pub(super) hold_head: bool,
+    pub(super) deadline: Deadline,
+}
+
+impl Failure {
+    /// Of an answer that ended before its first piece.
+    #[allow(clippy::needless_pass_by_value, reason = "for `map_err`")]
+    fn of_body(error: AnswerError) -> Self {
+        match error {
+            AnswerError::Worker(_) => Self::Broken,
+            AnswerError::Late(late) => Self::Counted(late.into()),
+        }
+    }
 }
 
 impl Sender {
-    /// Sends `request` to the instance of `reservation`. With `hold_head`, the answer is handed over only
-    /// once its body has begun. `life` is when the request arrived, and what is noted of it.
+    /// Sends `request` to the instance of `reservation`.
     ///
     /// # Errors
     /// [`Failure`].
@@ -58,35 +84,37 @@ impl Sender {
         &self,
         reservation: Reservation,
         request: Request<RequestBody>,
-        life: (Instant, &RequestRecord),
-        hold_head: bool,
+        terms: Terms<'_>,
     ) -> Result<Response<ResponseBody>, Failure> {
         if reservation.backend.route.on_client_abort == OnClientAbort::Cancel {
-            return self.try_once(reservation, request, life, hold_head).await;
+            return self.try_once(reservation, request, terms).await;
         }
         // Goes on without the client: whatever comes of it is read to its end.
         let (sender, receiver) = tokio::sync::oneshot::channel();
-        let (this, arrived_at, record) = (self.clone(), life.0, life.1.clone());
+        let (this, record, arrived_at) = (self.clone(), terms.record.clone(), terms.arrived_at);
+        let (hold_head, deadline) = (terms.hold_head, terms.deadline);
         self.tasks.spawn_local(async move {
-            let outcome =
-                this.try_once(reservation, request, (arrived_at, &record), hold_head).await;
+            // Time that is up for the client does not cut it short.
+            let untimed = Deadline::default();
+            let terms = Terms { arrived_at, record: &record, hold_head, deadline: untimed };
+            let outcome = this.try_once(reservation, request, terms).await;
             // A client that has left hands the answer back, whose drop reads it to its end.
             if let Err(unwanted) = sender.send(outcome) {
                 record.client_left_unanswered();
                 drop(unwanted);
             }
         });
-        receiver.await.unwrap_or(Err(Failure::Broken))
+        let answer = deadline.head(clock::monotonic(), receiver).await;
+        answer.map_err(Failure::Counted)?.unwrap_or(Err(Failure::Broken))
     }
 
     async fn try_once(
         &self,
         reservation: Reservation,
         mut request: Request<RequestBody>,
-        life: (Instant, &RequestRecord),
-        hold_head: bool,
+        terms: Terms<'_>,
     ) -> Result<Response<ResponseBody>, Failure> {
-        let exchange = Exchange::begin(reservation, life.0, life.1);
+        let mut exchange = Exchange::begin(reservation, terms.arrived_at, terms.record);
         exchange.announce(request.headers_mut());
         if !request.headers().contains_key(HOST) {
             let host = exchange.backend().host_header.clone();
@@ -107,10 +135,13 @@ impl Sender {
                         return Err(not_sent(exchange, request, client_upgrade));
                     }
                 };
-            match connection.send(request).await {
+            let sent = terms.deadline.head(exchange.sent_at(), connection.send(request)).await;
+            match sent.map_err(|refusal| {
+                exchange.timed_out(&refusal);
+                Failure::Counted(refusal)
+            })? {
                 Ok(response) => {
-                    let answer =
-                        self.answer(response, connection, exchange, client_upgrade, hold_head);
+                    let answer = self.answer(response, connection, exchange, client_upgrade, terms);
                     return answer.await;
                 }
                 // It closed while it was idle, or just now: another connection to the same instance.
@@ -135,7 +166,7 @@ impl Sender {
         connection: Connection,
         mut exchange: Exchange,
         client_upgrade: Option<OnUpgrade>,
-        hold_head: bool,
+        terms: Terms<'_>,
     ) -> Result<Response<ResponseBody>, Failure> {
         let (mut parts, incoming) = response.into_parts();
         let upgrade = headers::wanted_upgrade(&parts.headers);
@@ -162,13 +193,13 @@ impl Sender {
             parts.headers.get(name).and_then(|value| value.to_str().ok())
         });
         exchange.answered(parts.status.as_u16(), outcome::of_status(engine, parts.status.as_u16()));
-        let mut body = UpstreamBody::new(incoming, connection, exchange, self);
-        if hold_head && body.read_ahead().await.is_err() {
-            return Err(Failure::Broken);
+        let mut body = UpstreamBody::new(incoming, connection, exchange, self, terms.deadline);
+        if terms.hold_head {
+            body.read_ahead().await.map_err(Failure::of_body)?;
         }
         if headers::is_event_stream(&parts.headers) {
             // The engine may say only there, behind a 200, that it is full.
-            not_run |= body.says_not_run().await.map_err(|_| Failure::Broken)?;
+            not_run |= body.says_not_run().await.map_err(Failure::of_body)?;
         }
         let response = Response::from_parts(parts, ResponseBody::Upstream(Box::new(body)));
         if not_run { Err(Failure::NotRun(Box::new(response))) } else { Ok(response) }
@@ -213,7 +244,7 @@ fn broken(mut exchange: Exchange, error: &hyper::Error) -> Failure {
         let body = std::error::Error::source(error).and_then(|s| s.downcast_ref::<BodyError>());
         let refusal = body.map_or(Refusal::BadBody, Refusal::of_body);
         exchange.answered(refusal.code(), outcome::Outcome::Neutral);
-        return Failure::BadBody(refusal);
+        return Failure::Counted(refusal);
     }
     let instance = &exchange.backend().route.instance;
     tracing::debug!(%instance, %error, "a worker broke off");

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
@@ -12,9 +12,10 @@ use hyper::body::Incoming;
 use thiserror::Error;
 use tokio::time::Sleep;
 
-use super::exchange::UpstreamBody;
+use super::answer::{AnswerError, UpstreamBody};
 use super::headers::Length;
 use super::limits::{Clients, Held};
+use crate::runtime::clock;
 use crate::telemetry::request::BodyMeter;
 
 /// Why a client's body did not come whole.
@@ -23,8 +24,8 @@ pub(super) enum BodyError {
     /// It broke off or was malformed.
     #[error(transparent)]
     Client(#[from] hyper::Error),
-    /// Nothing came for as long as the limit says.
-    #[error("the client sent nothing of its body for {0:?}")]
+    /// Too little came for as long as the limit says.
+    #[error("the client sent too little of its body for {0:?}")]
     Stalled(Duration),
 }
 
@@ -43,9 +44,17 @@ pub(super) struct RequestBody {
     /// What of it is counted as held in memory.
     held: Held,
     patience: Option<Pin<Box<Sleep>>>,
-    /// Something has come since patience was last looked at.
-    has_progressed: bool,
+    /// Silence is no fault.
+    is_patient: bool,
+    /// Since when the client is waited for.
+    waiting_since: Option<Instant>,
+    /// How long it was waited for before that, and what came, since patience last began.
+    waited: Duration,
+    came: u64,
 }
+
+/// Less than so many bytes a second is no way to send a body (Kestrel's `MinRequestBodyDataRate`).
+const LEAST_RATE: u64 = 240;
 
 impl RequestBody {
     pub(super) fn new(incoming: Incoming, meter: BodyMeter, clients: &Arc<Clients>) -> Self {
@@ -73,8 +82,16 @@ impl RequestBody {
             clients: None,
             held: Held::default(),
             patience: None,
-            has_progressed: false,
+            is_patient: false,
+            waiting_since: None,
+            waited: Duration::ZERO,
+            came: 0,
         }
+    }
+
+    /// gRPC's streams go both ways, and are as silent as their client likes.
+    pub(super) fn may_be_silent(&mut self) {
+        self.is_patient = true;
     }
 
     /// Another one of the same content, sharing its memory; `None` unless all of it is here.
@@ -113,8 +130,11 @@ impl RequestBody {
         let Poll::Ready(frame) = Pin::new(rest).poll_frame(cx) else {
             return self.poll_patience(cx);
         };
-        self.has_progressed = true;
+        if let Some(since) = self.waiting_since.take() {
+            self.waited += clock::monotonic().duration_since(since);
+        }
         if let Some(data) = frame.as_ref().and_then(|f| f.as_ref().ok()?.data_ref()) {
+            self.came += data.len() as u64;
             self.meter.add(data.len());
         }
         Poll::Ready(frame.map(|frame| frame.map_err(BodyError::from)))
@@ -126,21 +146,29 @@ impl RequestBody {
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let Some(clients) = &self.clients else { return Poll::Pending };
         let limit = clients.limits.body_timeout;
-        if limit.is_zero() {
+        if limit.is_zero() || self.is_patient {
             return Poll::Pending;
         }
+        let since = *self.waiting_since.get_or_insert_with(clock::monotonic);
         // One timer a body, set anew only when it runs out: most pieces come long before that.
         let patience = self.patience.get_or_insert_with(|| {
-            self.has_progressed = false;
+            (self.waited, self.came) = (Duration::ZERO, 0);
             Box::pin(tokio::time::sleep(limit))
         });
         while patience.as_mut().poll(cx).is_ready() {
-            if !std::mem::take(&mut self.has_progressed) {
-                clients.timed_out();
-                return Poll::Ready(Some(Err(BodyError::Stalled(limit))));
+            // Time in which nobody wanted more of it is not the client's.
+            let now = clock::monotonic();
+            let waited = self.waited + now.duration_since(since);
+            let mut left = limit.saturating_sub(waited);
+            if left.is_zero() {
+                if self.came < least(waited) {
+                    clients.timed_out();
+                    return Poll::Ready(Some(Err(BodyError::Stalled(limit))));
+                }
+                (self.waited, self.came, left) = (Duration::ZERO, 0, limit);
+                self.waiting_since = Some(now);
             }
-            let next = patience.deadline() + limit;
-            patience.as_mut().reset(next);
+            patience.as_mut().reset(tokio::time::Instant::now() + left);
         }
         Poll::Pending
     }
@@ -234,6 +262,12 @@ impl Body for RequestBody {
     }
 }
 
+/// Bytes that must come in so much time, at least one.
+fn least(waited: Duration) -> u64 {
+    let millis = u64::try_from(waited.as_millis()).unwrap_or(u64::MAX);
+    (millis.saturating_mul(LEAST_RATE) / 1_000).max(1)
+}
+
 /// What a client gets: the proxy's own words, or a worker's, passed on as they come.
 #[derive(Debug)]
 pub(super) enum ResponseBody {
@@ -258,12 +292,12 @@ impl ResponseBody {
 
 impl Body for ResponseBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = AnswerError;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, AnswerError>>> {
         match self.get_mut() {
             Self::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Self::Upstream(body) => body.poll_for_client(cx),

@@ -1,7 +1,8 @@
 //! A client's connection, from its first byte to its close: HTTP/2 for those who begin with its preface
 //! (RFC 9113, 3.3) or agree on it in the TLS handshake, HTTP/1.1 for all others. Whatever it speaks, each of its requests enters by [`serve`].
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::convert::Infallible;
 use std::io;
 use std::pin::pin;
 use std::rc::Rc;
@@ -19,7 +20,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::client_io::{ClientIo, Closing, Transport};
+use super::limits::Clients;
 use super::request::{Thread, serve};
+use super::taking::Taking;
 use super::tls::Tls;
 use crate::runtime::clock;
 
@@ -31,10 +34,10 @@ const NEXT_LOOK: Duration = Duration::from_millis(5);
 /// How far the peer of an HTTP/2 connection may send ahead of us: one stream, and all of them.
 const STREAM_WINDOW: u32 = 256 << 10;
 const CONNECTION_WINDOW: u32 = 1 << 20;
+/// How much of an HTTP/1.1 connection's bytes is held either way.
+const BUFFER: usize = 64 << 10;
 /// Bytes that wait for a stream's client in our memory.
 const SEND_BUFFER: usize = 64 << 10;
-/// The headers of one request, as HTTP/2 counts them (RFC 9113, 6.5.2).
-const HEADER_LIST: u32 = 64 << 10;
 /// A client is asked whether it is there after so much silence, and has as long again to answer.
 const PING_INTERVAL: Duration = Duration::from_secs(20);
 
@@ -108,9 +111,10 @@ async fn speaks_http2(stream: &TcpStream) -> io::Result<bool> {
 
 async fn serve_http1(stream: impl Transport, thread: Rc<Thread>, stop: CancellationToken) {
     let closing = Closing::default();
-    let io = ClientIo::new(stream, closing.clone());
+    let io = ClientIo::new(stream, closing.clone(), &thread.clients);
     let while_unfinished = closing.clone();
     let idle_timeout = thread.clients.limits.idle_timeout;
+    let head = thread.clients.limits.head as usize;
     let service = service_fn(move |request: Request<Incoming>| {
         while_unfinished.by_reset(request.version() == Version::HTTP_10);
         serve(Rc::clone(&thread), request)
@@ -118,6 +122,8 @@ async fn serve_http1(stream: impl Transport, thread: Rc<Thread>, stop: Cancellat
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(idle_timeout)
+        .max_header_size(head)
+        .max_buf_size(head.max(BUFFER))
         .serve_connection(io, service)
         .with_upgrades();
     let mut connection = pin!(connection);
@@ -140,18 +146,35 @@ async fn serve_http2(stream: impl Transport, thread: Rc<Thread>, stop: Cancellat
     let limits = &thread.clients.limits;
     let (most_streams, idle_timeout) = (limits.streams, limits.idle_timeout);
     let running = Rc::new(Running::default());
-    let streams = Streams { tasks: thread.sender.tasks.clone(), running: Rc::clone(&running) };
-    let service = service_fn(move |request: Request<Incoming>| serve(Rc::clone(&thread), request));
+    let streams = Streams {
+        tasks: thread.sender.tasks.clone(),
+        running: Rc::clone(&running),
+        clients: Arc::clone(&thread.clients),
+        next: Rc::default(),
+    };
+    let next = Rc::clone(&streams.next);
+    let io = ClientIo::new(stream, Closing::default(), &thread.clients);
+    let service = {
+        let thread = Rc::clone(&thread);
+        service_fn(move |request: Request<Incoming>| {
+            let taking = Rc::new(Taking::default());
+            // hyper gives it to its task before it looks for another.
+            next.replace(Some(Rc::clone(&taking)));
+            let answer = serve(Rc::clone(&thread), request);
+            async move { Ok::<_, Infallible>(answer.await?.map(|body| taking.watch(body))) }
+        })
+    };
     let connection = http2::Builder::new(streams)
         .timer(TokioTimer::new())
         .max_concurrent_streams(most_streams)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_send_buf_size(SEND_BUFFER)
-        .max_header_list_size(HEADER_LIST)
+        // As HTTP/2 counts them (RFC 9113, 6.5.2).
+        .max_header_list_size(limits.head)
         .keep_alive_interval(PING_INTERVAL)
         .keep_alive_timeout(PING_INTERVAL)
-        .serve_connection(ClientIo::new(stream, Closing::default()), service);
+        .serve_connection(io, service);
     let mut connection = pin!(connection);
     let is_over = async {
         tokio::select! {
@@ -178,13 +201,27 @@ async fn serve_http2(stream: impl Transport, thread: Rc<Thread>, stop: Cancellat
 struct Streams {
     tasks: TaskTracker,
     running: Rc<Running>,
+    clients: Arc<Clients>,
+    /// How the stream that comes next to be run is taken.
+    next: Rc<RefCell<Option<Rc<Taking>>>>,
 }
 
 impl<F: Future<Output: 'static> + 'static> hyper::rt::Executor<F> for Streams {
     fn execute(&self, stream: F) {
         let one = One::of(&self.running);
+        let (taking, clients) = (self.next.take(), Arc::clone(&self.clients));
         self.tasks.spawn_local(async move {
-            stream.await;
+            let limit = clients.limits.write_timeout;
+            match taking.filter(|_| !limit.is_zero()) {
+                None => {
+                    stream.await;
+                }
+                Some(taking) => tokio::select! {
+                    _ = stream => {}
+                    // What is dropped with the stream resets it.
+                    () = taking.stalled(limit) => clients.not_taken(),
+                },
+            }
             drop(one);
         });
     }

@@ -2,25 +2,15 @@
 //! drives, what is measured of it. However it ends (completed, failed, client gone, panic), dropping it
 //! gives the slot back and writes down what happened.
 
-use std::pin::Pin;
-use std::rc::Rc;
-use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
-use tokio_util::task::TaskTracker;
-
 use super::admission::Reservation;
-use super::attempt::Sender;
+use super::deadline::Late;
+use super::refusal::Refusal;
 use super::snapshot::Backend;
-use super::upstream::{Connection, Pool};
-use crate::decision::engine;
 use crate::decision::outcome::Outcome;
 use crate::runtime::clock;
 use crate::telemetry::request::RequestRecord;
-use crate::types::spec::OnClientAbort;
 
 /// What clients that left first are counted under (nginx's convention).
 pub(super) const CLIENT_LEFT: u16 = 499;
@@ -113,12 +103,37 @@ impl Exchange {
     }
 
     /// The answer turns out to say no more than that the instance is full.
-    fn was_full(&mut self) {
+    pub(super) fn was_full(&mut self) {
         self.end = match self.end {
             End::Begun(code, _) => End::Begun(code, Outcome::Neutral),
             End::Complete(code, _) => End::Complete(code, Outcome::Neutral),
             other => other,
         };
+    }
+
+    /// Time is up before the head of the answer: told to the client as `refusal`, and held against the
+    /// instance only where it was given a time of its own.
+    pub(super) fn timed_out(&mut self, refusal: &Refusal) {
+        let outcome = match refusal {
+            Refusal::DeadlineExceeded => Outcome::Neutral,
+            _ => Outcome::Bad,
+        };
+        self.end = End::Complete(refusal.code(), outcome);
+        self.record.attempt_failed(refusal.kind());
+    }
+
+    /// Time is up in the middle of the answer.
+    pub(super) fn cut(&mut self, late: Late) {
+        let refusal = Refusal::from(late);
+        if let End::Begun(code, _) = self.end {
+            let outcome = if late == Late::Whole { Outcome::Neutral } else { Outcome::Bad };
+            self.end = End::Complete(code, outcome);
+        }
+        self.record.broke_off(refusal.kind());
+    }
+
+    pub(super) fn sent_at(&self) -> Instant {
+        self.sent_at
     }
 
     /// It was not sent after all.
@@ -137,7 +152,7 @@ impl Exchange {
         self.end = End::Elsewhere;
     }
 
-    fn first_chunk(&self) {
+    pub(super) fn first_chunk(&self) {
         self.backend().traffic.first_chunk(self.sent_at.elapsed());
     }
 
@@ -148,7 +163,7 @@ impl Exchange {
         backend.times.learn(spent.as_secs_f64(), company / f64::from(backend.route.copies));
     }
 
-    fn worked(&self) {
+    pub(super) fn worked(&self) {
         self.backend().slot.note_work(clock::uptime_ms());
     }
 }
@@ -176,221 +191,5 @@ impl Drop for Exchange {
         }
         traffic.finished(spent);
         self.reservation.note_outcome(outcome);
-    }
-}
-
-/// A worker's answer on its way to the client. Polling it drives the worker's connection.
-#[derive(Debug)]
-pub(super) struct UpstreamBody {
-    rest: Option<Rest>,
-    /// Read before the head was passed on.
-    ahead: Option<Frame<Bytes>>,
-    /// Where the worker broke off, not told yet.
-    failure: Option<hyper::Error>,
-    pool: Rc<Pool>,
-    tasks: TaskTracker,
-    has_begun: bool,
-}
-
-/// What is needed until the last byte.
-#[derive(Debug)]
-struct Rest {
-    // Dropped in this order: the connection (which cancels what still runs) before the slot is free.
-    incoming: Incoming,
-    connection: Option<Connection>,
-    exchange: Exchange,
-    /// The worker closes the connection behind this answer.
-    is_last: bool,
-}
-
-impl UpstreamBody {
-    pub(super) fn new(
-        incoming: Incoming,
-        connection: Connection,
-        exchange: Exchange,
-        sender: &Sender,
-    ) -> Self {
-        let is_stream = incoming.size_hint().exact().is_none();
-        let engine = exchange.backend().route.engine.map(engine::profile);
-        let is_last = is_stream && engine.is_some_and(|profile| profile.closes_after_stream);
-        let rest = Rest { incoming, connection: Some(connection), exchange, is_last };
-        let mut body = Self {
-            rest: Some(rest),
-            ahead: None,
-            failure: None,
-            pool: Rc::clone(&sender.pool),
-            tasks: sender.tasks.clone(),
-            has_begun: false,
-        };
-        body.finish_if_over();
-        body
-    }
-
-    /// Reads the first piece, and keeps it for the client.
-    ///
-    /// # Errors
-    /// The worker broke off before it.
-    pub(super) async fn read_ahead(&mut self) -> Result<(), hyper::Error> {
-        match std::future::poll_fn(|cx| self.poll_frame(cx)).await {
-            Some(Ok(frame)) => {
-                self.ahead = Some(frame);
-                Ok(())
-            }
-            Some(Err(error)) => Err(error),
-            None => Ok(()),
-        }
-    }
-
-    /// Whether the beginning of this event stream says that the request was not run. Only engines that may
-    /// say so there are waited for, and no longer than they take for it.
-    ///
-    /// # Errors
-    /// The worker broke off before the first piece.
-    pub(super) async fn says_not_run(&mut self) -> Result<bool, hyper::Error> {
-        let engine = self.rest.as_ref().and_then(|rest| rest.exchange.backend().route.engine);
-        let Some(wait) = engine.and_then(|engine| engine::profile(engine).first_event_wait) else {
-            return Ok(false);
-        };
-        if let Ok(read) = tokio::time::timeout(wait, self.read_ahead()).await {
-            read?;
-        }
-        let first = self.ahead.as_ref().and_then(Frame::data_ref);
-        let says = first.is_some_and(|bytes| engine::first_event_says_not_run(engine, bytes));
-        if says && let Some(rest) = &mut self.rest {
-            rest.exchange.was_full();
-        }
-        Ok(says)
-    }
-
-    /// Nobody gets this answer: the request goes on elsewhere.
-    pub(super) fn supersede(&mut self) {
-        if let Some(rest) = &mut self.rest {
-            rest.exchange.superseded();
-        }
-    }
-
-    /// The next piece for the client. An error comes one poll late, after what was read before it: the
-    /// connection flushes while it waits, and throws away what is unwritten when it sees the error.
-    pub(super) fn poll_for_client(
-        &mut self,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        if let Some(error) = self.failure.take() {
-            return Poll::Ready(Some(Err(error)));
-        }
-        match std::task::ready!(self.poll_frame(cx)) {
-            Some(Err(error)) => {
-                self.failure = Some(error);
-                cx.waker().wake_by_ref();
-                Poll::Pending
-            }
-            frame => Poll::Ready(frame),
-        }
-    }
-
-    fn poll_frame(
-        &mut self,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        if let Some(frame) = self.ahead.take() {
-            return Poll::Ready(Some(Ok(frame)));
-        }
-        let Some(rest) = &mut self.rest else { return Poll::Ready(None) };
-        let frame = match Pin::new(&mut rest.incoming).poll_frame(cx) {
-            Poll::Ready(frame) => frame,
-            Poll::Pending => {
-                if let Some(connection) = &mut rest.connection {
-                    connection.drive(cx);
-                }
-                std::task::ready!(Pin::new(&mut rest.incoming).poll_frame(cx))
-            }
-        };
-        match &frame {
-            Some(Ok(frame)) => {
-                let bytes = frame.data_ref().map_or(0, |data| data.len() as u64);
-                rest.exchange.record.passed_on(bytes);
-                rest.exchange.worked();
-                if !self.has_begun {
-                    self.has_begun = true;
-                    rest.exchange.first_chunk();
-                }
-                self.finish_if_over();
-            }
-            Some(Err(_)) => {
-                rest.exchange.failed();
-                rest.connection = None;
-            }
-            None => self.finish(),
-        }
-        Poll::Ready(frame)
-    }
-
-    fn finish_if_over(&mut self) {
-        if self.rest.as_ref().is_some_and(|rest| rest.incoming.is_end_stream()) {
-            self.finish();
-        }
-    }
-
-    /// The last byte is here: the worker is done with the request, and its connection free for another.
-    /// The slot is held until the client has it too.
-    fn finish(&mut self) {
-        if let Some(rest) = &mut self.rest {
-            rest.exchange.completed();
-            if let Some(connection) = rest.connection.take()
-                && !rest.is_last
-            {
-                self.pool.give_back(rest.exchange.backend(), connection);
-            }
-        }
-    }
-
-    pub(super) fn is_end_stream(&self) -> bool {
-        self.ahead.is_none()
-            && self.failure.is_none()
-            && self.rest.as_ref().is_none_or(|rest| rest.incoming.is_end_stream())
-    }
-
-    pub(super) fn size_hint(&self) -> SizeHint {
-        let ahead =
-            self.ahead.as_ref().and_then(Frame::data_ref).map_or(0, |data| data.len() as u64);
-        match self.rest.as_ref().map(|rest| rest.incoming.size_hint().exact()) {
-            None => SizeHint::with_exact(ahead),
-            Some(Some(rest)) => SizeHint::with_exact(ahead + rest),
-            Some(None) => SizeHint::new(),
-        }
-    }
-
-    /// Whether the worker is to finish though the client has left.
-    fn must_finish(&self) -> bool {
-        self.rest.as_ref().is_some_and(|rest| {
-            rest.connection.is_some()
-                && rest.exchange.backend().route.on_client_abort == OnClientAbort::Finish
-        })
-    }
-}
-
-impl Drop for UpstreamBody {
-    fn drop(&mut self) {
-        if !self.must_finish() {
-            return;
-        }
-        if let Some(rest) = &self.rest {
-            rest.exchange.record.client_left();
-        }
-        let mut orphan = Self {
-            rest: self.rest.take(),
-            ahead: None,
-            failure: None,
-            pool: Rc::clone(&self.pool),
-            tasks: self.tasks.clone(),
-            has_begun: true,
-        };
-        self.tasks.spawn_local(async move {
-            while let Some(Ok(_)) = std::future::poll_fn(|cx| orphan.poll_frame(cx)).await {}
-            // Read to its end or broken: either way nothing is left to finish.
-            if let Some(rest) = &mut orphan.rest {
-                rest.connection = None;
-            }
-        });
     }
 }

@@ -23,8 +23,12 @@ pub struct ClientLimits {
     pub streams: u32,
     /// How long a connection may wait for a request's head, idle or in the middle of it.
     pub idle_timeout: Duration,
-    /// How long a client may send nothing in the middle of a request's body.
+    /// How long a client may send nothing, or next to nothing, in the middle of a request's body.
     pub body_timeout: Duration,
+    /// How long it may take nothing of an answer that waits for it; zero: for ever.
+    pub write_timeout: Duration,
+    /// Bytes of a request's head.
+    pub head: u32,
 }
 
 /// The limits, and what is taken now; shared by all threads.
@@ -70,6 +74,11 @@ impl Clients {
 
     pub(super) fn handshake_failed(&self) {
         self.traffic.handshake_failed();
+    }
+
+    /// A client took nothing of its answer.
+    pub(super) fn not_taken(&self) {
+        self.traffic.not_taken();
     }
 
     pub(super) fn timed_out(&self) {

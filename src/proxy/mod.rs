@@ -20,10 +20,12 @@
 //!   frames, upgrades and ends; only [`downstream`] and [`upstream`] name hyper's connections.
 
 mod admission;
+mod answer;
 mod attempt;
 pub mod bench;
 mod body;
 mod client_io;
+mod deadline;
 mod downstream;
 mod drain_rate;
 mod exchange;
@@ -42,6 +44,7 @@ mod router;
 mod slot;
 mod snapshot;
 mod sticky;
+mod taking;
 mod tls;
 mod upstream;
 mod vitals;

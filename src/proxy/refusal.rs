@@ -40,8 +40,14 @@ pub(super) enum Refusal {
     BadBody,
     #[error("the client left in the middle of the request's body")]
     ClientLeft,
-    #[error("nothing of the request's body came for {0:?}; send it again, without such a pause")]
+    #[error("too little of the request's body came for {0:?}; send it again, without such a pause")]
     BodyTimeout(Duration),
+    #[error("the request took longer than it or its variant allows; it may have run")]
+    DeadlineExceeded,
+    #[error("the instance did not begin to answer within {0:?}; the request may have run")]
+    FirstByteTimeout(Duration),
+    #[error("the instance sent nothing of the answer for {0:?}; the request may have run")]
+    StreamIdle(Duration),
     #[error(
         "too many large bodies are being read to find out which model they ask for; name the endpoint in the header x-forebay-endpoint, or try again later"
     )]
@@ -80,6 +86,9 @@ impl Refusal {
             | Self::VariantRemoved
             | Self::BodyBuffersFull => StatusCode::SERVICE_UNAVAILABLE,
             Self::NoOtherInstance | Self::UpstreamBroken => StatusCode::BAD_GATEWAY,
+            Self::DeadlineExceeded | Self::FirstByteTimeout(_) | Self::StreamIdle(_) => {
+                StatusCode::GATEWAY_TIMEOUT
+            }
         }
     }
 
@@ -98,6 +107,9 @@ impl Refusal {
             Self::BadBody => "bad_body",
             Self::ClientLeft => "client_left",
             Self::BodyTimeout(_) => "body_timeout",
+            Self::DeadlineExceeded => "deadline_exceeded",
+            Self::FirstByteTimeout(_) => "first_byte_timeout",
+            Self::StreamIdle(_) => "stream_idle",
             Self::BodyBuffersFull => "body_buffers_full",
         }
     }
@@ -175,7 +187,7 @@ impl Refusal {
     fn grpc_status(&self) -> &'static str {
         match self.status() {
             StatusCode::BAD_REQUEST => "3",
-            StatusCode::REQUEST_TIMEOUT => "4",
+            StatusCode::REQUEST_TIMEOUT | StatusCode::GATEWAY_TIMEOUT => "4",
             StatusCode::NOT_FOUND => "5",
             StatusCode::TOO_MANY_REQUESTS => "8",
             _ => "14",

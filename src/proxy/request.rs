@@ -16,8 +16,9 @@ use http::{Method, Request, Response, Uri, Version};
 use hyper::body::Incoming;
 
 use super::admission::{Affinity, Reservation};
-use super::attempt::{Failure, Sender};
+use super::attempt::{Failure, Sender, Terms};
 use super::body::{RequestBody, ResponseBody};
+use super::deadline::Deadline;
 use super::exchange::CLIENT_LEFT;
 use super::headers::{self, Length};
 use super::limits::Clients;
@@ -66,9 +67,13 @@ pub(super) fn serve(
         variant.room.arrived();
         record.resolved(&variant.key, &variant.model);
     }
-    let body = RequestBody::new(body, record.body_meter(), &thread.clients);
+    let mut body = RequestBody::new(body, record.body_meter(), &thread.clients);
+    if target.dialect == Dialect::Grpc {
+        body.may_be_silent();
+    }
     let life = Life {
         arrived_at,
+        deadline: Deadline::asked(&parts.headers, arrived_at),
         body,
         parts,
         variant: None,
@@ -115,6 +120,8 @@ fn list_models(router: &Router) -> Response<ResponseBody> {
 struct Life {
     thread: Rc<Thread>,
     arrived_at: Instant,
+    /// The client's own, and the variant's once it is known.
+    deadline: Deadline,
     parts: Parts,
     body: RequestBody,
     variant: Option<Arc<Variant>>,
@@ -156,11 +163,12 @@ impl Life {
     ) -> Result<Response<ResponseBody>, Refusal> {
         let variant = match by_head {
             Some(resolved) => resolved?,
-            None => self.resolve_by_body().await?,
+            None => self.deadline.bound(self.resolve_by_body()).await?,
         };
         self.accountable = Some(Arc::clone(&variant.unserved));
+        self.deadline = self.deadline.with(&variant.requests, self.arrived_at);
         self.variant = Some(variant);
-        self.read_small_body().await?;
+        self.deadline.bound(self.read_small_body()).await?;
         self.prepare_head(target);
         self.send_somewhere().await
     }
@@ -220,24 +228,22 @@ impl Life {
 
     async fn try_somewhere(&mut self) -> Result<Response<ResponseBody>, Refusal> {
         let Some(variant) = self.variant.clone() else { return Err(Refusal::NoInstance) };
+        let deadline = self.deadline;
         let caller = caller(&self.parts.headers, &variant.requests);
         let affinity = sticky::affinity(&mut self.parts.headers, &variant.requests);
         let mut retry = Retry::new(&variant, self.parts.uri.path());
         let mut draft = self.take_draft();
         loop {
-            let reservation = self.admit(caller, affinity, &retry, draft.body()).await?;
+            let admitted = self.admit(caller, affinity, &retry, draft.body());
+            let reservation = deadline.bound(admitted).await?;
             retry.trying(&reservation.backend);
             self.accountable = Some(Arc::clone(&reservation.backend.traffic));
             let request = draft.next(retry.may_follow());
             let hold_head = retry.replays() && draft.is_spare();
             self.at_instance = true;
-            let sent = self.thread.sender.send(
-                reservation,
-                request,
-                (self.arrived_at, &self.record),
-                hold_head,
-            );
-            let outcome = sent.await;
+            let terms =
+                Terms { arrived_at: self.arrived_at, record: &self.record, hold_head, deadline };
+            let outcome = self.thread.sender.send(reservation, request, terms).await;
             self.at_instance = false;
             match outcome {
                 Ok(mut response) => {
@@ -245,7 +251,7 @@ impl Life {
                     sticky::name_sessions(response.headers_mut(), retry.tried().last().copied());
                     return Ok(response);
                 }
-                Err(Failure::BadBody(refusal)) => {
+                Err(Failure::Counted(refusal)) => {
                     // The try has counted it.
                     self.accountable = None;
                     return Err(refusal);

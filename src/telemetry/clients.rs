@@ -16,6 +16,8 @@ pub const BODY_BUFFER: &str = "forebay_request_body_buffer_bytes";
 pub const BODY_BUFFER_FULL: &str = "forebay_request_body_buffer_full_total";
 /// Requests that ended because their client sent nothing more of the body.
 pub const BODY_TIMEOUTS: &str = "forebay_request_body_timeouts_total";
+/// Connections and streams that ended because their client took nothing of an answer.
+pub const WRITE_TIMEOUTS: &str = "forebay_client_write_timeouts_total";
 
 /// The handles.
 #[derive(Debug)]
@@ -26,6 +28,7 @@ pub struct ClientTraffic {
     held: Gauge,
     full: Counter,
     timeouts: Counter,
+    write_timeouts: Counter,
 }
 
 impl ClientTraffic {
@@ -56,7 +59,12 @@ impl ClientTraffic {
         metrics::describe_counter!(
             BODY_TIMEOUTS,
             Unit::Count,
-            "Requests whose client sent nothing of the body for body_timeout."
+            "Requests whose client sent too little of the body for body_timeout."
+        );
+        metrics::describe_counter!(
+            WRITE_TIMEOUTS,
+            Unit::Count,
+            "Connections and streams whose client took nothing of an answer for write_timeout."
         );
         Self {
             connections: gauge!(CONNECTIONS, "InstanceType" => NO_INSTANCE_TYPE),
@@ -65,6 +73,7 @@ impl ClientTraffic {
             held: gauge!(BODY_BUFFER, "InstanceType" => NO_INSTANCE_TYPE),
             full: counter!(BODY_BUFFER_FULL, "InstanceType" => NO_INSTANCE_TYPE),
             timeouts: counter!(BODY_TIMEOUTS, "InstanceType" => NO_INSTANCE_TYPE),
+            write_timeouts: counter!(WRITE_TIMEOUTS, "InstanceType" => NO_INSTANCE_TYPE),
         }
     }
 
@@ -86,6 +95,11 @@ impl ClientTraffic {
     /// A client sent nothing more.
     pub fn timed_out(&self) {
         self.timeouts.increment(1);
+    }
+
+    /// A client took nothing of its answer.
+    pub fn not_taken(&self) {
+        self.write_timeouts.increment(1);
     }
 
     /// What is taken now.

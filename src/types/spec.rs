@@ -204,6 +204,12 @@ pub struct RequestPolicy {
     /// A backend that holds requests and sends nothing for this long hangs: it is left alone and
     /// replaced. `None`: never.
     pub stall_timeout: Option<Duration>,
+    /// From a request's arrival to the last byte of its answer, at most. `None`: for ever.
+    pub request_timeout: Option<Duration>,
+    /// From being sent until the head of the answer, at most. `None`: for ever.
+    pub first_byte_timeout: Option<Duration>,
+    /// Between two pieces of an answer, at most. `None`: for ever.
+    pub stream_idle_timeout: Option<Duration>,
 }
 
 impl Default for RequestPolicy {
@@ -217,6 +223,9 @@ impl Default for RequestPolicy {
             slow_start: Duration::ZERO,
             ejection: EjectionPolicy::default(),
             stall_timeout: None,
+            request_timeout: None,
+            first_byte_timeout: None,
+            stream_idle_timeout: None,
         }
     }
 }

@@ -11,6 +11,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+pub mod bulk;
 pub mod h2;
 pub mod http;
 
@@ -206,14 +207,18 @@ impl Forebay {
 
     /// The proxy with these keys of its own in front of one worker with four slots.
     pub fn limited(worker: &Worker, proxy_keys: &str) -> Self {
+        Self::limited_at(worker.address, proxy_keys)
+    }
+
+    /// The same in front of any other server.
+    pub fn limited_at(worker: SocketAddr, proxy_keys: &str) -> Self {
         let forebay = Self::serve(&format!(
             "[proxy]\nlisten = \"{{proxy}}\"\n{proxy_keys}\n[admin]\nlisten = \"{{admin}}\"\n\
              [provider.existing]\nkind = \"static\"\n\
-             [instance_type.t]\nprovider = \"existing\"\nmax_concurrency = 4\naddresses = [\"http://{}\"]\n\
+             [instance_type.t]\nprovider = \"existing\"\nmax_concurrency = 4\naddresses = [\"http://{worker}\"]\n\
              [[endpoint]]\nname = \"e\"\n[[endpoint.variant]]\nname = \"v\"\nmodel = \"m\"\n\
              initial_instance_count = 1\nmin_instance_count = 1\nmax_instance_count = 1\n\
-             [[endpoint.variant.pool]]\ninstance_type = \"t\"\npriority = 1\n",
-            worker.address
+             [[endpoint.variant.pool]]\ninstance_type = \"t\"\npriority = 1\n"
         ));
         forebay.wait_in_service(1);
         forebay

@@ -1,0 +1,280 @@
+//! A worker's answer on its way to the client: piece by piece, as the client takes them, within the
+//! request's deadline. It holds the exchange until the client has the last of it.
+
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use thiserror::Error;
+use tokio_util::task::TaskTracker;
+
+use super::attempt::Sender;
+use super::deadline::{Deadline, Late, Watch};
+use super::exchange::Exchange;
+use super::refusal::Refusal;
+use super::upstream::{Connection, Pool};
+use crate::decision::engine;
+use crate::types::spec::OnClientAbort;
+
+/// Why an answer did not come whole.
+#[derive(Debug, Error)]
+pub(super) enum AnswerError {
+    /// The worker broke off.
+    #[error(transparent)]
+    Worker(#[from] hyper::Error),
+    /// Time is up.
+    #[error("{}", Refusal::from(*.0))]
+    Late(Late),
+}
+
+/// A worker's answer on its way to the client. Polling it drives the worker's connection.
+#[derive(Debug)]
+pub(super) struct UpstreamBody {
+    rest: Option<Rest>,
+    /// Read before the head was passed on.
+    ahead: Option<Frame<Bytes>>,
+    /// Where the worker broke off, not told yet.
+    failure: Option<AnswerError>,
+    watch: Option<Box<Watch>>,
+    pool: Rc<Pool>,
+    tasks: TaskTracker,
+    has_begun: bool,
+}
+
+/// What is needed until the last byte.
+#[derive(Debug)]
+struct Rest {
+    // Dropped in this order: the connection (which cancels what still runs) before the slot is free.
+    incoming: Incoming,
+    connection: Option<Connection>,
+    exchange: Exchange,
+    /// The worker closes the connection behind this answer.
+    is_last: bool,
+}
+
+impl UpstreamBody {
+    pub(super) fn new(
+        incoming: Incoming,
+        connection: Connection,
+        exchange: Exchange,
+        sender: &Sender,
+        deadline: Deadline,
+    ) -> Self {
+        let is_stream = incoming.size_hint().exact().is_none();
+        let engine = exchange.backend().route.engine.map(engine::profile);
+        let is_last = is_stream && engine.is_some_and(|profile| profile.closes_after_stream);
+        let rest = Rest { incoming, connection: Some(connection), exchange, is_last };
+        let mut body = Self {
+            rest: Some(rest),
+            ahead: None,
+            failure: None,
+            watch: deadline.watch(),
+            pool: Rc::clone(&sender.pool),
+            tasks: sender.tasks.clone(),
+            has_begun: false,
+        };
+        body.finish_if_over();
+        body
+    }
+
+    /// Reads the first piece, and keeps it for the client.
+    ///
+    /// # Errors
+    /// The worker broke off before it, or time is up: then that is what the request is counted as.
+    pub(super) async fn read_ahead(&mut self) -> Result<(), AnswerError> {
+        match std::future::poll_fn(|cx| self.poll_frame(cx)).await {
+            Some(Ok(frame)) => {
+                self.ahead = Some(frame);
+                Ok(())
+            }
+            Some(Err(error)) => {
+                if let (AnswerError::Late(late), Some(rest)) = (&error, &mut self.rest) {
+                    rest.exchange.timed_out(&Refusal::from(*late));
+                }
+                Err(error)
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Whether the beginning of this event stream says that the request was not run. Only engines that may
+    /// say so there are waited for, and no longer than they take for it.
+    ///
+    /// # Errors
+    /// The worker broke off before the first piece, or time is up.
+    pub(super) async fn says_not_run(&mut self) -> Result<bool, AnswerError> {
+        let engine = self.rest.as_ref().and_then(|rest| rest.exchange.backend().route.engine);
+        let Some(wait) = engine.and_then(|engine| engine::profile(engine).first_event_wait) else {
+            return Ok(false);
+        };
+        if let Ok(read) = tokio::time::timeout(wait, self.read_ahead()).await {
+            read?;
+        }
+        let first = self.ahead.as_ref().and_then(Frame::data_ref);
+        let says = first.is_some_and(|bytes| engine::first_event_says_not_run(engine, bytes));
+        if says && let Some(rest) = &mut self.rest {
+            rest.exchange.was_full();
+        }
+        Ok(says)
+    }
+
+    /// Nobody gets this answer: the request goes on elsewhere.
+    pub(super) fn supersede(&mut self) {
+        if let Some(rest) = &mut self.rest {
+            rest.exchange.superseded();
+        }
+    }
+
+    /// The next piece for the client. An error comes one poll late, after what was read before it: the
+    /// connection flushes while it waits, and throws away what is unwritten when it sees the error.
+    pub(super) fn poll_for_client(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, AnswerError>>> {
+        if let Some(error) = self.failure.take() {
+            return Poll::Ready(Some(Err(error)));
+        }
+        match std::task::ready!(self.poll_frame(cx)) {
+            Some(Err(error)) => {
+                self.failure = Some(error);
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            }
+            frame => Poll::Ready(frame),
+        }
+    }
+
+    fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, AnswerError>>> {
+        if let Some(frame) = self.ahead.take() {
+            return Poll::Ready(Some(Ok(frame)));
+        }
+        if let Poll::Ready(late) = self.poll_watch(|watch| watch.poll_end(cx)) {
+            return Poll::Ready(Some(Err(late)));
+        }
+        let Some(rest) = &mut self.rest else { return Poll::Ready(None) };
+        let frame = match Pin::new(&mut rest.incoming).poll_frame(cx) {
+            Poll::Ready(frame) => frame,
+            Poll::Pending => {
+                if let Some(connection) = &mut rest.connection {
+                    connection.drive(cx);
+                }
+                match Pin::new(&mut rest.incoming).poll_frame(cx) {
+                    Poll::Ready(frame) => frame,
+                    Poll::Pending => {
+                        let late = std::task::ready!(self.poll_watch(|watch| watch.poll_idle(cx)));
+                        return Poll::Ready(Some(Err(late)));
+                    }
+                }
+            }
+        };
+        if let Some(watch) = &mut self.watch {
+            watch.progressed();
+        }
+        match &frame {
+            Some(Ok(frame)) => {
+                let bytes = frame.data_ref().map_or(0, |data| data.len() as u64);
+                rest.exchange.record().passed_on(bytes);
+                rest.exchange.worked();
+                if !self.has_begun {
+                    self.has_begun = true;
+                    rest.exchange.first_chunk();
+                }
+                self.finish_if_over();
+            }
+            Some(Err(_)) => {
+                rest.exchange.failed();
+                rest.connection = None;
+            }
+            None => self.finish(),
+        }
+        Poll::Ready(frame.map(|frame| frame.map_err(AnswerError::from)))
+    }
+
+    /// Whether time is up, for the client. Its worker may have to finish all the same.
+    fn poll_watch(&mut self, poll: impl FnOnce(&mut Watch) -> Poll<Late>) -> Poll<AnswerError> {
+        let (Some(watch), Some(rest)) = (&mut self.watch, &mut self.rest) else {
+            return Poll::Pending;
+        };
+        let late = std::task::ready!(poll(watch));
+        self.watch = None;
+        rest.exchange.cut(late);
+        Poll::Ready(AnswerError::Late(late))
+    }
+
+    fn finish_if_over(&mut self) {
+        if self.rest.as_ref().is_some_and(|rest| rest.incoming.is_end_stream()) {
+            self.finish();
+        }
+    }
+
+    /// The last byte is here: the worker is done with the request, and its connection free for another.
+    /// The slot is held until the client has it too.
+    fn finish(&mut self) {
+        if let Some(rest) = &mut self.rest {
+            rest.exchange.completed();
+            if let Some(connection) = rest.connection.take()
+                && !rest.is_last
+            {
+                self.pool.give_back(rest.exchange.backend(), connection);
+            }
+        }
+    }
+
+    pub(super) fn is_end_stream(&self) -> bool {
+        self.ahead.is_none()
+            && self.failure.is_none()
+            && self.rest.as_ref().is_none_or(|rest| rest.incoming.is_end_stream())
+    }
+
+    pub(super) fn size_hint(&self) -> SizeHint {
+        let ahead =
+            self.ahead.as_ref().and_then(Frame::data_ref).map_or(0, |data| data.len() as u64);
+        match self.rest.as_ref().map(|rest| rest.incoming.size_hint().exact()) {
+            None => SizeHint::with_exact(ahead),
+            Some(Some(rest)) => SizeHint::with_exact(ahead + rest),
+            Some(None) => SizeHint::new(),
+        }
+    }
+
+    /// Whether the worker is to finish though the client has left.
+    fn must_finish(&self) -> bool {
+        self.rest.as_ref().is_some_and(|rest| {
+            rest.connection.is_some()
+                && rest.exchange.backend().route.on_client_abort == OnClientAbort::Finish
+        })
+    }
+}
+
+impl Drop for UpstreamBody {
+    fn drop(&mut self) {
+        if !self.must_finish() {
+            return;
+        }
+        if let Some(rest) = &self.rest {
+            rest.exchange.record().client_left();
+        }
+        let mut orphan = Self {
+            rest: self.rest.take(),
+            ahead: None,
+            failure: None,
+            // Nobody is left to be late for.
+            watch: None,
+            pool: Rc::clone(&self.pool),
+            tasks: self.tasks.clone(),
+            has_begun: true,
+        };
+        self.tasks.spawn_local(async move {
+            while let Some(Ok(_)) = std::future::poll_fn(|cx| orphan.poll_frame(cx)).await {}
+            // Read to its end or broken: either way nothing is left to finish.
+            if let Some(rest) = &mut orphan.rest {
+                rest.connection = None;
+            }
+        });
+    }
+}

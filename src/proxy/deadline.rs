@@ -1,0 +1,201 @@
+//! How long a request may take. Its variant may say so (`request_timeout`, `first_byte_timeout`,
+//! `stream_idle_timeout`), and the client itself: `x-forebay-timeout-ms`, or `grpc-timeout`
+//! (<https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>); the earliest holds. A request for
+//! which none is set arms no timer.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use http::HeaderMap;
+use tokio::time::Sleep;
+
+use super::refusal::Refusal;
+use crate::types::spec::RequestPolicy;
+
+/// A client's own limit, in milliseconds from the request's arrival.
+const TIMEOUT_MS: &str = "x-forebay-timeout-ms";
+const GRPC_TIMEOUT: &str = "grpc-timeout";
+/// What both may ask for at most; more is no limit at all.
+const MOST_DIGITS: usize = 8;
+
+/// When a request must be over, and how long its worker may be silent.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Deadline {
+    /// Its last byte at the latest.
+    end: Option<Instant>,
+    /// From being sent until the answer begins.
+    first_byte: Option<Duration>,
+    /// Between two pieces of the answer.
+    idle: Option<Duration>,
+}
+
+impl Deadline {
+    /// What the client asks for, of a request that arrived at `arrived_at`.
+    pub(super) fn asked(headers: &HeaderMap, arrived_at: Instant) -> Self {
+        let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
+        let own = text(TIMEOUT_MS).and_then(|digits| number(digits).map(Duration::from_millis));
+        let grpc = text(GRPC_TIMEOUT).and_then(grpc_timeout);
+        let limit = own.into_iter().chain(grpc).min();
+        Self { end: limit.map(|limit| arrived_at + limit), ..Self::default() }
+    }
+
+    /// Together with what the variant says.
+    pub(super) fn with(self, policy: &RequestPolicy, arrived_at: Instant) -> Self {
+        let end = policy.request_timeout.map(|limit| arrived_at + limit);
+        Self {
+            end: self.end.into_iter().chain(end).min(),
+            first_byte: policy.first_byte_timeout,
+            idle: policy.stream_idle_timeout,
+        }
+    }
+
+    /// `work`, unless the request must be over before.
+    pub(super) async fn bound<T>(
+        self,
+        work: impl Future<Output = Result<T, Refusal>>,
+    ) -> Result<T, Refusal> {
+        let Some(end) = self.end else { return work.await };
+        tokio::time::timeout_at(end.into(), work).await.unwrap_or(Err(Refusal::DeadlineExceeded))
+    }
+
+    /// The head of the answer to a request that is sent now, unless it comes too late.
+    pub(super) async fn head<T>(
+        self,
+        sent_at: Instant,
+        answer: impl Future<Output = T>,
+    ) -> Result<T, Refusal> {
+        let late = self.first_byte.map(|limit| (sent_at + limit, Refusal::FirstByteTimeout(limit)));
+        let end = self.end.map(|end| (end, Refusal::DeadlineExceeded));
+        let Some((at, refusal)) = late.into_iter().chain(end).min_by_key(|(at, _)| *at) else {
+            return Ok(answer.await);
+        };
+        tokio::time::timeout_at(at.into(), answer).await.map_err(|_| refusal)
+    }
+
+    /// Watches over an answer's body; `None` where nothing limits it.
+    pub(super) fn watch(self) -> Option<Box<Watch>> {
+        (self.end.is_some() || self.idle.is_some()).then(|| {
+            Box::new(Watch {
+                end: self.end.map(|end| tokio::time::sleep_until(end.into())).map(Box::pin),
+                idle: self.idle.map(|limit| (limit, Box::pin(tokio::time::sleep(limit)))),
+                has_progressed: false,
+            })
+        })
+    }
+}
+
+/// Why the rest of an answer is not waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Late {
+    /// The whole request took too long.
+    Whole,
+    /// The worker has sent nothing for so long.
+    Idle(Duration),
+}
+
+impl From<Late> for Refusal {
+    fn from(late: Late) -> Self {
+        match late {
+            Late::Whole => Self::DeadlineExceeded,
+            Late::Idle(limit) => Self::StreamIdle(limit),
+        }
+    }
+}
+
+/// The timers of an answer's body.
+#[derive(Debug)]
+pub(super) struct Watch {
+    end: Option<Pin<Box<Sleep>>>,
+    idle: Option<(Duration, Pin<Box<Sleep>>)>,
+    has_progressed: bool,
+}
+
+impl Watch {
+    /// A piece has come.
+    pub(super) fn progressed(&mut self) {
+        self.has_progressed = true;
+    }
+
+    /// Ready once the whole has taken too long. To be asked before each piece: one that comes slowly but
+    /// steadily must not get around it.
+    pub(super) fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<Late> {
+        match &mut self.end {
+            Some(end) => end.as_mut().poll(cx).map(|()| Late::Whole),
+            None => Poll::Pending,
+        }
+    }
+
+    /// Ready once the worker has been silent for too long. To be asked when it has nothing.
+    pub(super) fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<Late> {
+        let Some((limit, timer)) = &mut self.idle else { return Poll::Pending };
+        if std::mem::take(&mut self.has_progressed) {
+            timer.as_mut().reset(tokio::time::Instant::now() + *limit);
+        }
+        timer.as_mut().poll(cx).map(|()| Late::Idle(*limit))
+    }
+}
+
+fn number(digits: &str) -> Option<u64> {
+    let fits =
+        (1..=MOST_DIGITS).contains(&digits.len()) && digits.bytes().all(|b| b.is_ascii_digit());
+    if fits { digits.parse().ok() } else { None }
+}
+
+/// At most eight digits and a unit.
+fn grpc_timeout(text: &str) -> Option<Duration> {
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let count = number(digits)?;
+    Some(match unit {
+        "H" => Duration::from_secs(count * 3_600),
+        "M" => Duration::from_secs(count * 60),
+        "S" => Duration::from_secs(count),
+        "m" => Duration::from_millis(count),
+        "u" => Duration::from_micros(count),
+        "n" => Duration::from_nanos(count),
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runtime::clock;
+
+    #[test]
+    fn the_earliest_limit_holds() {
+        let now = clock::monotonic();
+        let asked = |pairs: &[(&'static str, &'static str)]| {
+            let headers = pairs.iter().map(|(name, value)| {
+                (http::HeaderName::from_static(name), http::HeaderValue::from_static(value))
+            });
+            Deadline::asked(&headers.collect(), now)
+        };
+        let end = |deadline: Deadline| deadline.end.map(|end| end.duration_since(now).as_millis());
+        assert_eq!(asked(&[]), Deadline::default());
+        assert_eq!(end(asked(&[("x-forebay-timeout-ms", "1500")])), Some(1_500));
+        assert_eq!(end(asked(&[("grpc-timeout", "2S")])), Some(2_000));
+        let both = asked(&[("x-forebay-timeout-ms", "1500"), ("grpc-timeout", "1M")]);
+        assert_eq!(end(both), Some(1_500));
+        let policy = |seconds| RequestPolicy {
+            request_timeout: Some(Duration::from_secs(seconds)),
+            ..RequestPolicy::default()
+        };
+        assert_eq!(end(both.with(&policy(1), now)), Some(1_000));
+        assert_eq!(end(both.with(&policy(9), now)), Some(1_500));
+        assert_eq!(end(asked(&[]).with(&policy(9), now)), Some(9_000));
+    }
+
+    #[test]
+    fn what_is_no_number_is_no_limit() {
+        for text in ["", "S", "1", "1x", "-1S", "+1S", " 1S", "1 S", "123456789S", "1.5S", "é"] {
+            assert_eq!(grpc_timeout(text), None, "{text:?}");
+        }
+        assert_eq!(grpc_timeout("99999999H"), Some(Duration::from_secs(99_999_999 * 3_600)));
+        assert_eq!(grpc_timeout("250m"), Some(Duration::from_millis(250)));
+        for text in ["", "1s", "-1", "1e3", "999999999"] {
+            assert_eq!(number(text), None, "{text:?}");
+        }
+        assert_eq!(number("0"), Some(0));
+    }
+}
