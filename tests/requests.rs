@@ -203,7 +203,7 @@ fn not_run_goes_elsewhere_within_the_budget() {
     let requests = AtomicU64::new(0);
     let end = Instant::now() + Duration::from_secs(3);
     std::thread::scope(|scope| {
-        for _ in 0..8 {
+        for _ in 0..64 {
             scope.spawn(|| {
                 let mut client = Client::connect(forebay.proxy);
                 while Instant::now() < end {
@@ -220,6 +220,32 @@ fn not_run_goes_elsewhere_within_the_budget() {
     assert!(requests > 100, "{requests}");
     assert!(tries * 10 <= requests * 12 + 100, "{tries} tries of {requests} requests");
     assert!(tries > requests, "and retries there were");
+    wait_all_zero(&forebay);
+}
+
+#[test]
+fn one_that_says_it_is_full_is_not_asked_again_at_once() {
+    let (full, asked) = scripted(|_, stream| {
+        let busy = "HTTP/1.1 503 Busy\r\nx-forebay-not-run: true\r\ncontent-length: 0\r\n\r\n";
+        drop(stream.write_all(busy.as_bytes()));
+    });
+    let worker = Worker::start(&["--first-token", "20ms"]);
+    let forebay = in_front_of(&[(full, 8), (worker.address, 8)], "ejection_threshold = 0\n");
+    // To the choice it is the least loaded whenever the other has a request.
+    let begun = Instant::now();
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for _ in 0..50 {
+                    assert_eq!(chat(&forebay).status, 200);
+                }
+            });
+        }
+    });
+    // Of each second the few that were sent before its first refusal was heard.
+    let seconds = begun.elapsed().as_secs() + 1;
+    let asked = asked.load(Ordering::Relaxed);
+    assert!(asked <= seconds * 8, "{asked} of 200 in {seconds} s");
     wait_all_zero(&forebay);
 }
 

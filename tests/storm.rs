@@ -166,18 +166,23 @@ fn a_storm_ends_with_every_counter_at_zero_and_as_many_releases_as_grants() {
     let (http1, http2) = ("", "protocol = \"h2c\"\n");
     let forebay = Forebay::in_front_of_types(
         &[
-            (good.address, 6, http1),
-            (good2.address, 6, http2),
-            (cutting.address, 4, http1),
-            (cutting2.address, 4, http2),
+            (good.address, 3, http1),
+            (good2.address, 3, http2),
+            (cutting.address, 2, http1),
+            (cutting2.address, 2, http2),
             (dropping.address, 4, http1),
             (failing.address, 4, http1),
             (not_run, 4, http1),
             (switching, 4, http1),
         ],
-        "unhealthy_threshold = 1000\nqueue_limit = 64\nqueue_timeout = \"200ms\"\n",
+        "unhealthy_threshold = 1000\nqueue_limit = 64\nqueue_timeout = \"50ms\"\n",
     );
-    // In the storm itself the budget may be spent on other tries.
+    // In the storm itself the budget may be spent on other tries, and who switches unasked be left alone.
+    eventually("one is switched", || {
+        let mut client = Client::connect(forebay.proxy);
+        client.send("GET", "/ws", &[("connection", "upgrade"), ("upgrade", "echo")], b"");
+        (client.read_head().status == 101).then_some(())
+    });
     eventually("one is retried because it was not run", || {
         plain::post(forebay.proxy, PATH, &[JSON], CHAT);
         let retries = forebay.gauge_where("forebay_retries_total", "reason=\"not_run\"");
@@ -212,7 +217,7 @@ fn a_storm_ends_with_every_counter_at_zero_and_as_many_releases_as_grants() {
     for code in [101, 200, 499, 500, 502, 503] {
         assert!(answered(code) > 0.0, "nothing of the storm ended with {code}");
     }
-    assert!(taken > 2_000.0, "{taken} requests reached a worker");
+    assert!(taken > 1_000.0, "{taken} requests reached a worker");
     // And it still serves.
     eventually("served", || {
         (plain::post(forebay.proxy, PATH, &[JSON], CHAT).status == 200).then_some(())

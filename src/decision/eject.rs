@@ -79,7 +79,8 @@ impl Breaker {
     ) -> Self {
         match (self.state, outcome) {
             // An answer to what was sent before the ejection says nothing new.
-            (_, Outcome::Neutral) | (State::Ejected { .. }, Outcome::Good | Outcome::Bad) => self,
+            (_, Outcome::Neutral | Outcome::Full)
+            | (State::Ejected { .. }, Outcome::Good | Outcome::Bad) => self,
             (State::Closed { .. }, Outcome::Good) => {
                 let remembered = self.time_away(policy);
                 let quiet = now_ms.saturating_sub(self.readmitted_at_ms);

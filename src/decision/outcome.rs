@@ -13,8 +13,10 @@ pub enum Outcome {
     Good,
     /// It fails.
     Bad,
-    /// Nothing: the client's fault, the client's leaving, or a full house.
+    /// Nothing: the client's fault, the client's leaving.
     Neutral,
+    /// It is well and takes no more for now.
+    Full,
 }
 
 /// The header by which a worker says that it has not run a request: `x-forebay-not-run: true` on a 503 (or 429).

@@ -207,6 +207,14 @@ impl Variant {
         Ok(reservation)
     }
 
+    /// Slots have come free: for those who wait at one instance, and for those who wait for any.
+    pub(super) fn serve_waiters(&self) {
+        for backend in &self.backends {
+            self.room.serve_pinned(backend);
+        }
+        self.room.hand_out();
+    }
+
     /// A slot of an instance that a request has not been tried at, all of which are full. It waits at the
     /// least loaded one: the common queue might hand it a free slot of the instance that has just died.
     async fn wait_elsewhere(&self, tried: &[Generation]) -> Result<Reservation, Refusal> {

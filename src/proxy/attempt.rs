@@ -193,6 +193,9 @@ impl Sender {
             parts.headers.get(name).and_then(|value| value.to_str().ok())
         });
         exchange.answered(parts.status.as_u16(), outcome::of_status(engine, parts.status.as_u16()));
+        if not_run {
+            exchange.was_full();
+        }
         let mut body = UpstreamBody::new(incoming, connection, exchange, self, terms.deadline);
         if terms.hold_head {
             body.read_ahead().await.map_err(Failure::of_body)?;

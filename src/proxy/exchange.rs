@@ -102,11 +102,11 @@ impl Exchange {
         self.record.attempt_failed("not_run");
     }
 
-    /// The answer turns out to say no more than that the instance is full.
+    /// The answer says no more than that the instance is full.
     pub(super) fn was_full(&mut self) {
         self.end = match self.end {
-            End::Begun(code, _) => End::Begun(code, Outcome::Neutral),
-            End::Complete(code, _) => End::Complete(code, Outcome::Neutral),
+            End::Begun(code, _) => End::Begun(code, Outcome::Full),
+            End::Complete(code, _) => End::Complete(code, Outcome::Full),
             other => other,
         };
     }
@@ -148,7 +148,7 @@ impl Exchange {
     /// The instance did not look at it.
     pub(super) fn refused(mut self) {
         self.record.attempt_failed("refused");
-        self.reservation.note_outcome(Outcome::Neutral);
+        self.reservation.note_outcome(Outcome::Full);
         self.end = End::Elsewhere;
     }
 
@@ -174,6 +174,7 @@ impl Drop for Exchange {
         let (code, outcome) = match self.end {
             End::Elsewhere => return,
             End::Waiting => (CLIENT_LEFT, Outcome::Neutral),
+            End::Begun(code, Outcome::Full) => (code, Outcome::Full),
             End::Begun(code, _) => (code, Outcome::Neutral),
             End::Complete(code, outcome) => {
                 if outcome == Outcome::Good {

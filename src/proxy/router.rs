@@ -147,7 +147,7 @@ impl Router {
             variant.room.tick(seconds);
             let tick = variant.tick_vitals();
             if tick.freed {
-                variant.room.hand_out();
+                variant.serve_waiters();
             }
             if tick.news {
                 self.want_report();
@@ -160,7 +160,7 @@ impl Router {
         if let Some(variant) = self.current().variant(key)
             && variant.judge(backend, outcome)
         {
-            variant.room.hand_out();
+            variant.serve_waiters();
         }
     }
 

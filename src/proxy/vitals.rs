@@ -4,8 +4,12 @@
 //! Three states are told apart. *Dead*: connections fail, answers are bad; the breaker leaves it alone.
 //! *Busy*: its probes fail, but it sends bytes; reports say so and it stays. *Hung*: it holds requests
 //! and sends nothing for `stall_timeout`; it is left alone and reported, so that it is replaced.
+//!
+//! One that says that it is *full* is believed: it gets no more than it then has until one of those is
+//! done, or [`FULL_MS`] have passed. A refusal takes no time, so the one that refuses would else look like
+//! the least loaded of all.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -16,6 +20,9 @@ use crate::decision::ramp;
 use crate::runtime::clock;
 use crate::types::spec::RequestPolicy;
 
+/// How long a backend that said it was full is believed, if nothing of what it has is done before.
+const FULL_MS: u64 = 1_000;
+
 /// The vitals of one start of an instance.
 #[derive(Debug)]
 pub(super) struct Vitals {
@@ -24,6 +31,10 @@ pub(super) struct Vitals {
     calm: AtomicBool,
     /// Until when it counts as hanging, by the process's clock; 0: it does not.
     stalled_until_ms: AtomicU64,
+    /// Until when it is taken for full, by the process's clock; 0: it is not.
+    full_until_ms: AtomicU64,
+    /// What it had when it said so.
+    full_at: AtomicU32,
     /// When it came into the table, in milliseconds of the process's clock; 0: before the proxy started.
     appeared_at_ms: u64,
 }
@@ -35,6 +46,8 @@ impl Vitals {
             breaker: Mutex::default(),
             calm: AtomicBool::new(true),
             stalled_until_ms: AtomicU64::new(0),
+            full_until_ms: AtomicU64::new(0),
+            full_at: AtomicU32::new(0),
             appeared_at_ms: if is_new { clock::uptime_ms() } else { 0 },
         }
     }
@@ -47,14 +60,41 @@ impl Vitals {
     pub(super) fn minds(&self, outcome: Outcome) -> bool {
         match outcome {
             Outcome::Neutral => false,
-            Outcome::Good => !self.calm.load(Ordering::Relaxed),
-            Outcome::Bad => true,
+            Outcome::Good => !self.calm.load(Ordering::Relaxed) || self.is_full(),
+            Outcome::Bad | Outcome::Full => true,
         }
     }
 
     /// Whether it is left alone, or just trying again.
     pub(super) fn is_away(&self) -> bool {
         self.breaker().is_away()
+    }
+
+    fn is_full(&self) -> bool {
+        self.full_until_ms.load(Ordering::Relaxed) > 0
+    }
+
+    /// Takes in whether it is full; `has` are the requests that it goes on with.
+    fn note_full(&self, outcome: Outcome, has: u32, now_ms: u64) {
+        let until = match outcome {
+            Outcome::Full => now_ms + FULL_MS,
+            Outcome::Good => 0,
+            Outcome::Bad | Outcome::Neutral => return,
+        };
+        self.full_at.store(has, Ordering::Relaxed);
+        self.full_until_ms.store(until, Ordering::Relaxed);
+    }
+
+    /// What it takes at most because it said that it was full.
+    fn full_limit(&self, now_ms: u64) -> u32 {
+        match self.full_until_ms.load(Ordering::Relaxed) {
+            0 => u32::MAX,
+            until if until <= now_ms => {
+                self.full_until_ms.store(0, Ordering::Relaxed);
+                u32::MAX
+            }
+            _ => self.full_at.load(Ordering::Relaxed),
+        }
     }
 
     pub(super) fn is_stalled(&self) -> bool {
@@ -83,6 +123,8 @@ impl Variant {
         let _judging = self.shared.judging.lock().unwrap_or_else(PoisonError::into_inner);
         let share = self.share_beside(backend);
         let now_ms = clock::uptime_ms();
+        // The request that ends still has its slot.
+        backend.vitals.note_full(outcome, backend.slot.outstanding().saturating_sub(1), now_ms);
         let before = *backend.vitals.breaker();
         let after = before.after(&self.requests.ejection, outcome, share, now_ms);
         backend.vitals.set(after);
@@ -167,7 +209,7 @@ impl Variant {
             State::HalfOpen => 1,
             _ => allowed(backend, &self.requests, now_ms),
         };
-        let grows = slot.set_limit(limit);
+        let grows = slot.set_limit(limit.min(vitals.full_limit(now_ms)));
         let away = matches!(state, State::Ejected { .. }) || vitals.is_stalled();
         match (away, slot.is_ejected()) {
             (true, false) => slot.eject(),
