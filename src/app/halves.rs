@@ -1,6 +1,6 @@
 //! The two halves as they run in this process, and the tie between them.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -8,14 +8,17 @@ use futures_util::FutureExt;
 use tokio::sync::watch;
 
 use super::providers::Providers;
+use super::takeover::Inherited;
 use super::{AppError, observers};
 use crate::config::{Config, TlsConfig};
 use crate::control::{Manager, ManagerError, ManagerHandle, ManagerOptions, OnExit};
 use crate::proxy::link::{self, LinkOptions, REPORT_INTERVAL, REPORT_SPACING};
 use crate::proxy::{self, ClientLimits, Identity, Listening, ProxyOptions, Router, Tls};
+use crate::runtime::clock;
 use crate::runtime::tasks::Tasks;
 use crate::store::sqlite::SqliteStore;
 use crate::telemetry::request::Observers;
+use crate::types::Address;
 use crate::types::report::ProxyReport;
 use crate::types::table::RoutingTable;
 
@@ -84,6 +87,7 @@ impl ProxyHalf {
     pub(super) fn start(
         config: &Config,
         manager: Option<&ManagerHalf>,
+        inherited: Option<&mut Inherited>,
         tasks: &Tasks,
     ) -> Result<Self, AppError> {
         // In one process with a manager, the store's owner is the proxy's owner.
@@ -91,6 +95,14 @@ impl ProxyHalf {
         let identity = Identity::claim(owner);
         let observers = observers::start(&config.telemetry, identity.id.as_str(), tasks)?;
         let router = Router::new(identity.id.clone());
+        let mut no_sockets = Vec::new();
+        let (sockets, table) = match inherited {
+            Some(inherited) => (&mut inherited.sockets, inherited.table.as_ref()),
+            None => (&mut no_sockets, None),
+        };
+        if let Some(table) = table {
+            router.apply(table);
+        }
         if let Some(half) = manager {
             tie(&half.handle, &router, tasks);
         } else {
@@ -118,12 +130,11 @@ impl ProxyHalf {
                 head: config.proxy.max_header_bytes,
             },
             drain_timeout: config.proxy.drain_timeout,
+            close_spread: config.proxy.close_spread,
             observers: observers.clone(),
         };
-        let listening = proxy::listen(&options, &router).map_err(|error| AppError::Listen {
-            address: options.listen,
-            what: "requests",
-            error,
+        let listening = proxy::listen(&options, sockets, &router).map_err(|error| {
+            AppError::Listen { address: options.listen, what: "requests", error }
         })?;
         tracing::info!(address = %listening.address(), threads = options.threads, "the proxy listens");
         tasks.spawn_until_stopped("rates", tick(Arc::clone(&router)));
@@ -156,6 +167,28 @@ impl ProxyHalf {
         })
     }
 
+    /// Its listening sockets, for a successor.
+    pub(super) fn sockets(&self) -> std::io::Result<Vec<std::net::TcpListener>> {
+        self.listening.sockets()
+    }
+
+    /// A successor accepts on them: from now on only what there is goes on. It is told of to the manager
+    /// at `admin`, where the one of this process has made way.
+    pub(super) fn hand_over(&mut self, admin: Option<SocketAddr>, tasks: &Tasks) {
+        self.listening.hand_over();
+        self.router.drain(clock::now() + self.drain_timeout);
+        if let Some(admin) = admin {
+            link::join(Address::http(reachable(admin)), &self.router, tasks);
+        }
+    }
+
+    /// Waits until all that goes on has ended.
+    pub(super) async fn drained(self) {
+        let outstanding = self.router.outstanding();
+        tracing::info!(outstanding, limit = ?self.drain_timeout, "a successor has taken over: draining");
+        drop(tokio::task::spawn_blocking(move || self.listening.wait()).await);
+    }
+
     /// Accepts nothing more and waits until the requests that run have finished.
     pub(super) async fn stop(self) {
         let outstanding = self.router.outstanding();
@@ -163,6 +196,16 @@ impl ProxyHalf {
         // Waiting for threads blocks.
         drop(tokio::task::spawn_blocking(move || self.listening.stop()).await);
     }
+}
+
+/// Where a listener of this machine is reached from it.
+fn reachable(listener: SocketAddr) -> SocketAddr {
+    let ip = match listener.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    SocketAddr::new(ip, listener.port())
 }
 
 /// The certificates, which follow their files from now on.

@@ -3,7 +3,8 @@
 //! `serve` is the proxy and the manager in one process, tied by function calls instead of HTTP; `proxy`
 //! and `manager` are the halves alone. Start order: metrics, the admin listener, the manager, the proxy.
 //! Drain order: the proxy accepts nothing more and finishes what it has, then the manager ends, then the
-//! admin listener.
+//! admin listener. With a successor ([`takeover`]) it is the other way round: the admin listener, the manager,
+//! and the proxy finishes what it has while the successor serves.
 
 mod halves;
 mod observers;
@@ -11,6 +12,7 @@ mod plan;
 mod providers;
 mod reload;
 mod signals;
+mod takeover;
 
 use std::io;
 use std::path::Path;
@@ -27,6 +29,7 @@ use crate::runtime::tasks::Tasks;
 use crate::telemetry::access::AccessLog;
 use crate::telemetry::traffic;
 use halves::{ManagerHalf, ProxyHalf};
+use takeover::{Inherited, Successor, Takeover};
 
 pub use plan::plan;
 
@@ -51,6 +54,14 @@ pub enum AppError {
         address: std::net::SocketAddr,
         /// Who wanted to.
         what: &'static str,
+        /// Why not.
+        error: io::Error,
+    },
+    /// Sockets cannot be taken over or given.
+    #[error("cannot use the takeover socket {path}: {error}; if no forebay runs there, remove it")]
+    Takeover {
+        /// Where it is.
+        path: String,
         /// Why not.
         error: io::Error,
     },
@@ -147,15 +158,19 @@ async fn run_until_told(
 ) -> Result<(), AppError> {
     let tasks = Tasks::new();
     let mut signals = signals::Signals::install().map_err(AppError::Start)?;
-    let admin = bind_admin(&config).await?;
+    let place = config.proxy.takeover.clone().filter(|_| halves != Halves::Manager);
+    let mut inherited = inherit(place.as_deref())?;
+    let (admin, admin_socket) = bind_admin(&config, inherited.as_mut()).await?;
     let config = Arc::new(config);
 
     let manager = match halves {
         Halves::Both | Halves::Manager => Some(ManagerHalf::start(&config, &tasks)?),
         Halves::Proxy => None,
     };
-    let proxy = match halves {
-        Halves::Both | Halves::Proxy => Some(ProxyHalf::start(&config, manager.as_ref(), &tasks)?),
+    let mut proxy = match halves {
+        Halves::Both | Halves::Proxy => {
+            Some(ProxyHalf::start(&config, manager.as_ref(), inherited.as_mut(), &tasks)?)
+        }
         Halves::Manager => None,
     };
     let reloader = reload::Reloader::new(path, &config, manager.as_ref());
@@ -171,14 +186,47 @@ async fn run_until_told(
     tasks.spawn_until_stopped("metrics-upkeep", upkeep(metrics));
 
     let access = proxy.as_ref().and_then(|half| half.observers.access.clone());
-    let outcome = wait(&mut signals, &reloader, manager.as_ref(), access.as_ref()).await;
-    signals.second_ends_the_process();
-    if let Some(proxy) = proxy {
-        proxy.stop().await;
+    if let Some(inherited) = inherited {
+        drop(tokio::task::spawn_blocking(move || inherited.ready()).await);
+        tracing::info!("the process before has made way");
     }
-    let ended = match manager {
-        Some(half) => half.stop(on_exit(&config, halves)).await,
-        None => Ok(()),
+    let takeover = open_takeover(place.as_deref(), admin_socket, proxy.as_ref())?;
+    let told = tokio::select! {
+        told = wait(&mut signals, &reloader, manager.as_ref(), access.as_ref()) => Told::End(told),
+        successor = successor(takeover.as_ref(), manager.as_ref()) => Told::MakeWay(successor),
+    };
+    signals.second_ends_the_process();
+    let (outcome, ended) = match told {
+        Told::End(outcome) => {
+            drop(takeover);
+            if let Some(proxy) = proxy {
+                proxy.stop().await;
+            }
+            let ended = match manager {
+                Some(half) => half.stop(on_exit(&config, halves)).await,
+                None => Ok(()),
+            };
+            (outcome, ended)
+        }
+        Told::MakeWay(successor) => {
+            // The admin listener first: what is asked for now is the successor's to answer.
+            api_stop.cancel();
+            drop(takeover);
+            let admin = manager.as_ref().map(|_| config.admin.listen);
+            if let Some(proxy) = &mut proxy {
+                proxy.hand_over(admin, &tasks);
+            }
+            successor.closed();
+            // The workers are the successor's.
+            let ended = match manager {
+                Some(half) => half.stop(crate::control::OnExit::Keep).await,
+                None => Ok(()),
+            };
+            if let Some(proxy) = proxy {
+                proxy.drained().await;
+            }
+            (Ok(()), ended)
+        }
     };
     api_stop.cancel();
     if !tasks.stop(TASKS_LIMIT).await {
@@ -187,13 +235,71 @@ async fn run_until_told(
     outcome.and(ended)
 }
 
-async fn bind_admin(config: &Config) -> Result<tokio::net::TcpListener, AppError> {
+/// Why a process that runs comes to its end.
+enum Told {
+    /// Somebody ended it, or it cannot go on.
+    End(Result<(), AppError>),
+    /// A new binary has taken over.
+    MakeWay(Successor),
+}
+
+/// What the process that runs at `place` gives, if there is one.
+fn inherit(place: Option<&Path>) -> Result<Option<Inherited>, AppError> {
+    let Some(path) = place else { return Ok(None) };
+    Inherited::ask(path)
+        .map_err(|error| AppError::Takeover { path: path.display().to_string(), error })
+}
+
+fn open_takeover(
+    place: Option<&Path>,
+    admin: Option<std::net::TcpListener>,
+    proxy: Option<&ProxyHalf>,
+) -> Result<Option<Takeover>, AppError> {
+    let (Some(path), Some(proxy)) = (place, proxy) else { return Ok(None) };
+    let open = || {
+        let mut sockets = proxy.sockets()?;
+        sockets.extend(admin);
+        Takeover::open(path, sockets)
+    };
+    let opened =
+        open().map_err(|error| AppError::Takeover { path: path.display().to_string(), error });
+    opened.map(Some)
+}
+
+/// Resolves when a new binary has taken over.
+async fn successor(takeover: Option<&Takeover>, manager: Option<&ManagerHalf>) -> Successor {
+    let Some(takeover) = takeover else { return std::future::pending().await };
+    // A proxy alone keeps its table on disk.
+    let table = || {
+        let table = manager?.handle.tables().borrow().clone();
+        serde_json::to_vec(table.as_ref()).ok()
+    };
+    takeover.successor(table).await
+}
+
+/// The admin listener, and its socket once more for a successor.
+async fn bind_admin(
+    config: &Config,
+    inherited: Option<&mut Inherited>,
+) -> Result<(tokio::net::TcpListener, Option<std::net::TcpListener>), AppError> {
     let address = config.admin.listen;
-    let listener = tokio::net::TcpListener::bind(address)
-        .await
-        .map_err(|error| AppError::Listen { address, what: "administration", error })?;
+    let is_it = |socket: &mut std::net::TcpListener| socket.local_addr().ok() == Some(address);
+    let mut sockets = inherited.into_iter().flat_map(|i| i.sockets.extract_if(.., is_it));
+    let bind = async {
+        let listener = match sockets.next() {
+            Some(socket) => tokio::net::TcpListener::from_std(socket)?,
+            None => tokio::net::TcpListener::bind(address).await?,
+        };
+        if config.proxy.takeover.is_none() {
+            return Ok((listener, None));
+        }
+        let socket = std::os::fd::AsFd::as_fd(&listener).try_clone_to_owned()?;
+        Ok((listener, Some(socket.into())))
+    };
+    let bound =
+        bind.await.map_err(|error| AppError::Listen { address, what: "administration", error })?;
     tracing::info!(%address, "administration listens");
-    Ok(listener)
+    Ok(bound)
 }
 
 /// Until somebody asks us to end, or the manager cannot go on.

@@ -14,6 +14,9 @@ pub(super) fn status(status: &FleetStatus, now: Timestamp) -> String {
         return "no endpoints".into();
     }
     let mut parts = vec![variants(status), pools(status), instances(status, now)];
+    if status.proxies.iter().any(|proxy| proxy.draining_until.is_some()) {
+        parts.push(draining(status, now));
+    }
     if !status.capacity_holds.is_empty() {
         parts.push(holds(status, now));
     }
@@ -135,6 +138,22 @@ fn instance_row(of: String, instance: &InstanceStatus, now: Timestamp) -> Vec<St
     ]
 }
 
+/// Generations whose successor has taken over.
+fn draining(status: &FleetStatus, now: Timestamp) -> String {
+    let rows = status
+        .proxies
+        .iter()
+        .filter_map(|proxy| {
+            Some(vec![
+                proxy.id.to_string(),
+                proxy.outstanding.to_string(),
+                seconds(now.until(proxy.draining_until?)),
+            ])
+        })
+        .collect();
+    table(&["DRAINING-PROXY", "OUTSTANDING", "ENDS-WITHIN"], rows)
+}
+
 fn holds(status: &FleetStatus, now: Timestamp) -> String {
     let rows = status
         .capacity_holds
@@ -190,7 +209,9 @@ mod tests {
             "provider":"local","state":"Draining","address":null,"outstanding":0,"copies":2,"model":"m",
             "asked_at":90061000,"reason":"scale in to 3"}]}]}],
             "capacity_holds":[{"provider":"local","instance_type":"ml.p5.48xlarge","refusals":2,
-            "next_try_at":90100000,"reason":"all 1 are taken"}]}"#,
+            "next_try_at":90100000,"reason":"all 1 are taken"}],
+            "proxies":[{"id":"p-1","applied":{"epoch":1,"revision":2},"reported_at":90061000},
+            {"id":"p-0","applied":{"epoch":1,"revision":2},"reported_at":90061000,"outstanding":3,"draining_until":90122000}]}"#,
         )
         .expect("a status");
         insta::assert_snapshot!("fleet", status(&fleet, Timestamp(90_062_000)));

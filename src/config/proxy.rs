@@ -46,6 +46,10 @@ pub struct ProxyConfig {
     pub table_path: PathBuf,
     /// How long running requests may take to finish once the proxy has been told to end.
     pub drain_timeout: Duration,
+    /// The Unix socket where a new binary takes the listening sockets over; `None`: it cannot.
+    pub takeover: Option<PathBuf>,
+    /// Over how long connections leave once it has.
+    pub close_spread: Duration,
 }
 
 /// The listener for TLS.
@@ -153,6 +157,8 @@ fn proxy_config(
         table_path: table
             .map_or_else(default_table, |table| table.or("table_path", default_table())),
         drain_timeout: span("drain_timeout", Span::Any, 600),
+        takeover: table.and_then(|table| table.get("takeover")).map(|found| found.value),
+        close_spread: span("close_spread", Span::Any, 10),
     }
 }
 

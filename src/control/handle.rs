@@ -266,6 +266,7 @@ mod tests {
             backends: vec![],
             variants: vec![],
             leaving: false,
+            draining_until: None,
         }
     }
 

@@ -9,17 +9,18 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::{Request, Version};
+use http::header::{CONNECTION, HeaderValue};
+use http::{Request, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioTimer;
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
-use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::client_io::{ClientIo, Closing, Transport};
+use super::ending::Ending;
 use super::limits::Clients;
 use super::request::{Thread, serve};
 use super::taking::Taking;
@@ -41,12 +42,12 @@ const SEND_BUFFER: usize = 64 << 10;
 /// A client is asked whether it is there after so much silence, and has as long again to answer.
 const PING_INTERVAL: Duration = Duration::from_secs(20);
 
-/// Serves all requests of a connection. After `stop` those that run are finished and no more are taken.
+/// Serves all requests of a connection, until the proxy ends.
 pub(super) async fn serve_connection(
     stream: TcpStream,
     tls: Option<Arc<Tls>>,
     thread: Rc<Thread>,
-    stop: CancellationToken,
+    ending: Ending,
 ) {
     // Failing to set it costs latency, nothing else.
     drop(stream.set_nodelay(true));
@@ -54,13 +55,13 @@ pub(super) async fn serve_connection(
     let begins = tokio::time::timeout(thread.clients.limits.idle_timeout, begins);
     let begun = tokio::select! {
         begun = begins => begun,
-        () = stop.cancelled() => return,
+        () = ending.at_once() => return,
     };
     match begun {
-        Ok(Ok(Begun::Plain(stream, true))) => serve_http2(stream, thread, stop).await,
-        Ok(Ok(Begun::Plain(stream, false))) => serve_http1(stream, thread, stop).await,
-        Ok(Ok(Begun::Tls(stream, true))) => serve_http2(*stream, thread, stop).await,
-        Ok(Ok(Begun::Tls(stream, false))) => serve_http1(*stream, thread, stop).await,
+        Ok(Ok(Begun::Plain(stream, true))) => serve_http2(stream, thread, ending).await,
+        Ok(Ok(Begun::Plain(stream, false))) => serve_http1(stream, thread, ending).await,
+        Ok(Ok(Begun::Tls(stream, true))) => serve_http2(*stream, thread, ending).await,
+        Ok(Ok(Begun::Tls(stream, false))) => serve_http1(*stream, thread, ending).await,
         // Nothing of a request has come: nobody is owed an answer.
         Ok(Err(_)) | Err(_) if tls.is_none() => {}
         Ok(Err(error)) => {
@@ -109,15 +110,26 @@ async fn speaks_http2(stream: &TcpStream) -> io::Result<bool> {
     }
 }
 
-async fn serve_http1(stream: impl Transport, thread: Rc<Thread>, stop: CancellationToken) {
+async fn serve_http1(stream: impl Transport, thread: Rc<Thread>, ending: Ending) {
     let closing = Closing::default();
     let io = ClientIo::new(stream, closing.clone(), &thread.clients);
     let while_unfinished = closing.clone();
     let idle_timeout = thread.clients.limits.idle_timeout;
     let head = thread.clients.limits.head as usize;
+    // Whether the next answer is the last one here.
+    let leaves = Rc::new(Cell::new(false));
+    let says_so = Rc::clone(&leaves);
     let service = service_fn(move |request: Request<Incoming>| {
         while_unfinished.by_reset(request.version() == Version::HTTP_10);
-        serve(Rc::clone(&thread), request)
+        let answer = serve(Rc::clone(&thread), request);
+        let leaves = Rc::clone(&says_so);
+        async move {
+            let mut answer = answer.await?;
+            if leaves.get() && answer.status() != StatusCode::SWITCHING_PROTOCOLS {
+                answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok::<_, Infallible>(answer)
+        }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -127,9 +139,14 @@ async fn serve_http1(stream: impl Transport, thread: Rc<Thread>, stop: Cancellat
         .serve_connection(io, service)
         .with_upgrades();
     let mut connection = pin!(connection);
+    let is_over = async {
+        ending.turn().await;
+        leaves.set(true);
+        ending.at_once().await;
+    };
     let outcome = tokio::select! {
         outcome = connection.as_mut() => outcome,
-        () = stop.cancelled() => {
+        () = is_over => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }
@@ -142,7 +159,7 @@ async fn serve_http1(stream: impl Transport, thread: Rc<Thread>, stop: Cancellat
     }
 }
 
-async fn serve_http2(stream: impl Transport, thread: Rc<Thread>, stop: CancellationToken) {
+async fn serve_http2(stream: impl Transport, thread: Rc<Thread>, ending: Ending) {
     let limits = &thread.clients.limits;
     let (most_streams, idle_timeout) = (limits.streams, limits.idle_timeout);
     let running = Rc::new(Running::default());
@@ -178,7 +195,7 @@ async fn serve_http2(stream: impl Transport, thread: Rc<Thread>, stop: Cancellat
     let mut connection = pin!(connection);
     let is_over = async {
         tokio::select! {
-            () = stop.cancelled() => {}
+            () = ending.turn() => {}
             () = running.idle_for(idle_timeout) => {}
         }
     };

@@ -33,6 +33,8 @@ pub const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 pub const REPORT_SPACING: Duration = Duration::from_millis(50);
 /// How long a table may take to reach the disk before requests are routed by it.
 const SAVE_PATIENCE: Duration = Duration::from_secs(2);
+/// How long the last word of a proxy that has a successor may take to be heard.
+const GOODBYE_PATIENCE: Duration = Duration::from_secs(4);
 const FIRST_RETRY: Duration = Duration::from_millis(200);
 const LAST_RETRY: Duration = Duration::from_secs(2);
 /// A table of 10,000 instances has about 4 MiB.
@@ -76,19 +78,31 @@ pub fn start(options: &LinkOptions, router: &Arc<Router>, tasks: &Tasks) -> io::
         }
     }
     let link = Link { options: options.clone(), router: Arc::clone(router), client: client() };
-    tasks.spawn_until_stopped("table-follower", link.clone().follow());
-    let stopping = tasks.stopping();
-    tasks.spawn("reporter", async move {
-        tokio::select! {
-            () = link.report_for_ever() => {}
-            () = stopping.cancelled() => {
-                // The last word: nothing is left here, the manager need not wait for this proxy.
-                let report = ProxyReport { leaving: true, ..link.router.report() };
-                drop(link.report(&report).await);
-            }
-        }
-    });
+    link.run(tasks);
     Ok(())
+}
+
+/// Starts following and reporting to `manager`, for a proxy that drains: it keeps no table.
+pub fn join(manager: Address, router: &Arc<Router>, tasks: &Tasks) {
+    let options = LinkOptions { manager, table_path: PathBuf::new() };
+    Link { options, router: Arc::clone(router), client: client() }.run(tasks);
+}
+
+impl Link {
+    fn run(self, tasks: &Tasks) {
+        let link = self;
+        tasks.spawn_until_stopped("table-follower", link.clone().follow());
+        let stopping = tasks.stopping();
+        tasks.spawn("reporter", async move {
+            tokio::select! {
+                () = link.report_for_ever() => {}
+                () = stopping.cancelled() => {
+                    // The last word: nothing is left here, the manager need not wait for this proxy.
+                    link.say_goodbye().await;
+                }
+            }
+        });
+    }
 }
 
 fn client() -> Client<HttpConnector, Full<Bytes>> {
@@ -132,6 +146,11 @@ impl Link {
 
     async fn adopt(&self, table: RoutingTable) {
         tracing::info!(version = %table.version, "routing by a new table");
+        if self.router.is_draining() {
+            // What is on disk is its successor's.
+            self.router.apply(&table);
+            return;
+        }
         // On disk first: a proxy that is killed must not come back with an older table than it has
         // confirmed. A disk that hangs must not keep the table from requests, though.
         let path = self.options.table_path.clone();
@@ -179,6 +198,21 @@ impl Link {
             // Either way it is time to report.
             drop(tokio::time::timeout(REPORT_INTERVAL, self.router.report_wanted()).await);
         }
+    }
+
+    /// A manager that has just taken over may not listen yet; any other is not waited for.
+    async fn say_goodbye(&self) {
+        let report = ProxyReport { leaving: true, ..self.router.report() };
+        if !self.router.is_draining() {
+            drop(self.report(&report).await);
+            return;
+        }
+        let saying = async {
+            while self.report(&report).await.is_err() {
+                tokio::time::sleep(FIRST_RETRY).await;
+            }
+        };
+        drop(tokio::time::timeout(GOODBYE_PATIENCE, saying).await);
     }
 
     async fn report(&self, report: &ProxyReport) -> Result<(), LinkError> {

@@ -1,5 +1,6 @@
 //! The proxy's threads: each has its own runtime, its own listener on the shared port (`SO_REUSEPORT`)
-//! and its own pool of connections to workers; they share the router.
+//! and its own pool of connections to workers; they share the router. Listeners may have been bound by the
+//! process before this one.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener};
@@ -9,11 +10,11 @@ use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::attempt::Sender;
 use super::downstream::serve_connection;
+use super::ending::Ending;
 use super::limits::{ClientLimits, Clients};
 use super::request::Thread;
 use super::router::Router;
@@ -38,6 +39,8 @@ pub struct ProxyOptions {
     pub limits: ClientLimits,
     /// How long requests may finish once the proxy is told to end.
     pub drain_timeout: Duration,
+    /// Over how long connections leave once a successor accepts.
+    pub close_spread: Duration,
     /// Who is told about finished requests.
     pub observers: Observers,
 }
@@ -59,7 +62,8 @@ const TOO_MANY_CONNECTIONS: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\n\
 pub struct Listening {
     clients: Arc<Clients>,
     address: SocketAddr,
-    stop: CancellationToken,
+    ending: Ending,
+    sockets: Vec<StdListener>,
     threads: Vec<std::thread::JoinHandle<()>>,
 }
 
@@ -79,7 +83,28 @@ impl Listening {
     /// Accepts nothing more, lets the requests that run finish (`drain_timeout` at most) and waits for
     /// the threads. Blocks.
     pub fn stop(self) {
-        self.stop.cancel();
+        self.ending.end();
+        self.wait();
+    }
+
+    /// Its listening sockets, for a successor.
+    ///
+    /// # Errors
+    /// When the process is out of file descriptors.
+    pub fn sockets(&self) -> io::Result<Vec<StdListener>> {
+        self.sockets.iter().map(StdListener::try_clone).collect()
+    }
+
+    /// Accepts nothing more, since a successor does: connections leave one after the other.
+    pub fn hand_over(&mut self) {
+        self.ending.hand_over();
+        self.sockets.clear();
+    }
+
+    /// Waits until all connections have ended. Blocks.
+    pub fn wait(self) {
+        // Connections that nobody would accept must not wait in them.
+        drop(self.sockets);
         for thread in self.threads {
             // A thread that panicked has told so itself.
             drop(thread.join());
@@ -87,37 +112,46 @@ impl Listening {
     }
 }
 
-/// Binds the listeners and starts the threads.
+/// Takes the listeners that are among `inherited`, binds the others, and starts the threads.
 ///
 /// # Errors
 /// When the address is taken or a thread cannot be started.
-pub fn listen(options: &ProxyOptions, router: &Arc<Router>) -> io::Result<Listening> {
-    let first = bind_first(options.listen)?;
-    let address = first.local_addr()?;
-    let mut first_doors = vec![Door { listener: first, tls: None }];
+pub fn listen(
+    options: &ProxyOptions,
+    inherited: &mut Vec<StdListener>,
+    router: &Arc<Router>,
+) -> io::Result<Listening> {
+    let plain = bind_all(options.listen, inherited, options.threads)?;
+    let address = plain[0].local_addr()?;
+    let mut doors: Vec<_> =
+        plain.into_iter().map(|listener| Door { listener, tls: None }).collect();
+    let plain_doors = doors.len();
     if let Some((address, tls)) = &options.tls {
-        let tls = Some(Arc::clone(tls));
-        first_doors.push(Door { listener: bind_first(*address)?, tls });
+        let listeners = bind_all(*address, inherited, options.threads)?;
+        let door = |listener| Door { listener, tls: Some(Arc::clone(tls)) };
+        doors.extend(listeners.into_iter().map(door));
     }
-    let mut threads_doors = vec![first_doors];
-    for _ in 1..options.threads {
-        let again = threads_doors[0].iter().map(Door::again).collect::<io::Result<_>>()?;
-        threads_doors.push(again);
+    let sockets = doors.iter().map(|door| door.listener.try_clone()).collect::<io::Result<_>>()?;
+    let mut threads_doors: Vec<Vec<Door>> = (0..options.threads).map(|_| Vec::new()).collect();
+    for (number, door) in doors.into_iter().enumerate() {
+        // Each thread has one of either kind at least.
+        let number = if door.tls.is_none() { number } else { number - plain_doors };
+        threads_doors[number % options.threads].push(door);
     }
-    let stop = CancellationToken::new();
+    let ending = Ending::new(options.close_spread);
     let clients = Clients::new(options.limits.clone());
     let mut threads = Vec::new();
     for (number, doors) in threads_doors.into_iter().enumerate() {
-        let (options, router, stop) = (options.clone(), Arc::clone(router), stop.clone());
+        let (options, router, ending) = (options.clone(), Arc::clone(router), ending.clone());
         let clients = Arc::clone(&clients);
         let name = format!("proxy-{number}");
         threads.push(std::thread::Builder::new().name(name).spawn(move || {
-            if let Err(error) = run_thread(doors, &options, router, clients, &stop) {
+            if let Err(error) = run_thread(doors, &options, router, clients, &ending) {
                 tracing::error!(%error, "a proxy thread could not start");
             }
         })?);
     }
-    Ok(Listening { clients, address, stop, threads })
+    Ok(Listening { clients, address, ending, sockets, threads })
 }
 
 /// One thread's listener on one of the addresses.
@@ -126,12 +160,22 @@ struct Door {
     tls: Option<Arc<Tls>>,
 }
 
-impl Door {
-    /// Another one on the same address.
-    fn again(&self) -> io::Result<Self> {
-        let listener = bind_shared(self.listener.local_addr()?)?;
-        Ok(Self { listener, tls: self.tls.clone() })
+/// Listeners on `address`, at least `count`: those among the inherited that are, and new ones.
+fn bind_all(
+    address: SocketAddr,
+    inherited: &mut Vec<StdListener>,
+    count: usize,
+) -> io::Result<Vec<StdListener>> {
+    let is_there = |listener: &mut StdListener| listener.local_addr().ok() == Some(address);
+    let mut found: Vec<_> = inherited.extract_if(.., is_there).collect();
+    if found.is_empty() {
+        found.push(bind_first(address)?);
     }
+    let address = found[0].local_addr()?;
+    while found.len() < count {
+        found.push(bind_shared(address)?);
+    }
+    Ok(found)
 }
 
 /// Binding once without sharing finds out whether another process listens there: with sharing alone, two
@@ -161,7 +205,7 @@ fn run_thread(
     options: &ProxyOptions,
     router: Arc<Router>,
     clients: Arc<Clients>,
-    stop: &CancellationToken,
+    ending: &Ending,
 ) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -188,7 +232,7 @@ fn run_thread(
             }
         });
         let accepting =
-            doors.iter().map(|(listener, tls)| accept(listener, tls.as_ref(), &thread, stop));
+            doors.iter().map(|(listener, tls)| accept(listener, tls.as_ref(), &thread, ending));
         futures_util::future::join_all(accepting).await;
         drop(doors);
         thread.sender.tasks.close();
@@ -207,12 +251,12 @@ async fn accept(
     listener: &TcpListener,
     tls: Option<&Arc<Tls>>,
     thread: &Rc<Thread>,
-    stop: &CancellationToken,
+    ending: &Ending,
 ) {
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            () = stop.cancelled() => return,
+            () = ending.told() => return,
         };
         match accepted {
             Ok((stream, _)) => {
@@ -222,7 +266,7 @@ async fn accept(
                     continue;
                 };
                 let connection =
-                    serve_connection(stream, tls.cloned(), Rc::clone(thread), stop.clone());
+                    serve_connection(stream, tls.cloned(), Rc::clone(thread), ending.clone());
                 thread.sender.tasks.spawn_local(async move {
                     connection.await;
                     drop(presence);

@@ -28,6 +28,7 @@ mod client_io;
 mod deadline;
 mod downstream;
 mod drain_rate;
+mod ending;
 mod exchange;
 mod headers;
 mod identity;

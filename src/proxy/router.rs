@@ -1,7 +1,7 @@
 //! The published snapshot and what outlives it: applying a new table, and reporting what is counted.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use arc_swap::{ArcSwap, Guard};
 use tokio::sync::Notify;
@@ -13,7 +13,7 @@ use crate::runtime::clock;
 use crate::telemetry::traffic::QueueTraffic;
 use crate::types::report::{BackendReport, DemandReport, ProxyReport};
 use crate::types::table::{RoutingTable, TableVersion};
-use crate::types::{ProxyId, VariantKey};
+use crate::types::{ProxyId, Timestamp, VariantKey};
 
 /// One per proxy process, shared by its threads.
 #[derive(Debug)]
@@ -28,6 +28,7 @@ pub struct Router {
     reported_at_ms: AtomicU64,
     /// Somebody should report now rather than at the next tick.
     report_now: Notify,
+    draining_until: OnceLock<Timestamp>,
 }
 
 impl Router {
@@ -41,6 +42,7 @@ impl Router {
             leaving: Mutex::default(),
             reported_at_ms: AtomicU64::new(0),
             report_now: Notify::new(),
+            draining_until: OnceLock::new(),
         })
     }
 
@@ -91,6 +93,16 @@ impl Router {
         self.report_now.notify_one();
     }
 
+    /// A successor takes the requests from now on; what is here may go on until `until`.
+    pub fn drain(&self, until: Timestamp) {
+        self.draining_until.get_or_init(|| until);
+        self.report_now.notify_one();
+    }
+
+    pub(super) fn is_draining(&self) -> bool {
+        self.draining_until.get().is_some()
+    }
+
     /// Resolves when something has happened that the manager waits for.
     pub async fn report_wanted(&self) {
         self.report_now.notified().await;
@@ -130,6 +142,7 @@ impl Router {
             backends: backends.collect(),
             variants: variants.collect(),
             leaving: false,
+            draining_until: self.draining_until.get().copied(),
         }
     }
 

@@ -255,6 +255,7 @@ impl Proxy {
             backends,
             variants,
             leaving: self.leaving && self.bursts.is_empty(),
+            draining_until: None,
         }
     }
 }

@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::table::TableVersion;
-use super::{Generation, InstanceId, ProxyId, VariantKey};
+use super::{Generation, InstanceId, ProxyId, Timestamp, VariantKey};
 
 /// One proxy's whole picture at one moment. A later report replaces an earlier one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,6 +24,9 @@ pub struct ProxyReport {
     /// The proxy ends: it has no request left and will send none.
     #[serde(default)]
     pub leaving: bool,
+    /// A successor has its clients: what it still serves ends by then.
+    #[serde(default)]
+    pub draining_until: Option<Timestamp>,
 }
 
 /// What one proxy has at one instance.

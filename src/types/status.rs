@@ -111,6 +111,12 @@ pub struct ProxyStatus {
     /// It does not report: it may serve on by the table that it had.
     #[serde(default)]
     pub silent: bool,
+    /// Requests that it has at instances.
+    #[serde(default)]
+    pub outstanding: u64,
+    /// It is a generation that drains: its successor has its clients, and what it serves ends by then.
+    #[serde(default)]
+    pub draining_until: Option<Timestamp>,
 }
 
 /// A remembered refusal.

@@ -70,19 +70,21 @@ impl H2 {
     }
 
     pub fn rest(&self, answer: Response<h2::RecvStream>) -> Ended {
-        self.wait(async {
-            let mut body = answer.into_body();
-            let mut all = Vec::new();
-            while let Some(piece) = body.data().await {
-                match piece {
-                    Ok(bytes) => {
-                        drop(body.flow_control().release_capacity(bytes.len()));
-                        all.extend_from_slice(&bytes);
-                    }
-                    Err(error) => return (all, Some(error)),
+        self.wait(async { Self::read(answer).await })
+    }
+
+    pub async fn read(answer: Response<h2::RecvStream>) -> Ended {
+        let mut body = answer.into_body();
+        let mut all = Vec::new();
+        while let Some(piece) = body.data().await {
+            match piece {
+                Ok(bytes) => {
+                    drop(body.flow_control().release_capacity(bytes.len()));
+                    all.extend_from_slice(&bytes);
                 }
+                Err(error) => return (all, Some(error)),
             }
-            (all, None)
-        })
+        }
+        (all, None)
     }
 }

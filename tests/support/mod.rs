@@ -331,6 +331,12 @@ impl Forebay {
         self.dir.path().join("forebay.toml")
     }
 
+    /// Starts another one of the same config beside it. Returns the one that ran before.
+    pub fn succeed(&mut self) -> Process {
+        let successor = start(&self.args, self.dir.path());
+        std::mem::replace(&mut self.process, successor)
+    }
+
     /// Starts it again, as it was started first.
     pub fn restart(&mut self) {
         self.process = start(&self.args, self.dir.path());

@@ -44,6 +44,8 @@ pub(super) struct Proxy {
     pub(super) outstanding: BTreeMap<InstanceId, (Generation, u32, u64)>,
     /// Requests waiting and running for each variant.
     pub(super) demand: BTreeMap<VariantKey, (u32, u32)>,
+    /// Its successor has its clients, and it ends by then.
+    pub(super) draining_until: Option<Timestamp>,
 }
 
 impl Proxy {
@@ -57,6 +59,7 @@ impl Proxy {
             applied: TableVersion::default(),
             outstanding: BTreeMap::new(),
             demand: BTreeMap::new(),
+            draining_until: None,
         }
     }
 }
@@ -110,6 +113,7 @@ impl Controller {
             applied: report.applied,
             outstanding,
             demand,
+            draining_until: report.draining_until,
         };
         self.proxies.insert(id.clone(), proxy);
         self.timers.set(Waiter::Proxy(id), Some(now + PROXY_LEASE + AT_LAST));

@@ -32,6 +32,8 @@ impl Controller {
                     applied: p.applied,
                     reported_at: p.reported_at,
                     silent: !p.live,
+                    outstanding: p.outstanding.values().map(|(_, n, _)| u64::from(*n)).sum(),
+                    draining_until: p.draining_until,
                 })
                 .collect(),
             capacity_holds: self

@@ -250,6 +250,7 @@ fn reported(ledger: &mut Ledger, revision: u64, name: &str, outstanding: u32) {
         }],
         variants: Vec::new(),
         leaving: false,
+        draining_until: None,
     };
     ledger.note_event(NOW, &Event::Reported(report));
 }

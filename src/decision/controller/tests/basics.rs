@@ -146,6 +146,7 @@ fn a_proxy_that_has_left_or_is_dead_for_certain_holds_nothing_up() {
                 backends: Vec::new(),
                 variants: Vec::new(),
                 leaving: true,
+                draining_until: None,
             }));
             world.run(secs(1));
         } else {

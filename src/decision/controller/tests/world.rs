@@ -439,6 +439,7 @@ impl World {
             backends: backends.collect(),
             variants: variants.collect(),
             leaving: false,
+            draining_until: None,
         };
         self.feed(Event::Reported(report));
     }
