@@ -82,7 +82,7 @@ sys.exit(not variants or bool(short))'
 
 # Starts the quickstart in $WORK, on free ports. Sets URL (for clients) and ADMIN. With URL in the
 # environment nothing is started and that server is used; ADMIN may then be given, too.
-# FOREBAY is the binary; without it the release build of this checkout is made and taken.
+# MORE_CONFIG is appended to the config. FOREBAY is the binary; without it the release build of this checkout is made and taken.
 quickstart() {
     if [ -n "${URL:-}" ]; then
         return
@@ -101,6 +101,7 @@ quickstart() {
     if [ "$(grep -c "127.0.0.1:\($proxy\|$admin\)\"" "$WORK/quickstart.toml")" != 2 ]; then
         fail "config/quickstart.toml does not listen on 127.0.0.1:8080 and 8081 any more: mend loadtest/lib.sh"
     fi
+    printf '%s\n' "${MORE_CONFIG:-}" >>"$WORK/quickstart.toml"
     cd "$WORK" # The store's path is relative.
     start "$WORK/forebay.log" "$FOREBAY" serve --config quickstart.toml
     cd "$ROOT"
