@@ -128,6 +128,7 @@ impl ProxyHalf {
                 body_timeout: config.proxy.body_timeout,
                 write_timeout: config.proxy.write_timeout,
                 head: config.proxy.max_header_bytes,
+                trusted: config.proxy.trusted_proxies.clone(),
             },
             drain_timeout: config.proxy.drain_timeout,
             close_spread: config.proxy.close_spread,

@@ -8,8 +8,8 @@ use std::time::Duration;
 use super::limits::{self, Span};
 use super::reader::{Located, Table};
 use super::values::ByteCount;
-use crate::types::Address;
 use crate::types::tls::{CertificateFiles, TlsFiles};
+use crate::types::{Address, Network};
 
 /// The data plane's own settings.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,6 +40,8 @@ pub struct ProxyConfig {
     pub write_timeout: Duration,
     /// Bytes of a request's head.
     pub max_header_bytes: u32,
+    /// Hops before the proxy that are believed what they say of a request's origin.
+    pub trusted_proxies: Vec<Network>,
     /// The manager's management API, for a proxy that runs alone.
     pub manager: Option<Address>,
     /// Where the last routing table is kept, for a start without a manager.
@@ -153,6 +155,10 @@ fn proxy_config(
             .and_then(|table| table.get_in("max_header_bytes", HEADER_BYTES, |c| show_bytes(*c)))
             .and_then(|found| u32::try_from(found.value.0).ok())
             .unwrap_or(64 << 10),
+        trusted_proxies: table
+            .and_then(|table| table.list("trusted_proxies"))
+            .map(|found| found.value.into_iter().map(|network| network.value).collect())
+            .unwrap_or_default(),
         manager: table.and_then(|table| table.get("manager")).map(|found| found.value),
         table_path: table
             .map_or_else(default_table, |table| table.or("table_path", default_table())),

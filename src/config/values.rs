@@ -10,7 +10,8 @@ use toml::de::DeValue;
 use super::suggest;
 use crate::types::spec::{Engine, Fallback, Rebalance, RoutingStrategy};
 use crate::types::{
-    Address, EndpointName, InstanceTypeName, ModelName, Protocol, ProviderName, VariantName,
+    Address, EndpointName, InstanceTypeName, ModelName, Network, Protocol, ProviderName,
+    VariantName,
 };
 
 /// Why a value is not what was asked for.
@@ -202,6 +203,19 @@ impl Read for Address {
 /// A number of bytes: a plain number, or a text with a unit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct ByteCount(pub(super) u64);
+
+impl Read for Network {
+    const EXPECTED: &'static str = "an IP address or a network, such as \"10.0.0.0/8\"";
+
+    fn read(value: &DeValue<'_>) -> Result<Self, Wrong> {
+        value.as_str().ok_or(Wrong::Type)?.parse().map_err(|()| {
+            Wrong::Value(format!(
+                "must be an IP address or a network, such as \"10.0.0.0/8\", not {}",
+                shown(value)
+            ))
+        })
+    }
+}
 
 impl Read for ByteCount {
     const EXPECTED: &'static str = "a number of bytes, or a text with a unit such as \"1MiB\"";

@@ -4,6 +4,7 @@
 use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
 use std::io;
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -22,6 +23,7 @@ use tokio_util::task::TaskTracker;
 use super::client_io::{ClientIo, Closing, Transport};
 use super::ending::Ending;
 use super::limits::Clients;
+use super::origin::Origin;
 use super::request::{Thread, serve};
 use super::taking::Taking;
 use super::tls::Tls;
@@ -44,13 +46,14 @@ const PING_INTERVAL: Duration = Duration::from_secs(20);
 
 /// Serves all requests of a connection, until the proxy ends.
 pub(super) async fn serve_connection(
-    stream: TcpStream,
+    (stream, peer): (TcpStream, SocketAddr),
     tls: Option<Arc<Tls>>,
     thread: Rc<Thread>,
     ending: Ending,
 ) {
     // Failing to set it costs latency, nothing else.
     drop(stream.set_nodelay(true));
+    let origin = Origin::new(peer, tls.is_some(), &thread.clients.limits.trusted);
     let begins = begin(stream, tls.as_deref());
     let begins = tokio::time::timeout(thread.clients.limits.idle_timeout, begins);
     let begun = tokio::select! {
@@ -58,10 +61,10 @@ pub(super) async fn serve_connection(
         () = ending.at_once() => return,
     };
     match begun {
-        Ok(Ok(Begun::Plain(stream, true))) => serve_http2(stream, thread, ending).await,
-        Ok(Ok(Begun::Plain(stream, false))) => serve_http1(stream, thread, ending).await,
-        Ok(Ok(Begun::Tls(stream, true))) => serve_http2(*stream, thread, ending).await,
-        Ok(Ok(Begun::Tls(stream, false))) => serve_http1(*stream, thread, ending).await,
+        Ok(Ok(Begun::Plain(stream, true))) => serve_http2(stream, origin, thread, ending).await,
+        Ok(Ok(Begun::Plain(stream, false))) => serve_http1(stream, origin, thread, ending).await,
+        Ok(Ok(Begun::Tls(stream, true))) => serve_http2(*stream, origin, thread, ending).await,
+        Ok(Ok(Begun::Tls(stream, false))) => serve_http1(*stream, origin, thread, ending).await,
         // Nothing of a request has come: nobody is owed an answer.
         Ok(Err(_)) | Err(_) if tls.is_none() => {}
         Ok(Err(error)) => {
@@ -110,7 +113,7 @@ async fn speaks_http2(stream: &TcpStream) -> io::Result<bool> {
     }
 }
 
-async fn serve_http1(stream: impl Transport, thread: Rc<Thread>, ending: Ending) {
+async fn serve_http1(stream: impl Transport, origin: Origin, thread: Rc<Thread>, ending: Ending) {
     let closing = Closing::default();
     let io = ClientIo::new(stream, closing.clone(), &thread.clients);
     let while_unfinished = closing.clone();
@@ -119,7 +122,8 @@ async fn serve_http1(stream: impl Transport, thread: Rc<Thread>, ending: Ending)
     // Whether the next answer is the last one here.
     let leaves = Rc::new(Cell::new(false));
     let says_so = Rc::clone(&leaves);
-    let service = service_fn(move |request: Request<Incoming>| {
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        origin.mark(request.headers_mut());
         while_unfinished.by_reset(request.version() == Version::HTTP_10);
         let answer = serve(Rc::clone(&thread), request);
         let leaves = Rc::clone(&says_so);
@@ -159,7 +163,7 @@ async fn serve_http1(stream: impl Transport, thread: Rc<Thread>, ending: Ending)
     }
 }
 
-async fn serve_http2(stream: impl Transport, thread: Rc<Thread>, ending: Ending) {
+async fn serve_http2(stream: impl Transport, origin: Origin, thread: Rc<Thread>, ending: Ending) {
     let limits = &thread.clients.limits;
     let (most_streams, idle_timeout) = (limits.streams, limits.idle_timeout);
     let running = Rc::new(Running::default());
@@ -173,7 +177,8 @@ async fn serve_http2(stream: impl Transport, thread: Rc<Thread>, ending: Ending)
     let io = ClientIo::new(stream, Closing::default(), &thread.clients);
     let service = {
         let thread = Rc::clone(&thread);
-        service_fn(move |request: Request<Incoming>| {
+        service_fn(move |mut request: Request<Incoming>| {
+            origin.mark(request.headers_mut());
             let taking = Rc::new(Taking::default());
             // hyper gives it to its task before it looks for another.
             next.replace(Some(Rc::clone(&taking)));

@@ -2,6 +2,7 @@
 //! (RFC 9110, 7.6.1), and the framing is set anew from the body itself, so that what reaches a worker
 //! is never ambiguous.
 
+use super::origin;
 use http::Uri;
 use http::header::{
     CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, HOST, HeaderMap, HeaderName, HeaderValue, TE,
@@ -28,8 +29,8 @@ pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
-/// Removes the fields that `Connection` names. `Host` and the length are never a hop's own: a client that
-/// nominates them must not be able to take them away.
+/// Removes the fields that `Connection` names. `Host`, the length and what we say of the request's origin are
+/// never a hop's own: a client that nominates them must not be able to take them away.
 fn remove_nominated(headers: &mut HeaderMap) {
     let nominated: Vec<HeaderName> = headers
         .get_all(CONNECTION)
@@ -37,7 +38,7 @@ fn remove_nominated(headers: &mut HeaderMap) {
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(','))
         .filter_map(|name| HeaderName::from_bytes(name.trim().as_bytes()).ok())
-        .filter(|name| *name != HOST && *name != CONTENT_LENGTH)
+        .filter(|name| *name != HOST && *name != CONTENT_LENGTH && !origin::is_ours(name))
         .collect();
     for name in nominated {
         headers.remove(name);

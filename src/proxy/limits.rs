@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::telemetry::clients::ClientTraffic;
+use crate::types::Network;
 
 /// Bodies up to this many bytes are not worth counting one by one: the limit on connections bounds them.
 const SMALL_BODY: u64 = 64 << 10;
@@ -29,6 +30,8 @@ pub struct ClientLimits {
     pub write_timeout: Duration,
     /// Bytes of a request's head.
     pub head: u32,
+    /// Hops before this one that are believed what they say of a request's origin.
+    pub trusted: Vec<Network>,
 }
 
 /// The limits, and what is taken now; shared by all threads.

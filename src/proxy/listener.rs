@@ -259,14 +259,18 @@ async fn accept(
             () = ending.told() => return,
         };
         match accepted {
-            Ok((stream, _)) => {
+            Ok((stream, peer)) => {
                 let Some(presence) = thread.clients.connected() else {
                     // Whatever of it does not go out at once is not worth waiting for.
                     drop(stream.try_write(TOO_MANY_CONNECTIONS));
                     continue;
                 };
-                let connection =
-                    serve_connection(stream, tls.cloned(), Rc::clone(thread), ending.clone());
+                let connection = serve_connection(
+                    (stream, peer),
+                    tls.cloned(),
+                    Rc::clone(thread),
+                    ending.clone(),
+                );
                 thread.sender.tasks.spawn_local(async move {
                     connection.await;
                     drop(presence);

@@ -36,6 +36,7 @@ mod limits;
 pub mod link;
 mod listener;
 mod model_field;
+mod origin;
 mod pinned;
 mod refusal;
 mod request;

@@ -8,6 +8,7 @@ pub mod error;
 pub mod ids;
 pub mod instance;
 pub mod launch;
+mod network;
 pub mod record;
 pub mod report;
 pub mod spec;
@@ -22,4 +23,5 @@ pub use ids::{
     VariantKey, VariantName,
 };
 pub use instance::{Address, InstanceState, Protocol};
+pub use network::Network;
 pub use time::Timestamp;

@@ -1,0 +1,187 @@
+//! Where a request comes from, as the worker is told: `X-Forwarded-For` and `X-Forwarded-Proto`, and
+//! `Forwarded` (RFC 7239) where the hop before speaks it. What a client says of itself in them is believed,
+//! and added to, only where its address is one of `trusted_proxies`; from all others these fields are
+//! removed. `x-request-id` is kept, or made.
+
+use std::net::SocketAddr;
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http::header::{FORWARDED, HeaderName, HeaderValue};
+
+use crate::runtime::rng;
+use crate::types::Network;
+
+const FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// What hops before say of a request; ours to remove or to add to.
+const FIELDS: [HeaderName; 6] = [
+    FOR,
+    PROTO,
+    FORWARDED,
+    HeaderName::from_static("x-forwarded-host"),
+    HeaderName::from_static("x-forwarded-port"),
+    HeaderName::from_static("x-real-ip"),
+];
+/// Longer ids are no ids.
+const LONGEST_ID: usize = 128;
+
+/// Whether a client must not be able to take this field away by nominating it in `Connection`.
+pub(super) fn is_ours(name: &HeaderName) -> bool {
+    *name == REQUEST_ID || FIELDS.contains(name)
+}
+
+/// The client's side of one connection.
+#[derive(Debug)]
+pub(super) struct Origin {
+    /// Its address, as `X-Forwarded-For` has it.
+    address: HeaderValue,
+    /// The same as an element of `Forwarded`.
+    element: HeaderValue,
+    proto: HeaderValue,
+    is_trusted: bool,
+}
+
+impl Origin {
+    pub(super) fn new(peer: SocketAddr, is_tls: bool, trusted: &[Network]) -> Self {
+        let ip = peer.ip().to_canonical();
+        let proto = if is_tls { "https" } else { "http" };
+        let node = if ip.is_ipv6() { format!("\"[{ip}]\"") } else { ip.to_string() };
+        // Shared by all requests of the connection: no copy for each.
+        let value = |text: String| {
+            HeaderValue::from_maybe_shared(Bytes::from(text)).expect("digits, letters and dots")
+        };
+        Self {
+            address: value(ip.to_string()),
+            element: value(format!("for={node};proto={proto}")),
+            proto: HeaderValue::from_static(proto),
+            is_trusted: trusted.iter().any(|network| network.contains(ip)),
+        }
+    }
+
+    /// Writes it into a request's head.
+    pub(super) fn mark(&self, headers: &mut HeaderMap) {
+        if self.is_trusted {
+            add(headers, &FOR, &self.address);
+            if headers.contains_key(FORWARDED) {
+                add(headers, &FORWARDED, &self.element);
+            }
+            headers.entry(PROTO).or_insert_with(|| self.proto.clone());
+        } else {
+            for name in &FIELDS[2..] {
+                headers.remove(name);
+            }
+            headers.insert(FOR, self.address.clone());
+            headers.insert(PROTO, self.proto.clone());
+        }
+        if !headers.get(REQUEST_ID).is_some_and(is_id) {
+            headers.insert(REQUEST_ID, new_id());
+        }
+    }
+}
+
+/// Appends to the list that a field is, on as many lines as it may be.
+fn add(headers: &mut HeaderMap, name: &HeaderName, value: &HeaderValue) {
+    let mut list = Vec::new();
+    for before in headers.get_all(name) {
+        list.extend_from_slice(before.as_bytes());
+        list.extend_from_slice(b", ");
+    }
+    list.extend_from_slice(value.as_bytes());
+    // It is made of values.
+    if let Ok(list) = HeaderValue::from_maybe_shared(Bytes::from(list)) {
+        headers.insert(name.clone(), list);
+    }
+}
+
+fn is_id(value: &HeaderValue) -> bool {
+    let id = value.as_bytes();
+    (1..=LONGEST_ID).contains(&id.len()) && id.iter().all(u8::is_ascii_graphic)
+}
+
+/// Thirty-two hexadecimal digits.
+fn new_id() -> HeaderValue {
+    let mut id = Vec::with_capacity(32);
+    for byte in [rng::draw(), rng::draw()].iter().flat_map(|draw| draw.to_be_bytes()) {
+        for digit in [byte >> 4, byte & 15] {
+            id.push(b"0123456789abcdef"[usize::from(digit)]);
+        }
+    }
+    HeaderValue::from_maybe_shared(Bytes::from(id)).expect("digits and letters")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(peer: &str, tls: bool, said: &[(&'static str, &'static str)]) -> Vec<String> {
+        let trusted = ["10.0.0.0/8".parse().expect("a network")];
+        let peer = SocketAddr::new(peer.parse().expect("an address"), 4_711);
+        let mut headers = HeaderMap::new();
+        for (name, value) in said {
+            headers.append(HeaderName::from_static(name), HeaderValue::from_static(value));
+        }
+        Origin::new(peer, tls, &trusted).mark(&mut headers);
+        let id = headers.remove(REQUEST_ID).expect("an id");
+        assert!(is_id(&id));
+        let mut lines: Vec<_> = headers
+            .iter()
+            .map(|(name, value)| format!("{name}: {}", value.to_str().expect("text")))
+            .collect();
+        lines.sort();
+        lines
+    }
+
+    const CLAIMS: [(&str, &str); 6] = [
+        ("x-forwarded-for", "1.1.1.1"),
+        ("x-forwarded-for", "2.2.2.2"),
+        ("x-forwarded-proto", "https"),
+        ("x-forwarded-host", "a.example"),
+        ("x-real-ip", "1.1.1.1"),
+        ("forwarded", "for=1.1.1.1"),
+    ];
+
+    #[test]
+    fn only_trusted_hops_are_believed() {
+        assert_eq!(
+            told("192.0.2.7", false, &CLAIMS),
+            ["x-forwarded-for: 192.0.2.7", "x-forwarded-proto: http"]
+        );
+        assert_eq!(
+            told("::ffff:10.0.0.9", false, &CLAIMS),
+            [
+                "forwarded: for=1.1.1.1, for=10.0.0.9;proto=http",
+                "x-forwarded-for: 1.1.1.1, 2.2.2.2, 10.0.0.9",
+                "x-forwarded-host: a.example",
+                "x-forwarded-proto: https",
+                "x-real-ip: 1.1.1.1"
+            ]
+        );
+        assert_eq!(
+            told("10.0.0.9", true, &[]),
+            ["x-forwarded-for: 10.0.0.9", "x-forwarded-proto: https"]
+        );
+        let v6 = Origin::new("[2001:db8::1]:1".parse().expect("an address"), true, &[]);
+        assert_eq!(v6.element, "for=\"[2001:db8::1]\";proto=https");
+    }
+
+    #[test]
+    fn an_id_is_kept_or_made() {
+        let origin = Origin::new("192.0.2.7:1".parse().expect("an address"), false, &[]);
+        let id = |said: Option<&'static str>| {
+            let mut headers = HeaderMap::new();
+            if let Some(said) = said {
+                headers.insert(REQUEST_ID, HeaderValue::from_static(said));
+            }
+            origin.mark(&mut headers);
+            headers[REQUEST_ID].to_str().expect("text").to_owned()
+        };
+        assert_eq!(id(Some("abc-1")), "abc-1");
+        assert_eq!(id(None).len(), 32);
+        assert_ne!(id(None), id(None));
+        for odd in ["", "two words"] {
+            assert_eq!(id(Some(odd)).len(), 32, "{odd:?}");
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! What a worker is told of where a request comes from, and what a client cannot make it believe. Real
+//! sockets, both protocols.
+
+#![allow(clippy::disallowed_methods, reason = "tests run in real time")]
+
+mod support;
+
+use support::h2::H2;
+use support::http;
+use support::{Forebay, Worker};
+
+const CLAIMS: [(&str, &str); 5] = [
+    ("x-forwarded-for", "1.1.1.1"),
+    ("x-forwarded-proto", "https"),
+    ("x-forwarded-host", "bank.example"),
+    ("forwarded", "for=1.1.1.1"),
+    ("x-real-ip", "1.1.1.1"),
+];
+
+/// A header as it arrived.
+fn told<'a>(echo: &'a serde_json::Value, name: &str) -> Option<&'a str> {
+    let lines = echo["headers"][name].as_array()?;
+    assert_eq!(lines.len(), 1, "{name}: {lines:?}");
+    lines[0].as_str()
+}
+
+#[test]
+fn a_client_is_not_believed_and_a_trusted_hop_is() {
+    let worker = Worker::start(&[]);
+    let strict = Forebay::limited(&worker, "");
+    let echo = http::request(strict.proxy, "GET", "/x", &CLAIMS, b"").json();
+    assert_eq!(told(&echo, "x-forwarded-for"), Some("127.0.0.1"));
+    assert_eq!(told(&echo, "x-forwarded-proto"), Some("http"));
+    for name in ["x-forwarded-host", "forwarded", "x-real-ip"] {
+        assert_eq!(told(&echo, name), None, "{name}");
+    }
+    let trusting = Forebay::limited(&worker, "trusted_proxies = [\"127.0.0.0/8\", \"::1\"]");
+    let echo = http::request(trusting.proxy, "GET", "/x", &CLAIMS, b"").json();
+    assert_eq!(told(&echo, "x-forwarded-for"), Some("1.1.1.1, 127.0.0.1"));
+    assert_eq!(told(&echo, "x-forwarded-proto"), Some("https"));
+    assert_eq!(told(&echo, "forwarded"), Some("for=1.1.1.1, for=127.0.0.1;proto=http"));
+    assert_eq!(told(&echo, "x-forwarded-host"), Some("bank.example"));
+}
+
+#[test]
+fn what_we_say_cannot_be_taken_away_by_nominating_it() {
+    let worker = Worker::start(&[]);
+    let forebay = Forebay::limited(&worker, "");
+    let headers = [
+        ("connection", "x-forwarded-for, x-forwarded-proto, X-Request-Id, x-private"),
+        ("x-private", "1"),
+    ];
+    let echo = http::request(forebay.proxy, "GET", "/x", &headers, b"").json();
+    assert_eq!(told(&echo, "x-forwarded-for"), Some("127.0.0.1"));
+    assert_eq!(told(&echo, "x-forwarded-proto"), Some("http"));
+    assert!(told(&echo, "x-request-id").is_some());
+    assert_eq!(told(&echo, "x-private"), None);
+}
+
+#[test]
+fn a_requests_id_is_kept_or_made() {
+    let worker = Worker::start(&[]);
+    let forebay = Forebay::limited(&worker, "");
+    let echo = http::request(forebay.proxy, "GET", "/x", &[("x-request-id", "mine-7")], b"").json();
+    assert_eq!(told(&echo, "x-request-id"), Some("mine-7"));
+    let mut client = H2::connect(forebay.proxy);
+    let mut made = || {
+        let answer = client.send("/x", "{}");
+        let head = client.head(answer);
+        let (body, error) = client.rest(head);
+        assert!(error.is_none());
+        let echo: serde_json::Value = serde_json::from_slice(&body).expect("JSON");
+        assert_eq!(told(&echo, "x-forwarded-for"), Some("127.0.0.1"));
+        told(&echo, "x-request-id").expect("an id").to_owned()
+    };
+    let (first, second) = (made(), made());
+    assert_ne!(first, second);
+    assert!([first, second].iter().all(|id| id.len() == 32));
+}
