@@ -19,4 +19,5 @@ pub mod plan;
 pub mod predict;
 pub mod ramp;
 pub mod route;
+pub mod scale;
 pub mod session;

@@ -1,0 +1,251 @@
+//! Metric math: the expressions that a scaling policy may be written in, a subset of CloudWatch's
+//! (<https://docs.aws.amazon.com/AmazonCloudWatch/latest/monitoring/using-metric-math.html>).
+//!
+//! ```text
+//! expression = comparison
+//! comparison = sum [ ("<" | "<=" | ">" | ">=" | "==" | "!=") sum ]
+//! sum        = product { ("+" | "-") product }
+//! product    = power { ("*" | "/") power }
+//! power      = unary [ "^" power ]
+//! unary      = { "-" | "+" } atom
+//! atom       = number | name | function "(" [ argument { "," argument } ] ")"
+//!            | "(" comparison ")" | "[" comparison { "," comparison } "]"
+//! argument   = comparison | text | "REPEAT" | "LINEAR"
+//! number     = digits [ "." digits ] [ ("e" | "E") [ "+" | "-" ] digits ]
+//! name       = letter { letter | digit | "_" }       a metric's name in the policy
+//! text       = "'" any but a quote "'"  |  '"' any but a quote '"'
+//! ```
+//!
+//! | function | of | is |
+//! |---|---|---|
+//! | `AVG` `MIN` `MAX` `SUM` | a series | one number: over its periods that have data |
+//! | | several (`[a, b]`, `METRICS()`) | a series: over those of them that have data, period by period |
+//! | `METRICS()`, `METRICS('text')` | – | every metric of the policy, or those whose name contains the text |
+//! | `FILL(m, x)` | a series or several | the same with gaps filled: by a number, another series, the last value (`REPEAT`) or a line between both sides (`LINEAR`) |
+//! | `IF(c, a, b)` | series or numbers | period by period `a` where `c` is not 0, else `b`; without `b` a gap |
+//! | `ABS` `CEIL` `FLOOR` | a series or several | as their names say |
+//!
+//! A comparison is 1 where it holds and 0 where it does not. Arithmetic on a gap, division by zero and
+//! whatever is no finite number are gaps. A metric that has no data in any period counts as 0 (as CloudWatch
+//! has it), unless none of the metrics has any: then all is a gap. `SEARCH` is left out: a policy names its
+//! metrics.
+//!
+//! Properties, each tested: P1 any text is parsed or refused with a place in it, without a panic; P2 what is
+//! parsed is shown as text that parses to the same; P3 evaluation never fails on what was checked; P4 the
+//! depth of an expression, and what it costs, is bounded.
+
+mod eval;
+mod parse;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+
+use thiserror::Error;
+
+pub use eval::{Metrics, Series};
+
+/// The longest text that is an expression, in bytes.
+pub const LONGEST: usize = 4_096;
+/// How deep parentheses, functions and signs may be nested.
+pub const DEEPEST: usize = 64;
+
+/// What is wrong with a text, and where: bytes from `start` to `end`.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("{message}, at column {}", .start + 1)]
+pub struct ExprError {
+    /// The first byte.
+    pub start: usize,
+    /// The first byte behind it.
+    pub end: usize,
+    /// What is wrong.
+    pub message: String,
+}
+
+/// An expression whose names are known and whose result is one series.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Expr(Node);
+
+impl Expr {
+    /// Parses `text`, in which `names` are metrics.
+    ///
+    /// # Errors
+    /// [`ExprError`], the first mistake.
+    pub fn parse(text: &str, names: &[&str]) -> Result<Self, ExprError> {
+        let node = parse::parse(text)?;
+        match eval::check(&node, names)? {
+            eval::Kind::Several => Err(ExprError {
+                start: 0,
+                end: text.len(),
+                message: "this is several series; a policy needs one, such as AVG([a, b])".into(),
+            }),
+            eval::Kind::Number | eval::Kind::Series => Ok(Self(node)),
+        }
+    }
+
+    /// The value of each period, oldest first; `None` is a gap.
+    #[must_use]
+    pub fn evaluate(&self, metrics: &Metrics) -> Series {
+        eval::evaluate(&self.0, metrics)
+    }
+
+    /// The metrics that it is made of.
+    #[must_use]
+    pub fn names(&self) -> Vec<&str> {
+        let mut names = Vec::new();
+        self.0.collect_names(&mut names);
+        names
+    }
+}
+
+impl fmt::Display for Expr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A part of an expression, and where it stands.
+#[derive(Debug, Clone)]
+struct Node {
+    start: usize,
+    end: usize,
+    what: What,
+}
+
+impl PartialEq for Node {
+    /// Wherever it stands.
+    fn eq(&self, other: &Self) -> bool {
+        self.what == other.what
+    }
+}
+
+#[derive(Debug, Clone, PartialEq)]
+enum What {
+    Number(f64),
+    Name(String),
+    Text(String),
+    Negative(Box<Node>),
+    Binary(Op, Box<Node>, Box<Node>),
+    Call(Function, Vec<Node>),
+    List(Vec<Node>),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Op {
+    Add,
+    Subtract,
+    Multiply,
+    Divide,
+    Power,
+    Less,
+    LessOrEqual,
+    Greater,
+    GreaterOrEqual,
+    Equal,
+    NotEqual,
+}
+
+impl Op {
+    const ALL: [(&'static str, Self); 11] = [
+        ("+", Self::Add),
+        ("-", Self::Subtract),
+        ("*", Self::Multiply),
+        ("/", Self::Divide),
+        ("^", Self::Power),
+        ("<=", Self::LessOrEqual),
+        (">=", Self::GreaterOrEqual),
+        ("==", Self::Equal),
+        ("!=", Self::NotEqual),
+        ("<", Self::Less),
+        (">", Self::Greater),
+    ];
+
+    fn symbol(self) -> &'static str {
+        Self::ALL.iter().find(|(_, op)| *op == self).map_or("", |(symbol, _)| symbol)
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Function {
+    Avg,
+    Min,
+    Max,
+    Sum,
+    Metrics,
+    Fill,
+    If,
+    Abs,
+    Ceil,
+    Floor,
+}
+
+impl Function {
+    const ALL: [(&'static str, Self); 10] = [
+        ("AVG", Self::Avg),
+        ("MIN", Self::Min),
+        ("MAX", Self::Max),
+        ("SUM", Self::Sum),
+        ("METRICS", Self::Metrics),
+        ("FILL", Self::Fill),
+        ("IF", Self::If),
+        ("ABS", Self::Abs),
+        ("CEIL", Self::Ceil),
+        ("FLOOR", Self::Floor),
+    ];
+
+    fn name(self) -> &'static str {
+        Self::ALL.iter().find(|(_, function)| *function == self).map_or("", |(name, _)| name)
+    }
+}
+
+impl Node {
+    fn error(&self, message: impl Into<String>) -> ExprError {
+        ExprError { start: self.start, end: self.end, message: message.into() }
+    }
+
+    fn collect_names<'a>(&'a self, names: &mut Vec<&'a str>) {
+        match &self.what {
+            What::Name(name) => names.push(name),
+            What::Number(_) | What::Text(_) => {}
+            What::Negative(inner) => inner.collect_names(names),
+            What::Binary(_, left, right) => {
+                left.collect_names(names);
+                right.collect_names(names);
+            }
+            What::Call(_, all) | What::List(all) => {
+                for one in all {
+                    one.collect_names(names);
+                }
+            }
+        }
+    }
+}
+
+impl fmt::Display for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let list = |f: &mut fmt::Formatter<'_>, all: &[Self]| {
+            for (number, one) in all.iter().enumerate() {
+                write!(f, "{}{one}", if number == 0 { "" } else { ", " })?;
+            }
+            Ok(())
+        };
+        match &self.what {
+            What::Number(number) => write!(f, "{number}"),
+            What::Name(name) => f.write_str(name),
+            What::Text(text) if text.contains('\'') => write!(f, "\"{text}\""),
+            What::Text(text) => write!(f, "'{text}'"),
+            What::Negative(inner) => write!(f, "(-{inner})"),
+            What::Binary(op, left, right) => write!(f, "({left} {} {right})", op.symbol()),
+            What::Call(function, all) => {
+                write!(f, "{}(", function.name())?;
+                list(f, all)?;
+                f.write_str(")")
+            }
+            What::List(all) => {
+                f.write_str("[")?;
+                list(f, all)?;
+                f.write_str("]")
+            }
+        }
+    }
+}
