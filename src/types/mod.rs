@@ -11,6 +11,7 @@ pub mod launch;
 mod network;
 pub mod record;
 pub mod report;
+pub mod scaling;
 pub mod spec;
 pub mod status;
 pub mod table;

@@ -1,5 +1,6 @@
 //! Autoscaling, pure: what was measured becomes how many instances there should be.
 //!
-//! [`expr`] is the language that a policy's metric may be written in.
+//! [`series`] keeps what was measured, [`expr`] is the language that a policy's signal may be written in.
 
 pub mod expr;
+pub mod series;
