@@ -1,6 +1,10 @@
 //! Autoscaling, pure: what was measured becomes how many instances there should be.
 //!
-//! [`series`] keeps what was measured, [`expr`] is the language that a policy's signal may be written in.
+//! [`series`] keeps what was measured, [`signal`] makes one value a period of it, by a built-in metric or by
+//! an expression ([`expr`]), and [`policy`] a size of the values. The controller samples, asks at the end of
+//! each period, and carries out what is decided.
 
 pub mod expr;
+pub mod policy;
 pub mod series;
+pub mod signal;

@@ -1,0 +1,199 @@
+//! From a signal to a size: target tracking and step scaling as Application Auto Scaling has them
+//! (<https://docs.aws.amazon.com/autoscaling/application/userguide/>), and what several policies agree on.
+//!
+//! * **Target tracking** scales out after `scale_out_periods` periods in a row above target × (1 +
+//!   tolerance), and in after `scale_in_periods` in a row below nine tenths of the target. The size is
+//!   ceil(n × value / target), n being the instances that were in service in that period: those that are
+//!   still coming have none of the load yet, and count as what they will take. So a step of load is one
+//!   decision, however long the new instances take.
+//! * **Step scaling** looks at as many periods, and changes the size by the step that the latest value's
+//!   distance from the threshold falls into.
+//! * **A gap** is no period above or below: what is not known scales nothing.
+//! * **Several policies**: the largest size wins; a smaller one than there is needs the consent of all that
+//!   ever scale in.
+//! * **Cooldowns**: after scaling out only a larger size than was decided is taken for a while; after
+//!   scaling in no smaller one. Scaling out waits for neither.
+//! * Never more than the maximum nor fewer than the minimum, whatever a policy wants.
+//!
+//! Each rule is a test below.
+
+use super::series::{Measured, Periods};
+use super::signal::{self, TypeFacts};
+use crate::types::Timestamp;
+use crate::types::scaling::{Adjustment, Rule, ScalingPolicy, Step};
+
+/// Below this share of the target it scales in.
+const LOW: f64 = 0.9;
+
+/// What is known when a policy is asked.
+#[derive(Debug, Clone, Copy)]
+pub struct Known<'a> {
+    /// What was measured.
+    pub measured: &'a Measured,
+    /// The types of the variant's pools.
+    pub types: &'a [TypeFacts],
+    /// How many instances there should be until now.
+    pub desired: u32,
+}
+
+/// What one policy has to say.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Verdict {
+    /// The signal in the latest period.
+    pub value: Option<f64>,
+    /// The size that it wants; `None`: the one that there is.
+    pub wants: Option<u32>,
+    /// Why, with the figures.
+    pub because: String,
+}
+
+/// Asks `policy` at `now`.
+#[must_use]
+pub fn ask(policy: &ScalingPolicy, known: &Known<'_>, now: Timestamp) -> Verdict {
+    let count = policy.scale_out_periods.max(policy.scale_in_periods).max(1);
+    let periods = Periods::complete(now, policy.period, count);
+    let values = signal::values(&policy.signal, known.measured, known.types, periods);
+    let Some(value) = values.last().copied().flatten() else {
+        let because = "there is no value for the latest period".to_owned();
+        return Verdict { value: None, wants: None, because };
+    };
+    let in_a_row = |wanted: u32, holds: &dyn Fn(f64) -> bool| {
+        let latest = values.iter().rev().take(wanted.max(1) as usize);
+        latest.clone().count() >= wanted as usize
+            && latest.copied().all(|value| value.is_some_and(holds))
+    };
+    let (wants, because) = match &policy.rule {
+        Rule::TargetTracking { target, tolerance } => {
+            let high = target * (1.0 + tolerance);
+            let served = signal::instances(known.measured, known.types, periods);
+            let size = proportional(served.last().copied().unwrap_or(0.0), value, *target);
+            if in_a_row(policy.scale_out_periods, &|value| value > high) {
+                let because = format!(
+                    "{value:.2} is above {high:.2} for {} periods",
+                    policy.scale_out_periods
+                );
+                (size.filter(|size| *size > known.desired), because)
+            } else if in_a_row(policy.scale_in_periods, &|value| value < target * LOW) {
+                let because = format!(
+                    "{value:.2} is below {:.2} for {} periods",
+                    target * LOW,
+                    policy.scale_in_periods
+                );
+                (size.filter(|size| *size < known.desired), because)
+            } else {
+                (None, format!("{value:.2} is near {target} or not long enough away from it"))
+            }
+        }
+        Rule::Step { threshold, above, adjustment, least, steps } => {
+            let breaches =
+                |value: f64| if *above { value >= *threshold } else { value <= *threshold };
+            let wanted = if *above { policy.scale_out_periods } else { policy.scale_in_periods };
+            if in_a_row(wanted, &breaches) {
+                let because = format!(
+                    "{value:.2} is {} {threshold} for {wanted} periods",
+                    if *above { "at or above" } else { "at or below" }
+                );
+                let step = steps.iter().find(|step| step.holds(value - threshold));
+                let size = step.map(|s| adjusted(known.desired, *adjustment, s.change, *least));
+                (size.filter(|size| *size != known.desired), because)
+            } else {
+                (None, format!("{value:.2} is within {threshold}"))
+            }
+        }
+    };
+    let wants = wants.filter(|size| *size >= known.desired || policy.scale_in);
+    Verdict { value: Some(value), wants, because }
+}
+
+impl Step {
+    fn holds(&self, distance: f64) -> bool {
+        self.from.is_none_or(|from| distance >= from) && self.to.is_none_or(|to| distance < to)
+    }
+}
+
+/// ceil(served × value / target), forgiving what arithmetic adds to a whole number.
+fn proportional(served: f64, value: f64, target: f64) -> Option<u32> {
+    let size = (served * value / target - 1e-6).ceil();
+    whole(size).filter(|_| served > 0.0)
+}
+
+/// The size after a step. Percentages are rounded as AWS does: away from no change below one instance,
+/// towards it beyond.
+fn adjusted(desired: u32, adjustment: Adjustment, change: f64, least: u32) -> u32 {
+    let now = f64::from(desired);
+    let size = match adjustment {
+        Adjustment::ExactCapacity => change,
+        Adjustment::ChangeInCapacity => now + change,
+        Adjustment::PercentChangeInCapacity => {
+            let exact = now * change / 100.0;
+            let rounded = if exact.abs() < 1.0 { exact.signum() } else { exact.trunc() };
+            let at_least = rounded.abs().max(f64::from(least)) * rounded.signum();
+            if change == 0.0 { now } else { now + at_least }
+        }
+    };
+    whole(size).unwrap_or(0)
+}
+
+fn whole(number: f64) -> Option<u32> {
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "within bounds")]
+    number.is_finite().then(|| number.clamp(0.0, f64::from(u32::MAX)) as u32)
+}
+
+/// The last changes of a variant's size by its policies.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LastChanges {
+    /// When it last scaled out, and to how many.
+    pub out: Option<(Timestamp, u32)>,
+    /// When it last scaled in.
+    pub inward: Option<Timestamp>,
+}
+
+/// What is decided.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Decision {
+    /// The new size.
+    pub size: u32,
+    /// The policy that it follows.
+    pub policy: usize,
+}
+
+/// What the verdicts of all policies come to, at a size of `desired` within `bounds`. In the order of the
+/// policies.
+#[must_use]
+pub fn decide(
+    policies: &[ScalingPolicy],
+    verdicts: &[Verdict],
+    desired: u32,
+    bounds: (u32, u32),
+    last: LastChanges,
+    now: Timestamp,
+) -> Option<Decision> {
+    let within = |size: u32| size.clamp(bounds.0, bounds.1.max(bounds.0));
+    let wanted = verdicts.iter().enumerate().filter_map(|(policy, verdict)| {
+        verdict.wants.map(|size| Decision { size: within(size), policy })
+    });
+    let largest = wanted.max_by_key(|decision| decision.size)?;
+    if largest.size > desired {
+        let cooldown = policies.get(largest.policy)?.scale_out_cooldown;
+        let cools = last.out.is_some_and(|(at, size)| now < at + cooldown && largest.size <= size);
+        return (!cools).then_some(largest);
+    }
+    // All that ever scale in must want less; what is largest of that is taken.
+    let consents = policies.iter().zip(verdicts).all(|(policy, verdict)| {
+        !policy.scale_in
+            || is_outward_only(policy)
+            || verdict.wants.is_some_and(|size| within(size) < desired)
+    });
+    let cooldown = policies.get(largest.policy)?.scale_in_cooldown;
+    let cools = last.inward.is_some_and(|at| now < at + cooldown);
+    (largest.size < desired && consents && !cools).then_some(largest)
+}
+
+/// Whether a policy can only ever add: one half of a pair of step policies has no say in the other's matter.
+fn is_outward_only(policy: &ScalingPolicy) -> bool {
+    matches!(policy.rule, Rule::Step { above: true, .. })
+}
+
+#[cfg(test)]
+#[path = "policy_tests.rs"]
+mod tests;

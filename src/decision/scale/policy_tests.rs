@@ -1,0 +1,307 @@
+//! A table or a property for each rule. Periods are a minute; fleets are of p5 (20 slots) and g6 (8 slots).
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::types::InstanceTypeName;
+use crate::types::scaling::{BuiltIn, Metric, MetricQuery, Signal, Statistic};
+
+const START: u64 = 1_700_000_040_000;
+
+fn kind(name: &str) -> InstanceTypeName {
+    InstanceTypeName::new(name).expect("a name")
+}
+
+fn types() -> Vec<TypeFacts> {
+    let facts = |name, slots| TypeFacts { name: kind(name), copies: 1, slots };
+    vec![facts("p5", 20), facts("g6", 8)]
+}
+
+fn query(name: &str) -> MetricQuery {
+    MetricQuery {
+        metric: Metric::ConcurrentRequestsPerModel,
+        instance_type: Some(kind(name)),
+        statistic: Statistic::Average,
+    }
+}
+
+/// SageMaker's published example.
+fn weighted() -> Signal {
+    let metrics = ["p5", "g6"].map(|name| (name.to_owned(), query(name)));
+    Signal::Expression { text: "(p5 / 20 + g6 / 8) / 2".into(), metrics: BTreeMap::from(metrics) }
+}
+
+fn tracking(signal: Signal) -> ScalingPolicy {
+    ScalingPolicy {
+        name: "tracking".into(),
+        signal,
+        period: Duration::from_secs(60),
+        scale_out_periods: 3,
+        scale_in_periods: 15,
+        scale_out_cooldown: Duration::from_secs(300),
+        scale_in_cooldown: Duration::from_secs(300),
+        scale_in: true,
+        rule: Rule::TargetTracking { target: 0.7, tolerance: 0.1 },
+    }
+}
+
+/// Minutes of (instances, requests each) for p5 and g6; no instances is no series.
+struct Fleet {
+    measured: Measured,
+    minutes: u64,
+}
+
+impl Fleet {
+    fn new() -> Self {
+        Self { measured: Measured::default(), minutes: 0 }
+    }
+
+    fn minutes(mut self, count: u64, p5: (u32, f64), g6: (u32, f64)) -> Self {
+        for _ in 0..count {
+            for second in (0..60).step_by(10) {
+                let at = Timestamp(START + self.minutes * 60_000 + second * 1_000);
+                for (name, (instances, requests)) in [("p5", p5), ("g6", g6)] {
+                    if instances == 0 {
+                        continue;
+                    }
+                    let of = Some(&kind(name));
+                    let mut record = |metric, value| self.measured.record(at, metric, of, value);
+                    record(Metric::InstanceCount, f64::from(instances));
+                    record(Metric::ConcurrentRequestsPerModel, requests);
+                }
+            }
+            self.minutes += 1;
+        }
+        self
+    }
+
+    fn gap(mut self, minutes: u64) -> Self {
+        self.minutes += minutes;
+        self
+    }
+
+    fn now(&self) -> Timestamp {
+        Timestamp(START + self.minutes * 60_000)
+    }
+
+    fn ask(&self, policy: &ScalingPolicy, desired: u32) -> Verdict {
+        let known = Known { measured: &self.measured, types: &types(), desired };
+        ask(policy, &known, self.now())
+    }
+}
+
+#[test]
+fn the_published_table_scales_as_published() {
+    for (p5, g6, value, wants) in [
+        (5.0, 2.0, 0.25, Some(2)),
+        (12.0, 5.0, 0.61, None),
+        (18.0, 7.0, 0.89, Some(6)),
+        (14.0, 6.0, 0.73, None),
+    ] {
+        let fleet = Fleet::new().minutes(15, (2, p5), (2, g6));
+        let verdict = fleet.ask(&tracking(weighted()), 4);
+        let shown = verdict.value.expect("a value");
+        assert!((shown - value).abs() < 0.006, "{shown} is not {value}");
+        assert_eq!(verdict.wants, wants, "({p5}, {g6}): {verdict:?}");
+    }
+    // Without a tolerance it is the bare alarm rule, by which 0.73 scales out.
+    let mut bare = tracking(weighted());
+    bare.rule = Rule::TargetTracking { target: 0.7, tolerance: 0.0 };
+    let fleet = Fleet::new().minutes(3, (2, 14.0), (2, 6.0));
+    assert_eq!(fleet.ask(&bare, 4).wants, Some(5));
+}
+
+#[test]
+fn a_type_without_an_instance_is_left_out_of_the_built_ins_and_is_0_in_an_expression() {
+    let alone = Fleet::new().minutes(15, (2, 20.0), (0, 0.0));
+    let expression = alone.ask(&tracking(weighted()), 2);
+    assert_eq!((expression.value, expression.wants), (Some(0.5), None), "it never passes 0.7");
+    let built_in = alone.ask(&tracking(Signal::BuiltIn(BuiltIn::Utilization)), 2);
+    assert_eq!((built_in.value, built_in.wants), (Some(1.0), Some(3)));
+    // Weighted by instances, or each type as much as another.
+    let mixed = Fleet::new().minutes(3, (3, 20.0), (1, 4.0));
+    let of = |built_in| mixed.ask(&tracking(Signal::BuiltIn(built_in)), 4).value;
+    assert_eq!(of(BuiltIn::Utilization), Some(0.875));
+    assert_eq!(of(BuiltIn::UtilizationByType), Some(0.75));
+    assert_eq!(of(BuiltIn::ConcurrencyPerCopy), Some(16.0));
+}
+
+#[test]
+fn out_needs_three_periods_in_a_row_and_in_fifteen() {
+    let policy = tracking(Signal::BuiltIn(BuiltIn::Utilization));
+    let (high, low) = ((2, 20.0), (2, 2.0));
+    let wants = |fleet: Fleet| fleet.ask(&policy, 2).wants;
+    assert_eq!(wants(Fleet::new().minutes(2, high, (0, 0.0))), None);
+    assert_eq!(wants(Fleet::new().minutes(3, high, (0, 0.0))), Some(3));
+    let broken = Fleet::new().minutes(2, high, (0, 0.0)).minutes(1, low, (0, 0.0));
+    assert_eq!(wants(broken.minutes(2, high, (0, 0.0))), None);
+    assert_eq!(wants(Fleet::new().minutes(14, low, (0, 0.0))), None);
+    assert_eq!(wants(Fleet::new().minutes(15, low, (0, 0.0))), Some(1));
+    // Nine tenths of the target and more hold.
+    assert_eq!(wants(Fleet::new().minutes(15, (2, 12.7), (0, 0.0))), None);
+}
+
+#[test]
+fn what_is_not_known_scales_nothing() {
+    let policy = tracking(Signal::BuiltIn(BuiltIn::Utilization));
+    let low = Fleet::new().minutes(20, (4, 1.0), (0, 0.0));
+    assert!(low.ask(&policy, 4).wants.is_some());
+    assert_eq!(
+        low.gap(1).ask(&policy, 4),
+        Verdict {
+            value: None,
+            wants: None,
+            because: "there is no value for the latest period".into(),
+        }
+    );
+    let holed = Fleet::new().minutes(7, (4, 1.0), (0, 0.0)).gap(1).minutes(7, (4, 1.0), (0, 0.0));
+    assert_eq!(holed.ask(&policy, 4).wants, None);
+    assert_eq!(Fleet::new().gap(30).ask(&policy, 4).wants, None, "nor does a fleet of none");
+}
+
+#[test]
+fn a_step_of_load_is_one_decision_however_slowly_instances_come() {
+    let policy = tracking(Signal::BuiltIn(BuiltIn::Utilization));
+    // Forty requests more than two instances at target can take: six are needed, and then six are desired.
+    let mut fleet = Fleet::new().minutes(3, (2, 40.0), (0, 0.0));
+    assert_eq!(fleet.ask(&policy, 2).wants, Some(6));
+    for _ in 0..30 {
+        fleet = fleet.minutes(1, (2, 40.0), (0, 0.0));
+        assert_eq!(fleet.ask(&policy, 6).wants, None, "four are coming");
+    }
+    // Three of them are there and share the load.
+    let fleet = fleet.minutes(3, (5, 16.0), (0, 0.0));
+    assert_eq!(fleet.ask(&policy, 6).wants, None);
+}
+
+#[test]
+fn the_switch_for_scaling_in_leaves_scaling_out() {
+    let mut policy = tracking(Signal::BuiltIn(BuiltIn::Utilization));
+    policy.scale_in = false;
+    assert_eq!(Fleet::new().minutes(15, (4, 1.0), (0, 0.0)).ask(&policy, 4).wants, None);
+    assert_eq!(Fleet::new().minutes(3, (4, 20.0), (0, 0.0)).ask(&policy, 4).wants, Some(6));
+}
+
+#[test]
+fn steps_are_chosen_by_the_distance_from_the_threshold() {
+    let step = |from, to, change| Step { from, to, change };
+    let policy = |above, adjustment, least, steps: &[Step]| ScalingPolicy {
+        rule: Rule::Step { threshold: 10.0, above, adjustment, least, steps: steps.to_vec() },
+        scale_out_periods: 1,
+        scale_in_periods: 1,
+        ..tracking(Signal::BuiltIn(BuiltIn::ConcurrencyPerCopy))
+    };
+    let up = [step(Some(0.0), Some(5.0), 1.0), step(Some(5.0), None, 3.0)];
+    let wants = |policy: &ScalingPolicy, requests, desired| {
+        Fleet::new().minutes(1, (2, requests), (0, 0.0)).ask(policy, desired).wants
+    };
+    let more = policy(true, Adjustment::ChangeInCapacity, 0, &up);
+    assert_eq!(wants(&more, 9.0, 4), None);
+    assert_eq!(wants(&more, 10.0, 4), Some(5));
+    assert_eq!(wants(&more, 15.0, 4), Some(7));
+    let fewer = policy(false, Adjustment::ChangeInCapacity, 0, &[step(None, Some(0.1), -6.0)]);
+    assert_eq!(wants(&fewer, 3.0, 4), Some(0), "never fewer than none");
+    assert_eq!(wants(&fewer, 11.0, 4), None);
+    let exact = policy(true, Adjustment::ExactCapacity, 0, &[step(Some(0.0), None, 9.0)]);
+    assert_eq!(wants(&exact, 12.0, 4), Some(9));
+    for (desired, percent, least, size) in [
+        (10, 25.0, 0, 12),
+        (10, 5.0, 0, 11),
+        (10, 5.0, 3, 13),
+        (10, -25.0, 0, 8),
+        (10, -5.0, 0, 9),
+        (10, -5.0, 2, 8),
+    ] {
+        assert_eq!(
+            adjusted(desired, Adjustment::PercentChangeInCapacity, percent, least),
+            size,
+            "{percent} % of {desired}, at least {least}"
+        );
+    }
+}
+
+fn wants(size: Option<u32>) -> Verdict {
+    Verdict { value: Some(1.0), wants: size, because: String::new() }
+}
+
+#[test]
+fn the_largest_wins_and_in_needs_the_consent_of_all() {
+    let two = [tracking(weighted()), tracking(weighted())];
+    let size = |verdicts: &[Verdict]| {
+        let last = LastChanges::default();
+        decide(&two, verdicts, 5, (1, 10), last, Timestamp(START)).map(|d| (d.size, d.policy))
+    };
+    assert_eq!(size(&[wants(Some(6)), wants(Some(8))]), Some((8, 1)));
+    assert_eq!(size(&[wants(Some(2)), wants(Some(8))]), Some((8, 1)));
+    assert_eq!(size(&[wants(Some(2)), wants(Some(3))]), Some((3, 1)));
+    assert_eq!(size(&[wants(Some(2)), wants(None)]), None);
+    assert_eq!(size(&[wants(None), wants(None)]), None);
+    assert_eq!(size(&[wants(Some(99)), wants(None)]), Some((10, 0)), "the maximum holds");
+    assert_eq!(size(&[wants(Some(0)), wants(Some(0))]), Some((1, 1)), "and the minimum");
+    // One that never scales in is not asked.
+    let mut one_way = two.clone();
+    one_way[1].scale_in = false;
+    let verdicts = [wants(Some(2)), wants(None)];
+    let last = LastChanges::default();
+    let decision = decide(&one_way, &verdicts, 5, (1, 10), last, Timestamp(START));
+    assert_eq!(decision, Some(Decision { size: 2, policy: 0 }));
+}
+
+#[test]
+fn cooldowns_hold_back_what_is_not_more_urgent() {
+    let one = [tracking(weighted())];
+    let at = |seconds: u64| Timestamp(START + seconds * 1_000);
+    let size = |verdict, desired, last, now| {
+        decide(&one, &[wants(Some(verdict))], desired, (1, 20), last, now).map(|d| d.size)
+    };
+    let out = LastChanges { out: Some((at(0), 6)), inward: None };
+    // Somebody has taken two away meanwhile: as many as were decided are not asked for again so soon.
+    assert_eq!(size(6, 4, out, at(299)), None);
+    assert_eq!(size(6, 4, out, at(300)), Some(6));
+    assert_eq!(size(7, 6, out, at(10)), Some(7), "a larger one is");
+    let inward = LastChanges { out: None, inward: Some(at(0)) };
+    assert_eq!(size(3, 4, inward, at(299)), None);
+    assert_eq!(size(3, 4, inward, at(300)), Some(3));
+    assert_eq!(size(8, 4, inward, at(1)), Some(8), "scaling out waits for no scale-in");
+}
+
+proptest! {
+    #[test]
+    fn a_decision_is_a_change_within_the_bounds(
+        sizes in proptest::collection::vec(proptest::option::of(0_u32..30), 1..4),
+        desired in 0_u32..30, min in 0_u32..10, more in 0_u32..20,
+        out in proptest::option::of((0_u64..600, 0_u32..30)), inward in proptest::option::of(0_u64..600),
+    ) {
+        let policies = vec![tracking(weighted()); sizes.len()];
+        let verdicts: Vec<_> = sizes.iter().copied().map(wants).collect();
+        let last = LastChanges {
+            out: out.map(|(at, size)| (Timestamp(START + at * 1_000), size)),
+            inward: inward.map(|at| Timestamp(START + at * 1_000)),
+        };
+        let now = Timestamp(START + 600_000);
+        let bounds = (min, min + more);
+        if let Some(decision) = decide(&policies, &verdicts, desired, bounds, last, now) {
+            prop_assert_ne!(decision.size, desired);
+            prop_assert!((min..=min + more).contains(&decision.size));
+            if decision.size < desired {
+                prop_assert!(sizes.iter().all(Option::is_some));
+            }
+        }
+    }
+
+    #[test]
+    fn more_load_never_wants_a_smaller_fleet(
+        served in 1_u32..50, value in 0.0_f64..5.0, more in 0.0_f64..2.0, target in 0.05_f64..2.0,
+    ) {
+        let size = |value| proportional(f64::from(served), value, target);
+        prop_assert!(size(value) <= size(value + more));
+        // At that size the load is at the target or below, and with one fewer it would be above.
+        let size = f64::from(size(value).expect("a size"));
+        let load = f64::from(served) * value;
+        prop_assert!(load <= size * target + 1e-3);
+        prop_assert!(size < 1.0 || load > (size - 1.0) * target - 1e-3);
+    }
+}
