@@ -521,13 +521,6 @@ fn mistakes_in_pools() {
             ],
         ),
         (
-            "priority = 2",
-            "[[endpoint.variant.scaling]]\n    name = \"x\"",
-            &[
-                "0:24: error: `scaling` is not supported yet; remove it and set the count with `forebay scale`",
-            ],
-        ),
-        (
             "    priority = 2\n",
             "  [[endpoint.variant]]\n  name = \"primary\"\n  model = \"llm\"\n  pool = []\n",
             &[
@@ -819,4 +812,65 @@ fn check(dir: &Path, text: &str) -> (Output, PathBuf) {
 
 fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// Mistakes of one policy that has these keys after its name, by their sentences alone.
+fn in_policy(keys: &str) -> Vec<String> {
+    let text = format!("{BASE}\n[[endpoint.variant.scaling]]\nname = \"x\"\n{keys}\n");
+    let first = text.lines().count() - keys.lines().count();
+    let told = mistakes(&text).into_iter().map(|mistake| {
+        let (line, rest) = mistake.split_once(':').expect("a line");
+        let line: usize = line.parse().expect("a number");
+        format!("{}:{rest}", line.saturating_sub(first))
+    });
+    told.collect()
+}
+
+#[test]
+fn mistakes_in_scaling() {
+    let query = |keys: &str| format!("metrics.p5 = {{ {keys} }}");
+    let p5 = query("metric = \"ConcurrentRequestsPerModel\", instance_type = \"ml.p5\"");
+    let of = |expression: &str, query: &str| {
+        format!("expression = \"{expression}\"\ntarget = 0.7\n{query}")
+    };
+    let step = |steps: &str| {
+        format!("kind = \"step\"\nmetric = \"queue_depth\"\nthreshold = 5.0\nsteps = {steps}")
+    };
+    let mut told = String::new();
+    for keys in [
+        "metric = \"utilization\"\ntarget = 0.7".to_owned(),
+        "metric = \"utilisation\"\ntarget = 0.7".to_owned(),
+        "target = 0.7".to_owned(),
+        "metric = \"utilization\"".to_owned(),
+        "metric = \"utilization\"\ntarget = 0.0\ntolerance = 2.0\nperiod = \"1ms\"\nscale_out_periods = 0"
+            .to_owned(),
+        "metric = \"utilization\"\ntarget = 0.7\nscale_in = \"no\"\nthreshold = 1.0".to_owned(),
+        format!("metric = \"utilization\"\n{}", of("p5 / 20", &p5)),
+        format!("metric = \"utilization\"\ntarget = 0.7\n{p5}"),
+        of("p5 / 20", &p5),
+        of("p5 / 40", &p5),
+        of("p5 / + 2", &p5),
+        of("h100", &p5),
+        of("1", &p5),
+        of("p5", &query("instance_type = \"ml.p6\"")),
+        of("p5", &query("metric = \"Invocations\", stat = \"p99\"")),
+        of("p5", &query("metric = \"ModelLatency\", stat = \"median\"")),
+        of("1", "metrics.5p = { metric = \"Invocations\" }"),
+        step("[{ from = 0.0, change = 1.0 }]"),
+        step("[{ from = 0.0, to = 5.0, change = 1.0 }, { from = 6.0, change = 2.0 }]"),
+        step("[{ from = 5.0, to = 0.0, change = 1.0 }]"),
+        step("[{ from = 0.0 }]"),
+        format!("{}\ntarget = 0.7", step("3")),
+        "kind = \"step\"\nmetric = \"queue_depth\"".to_owned(),
+    ] {
+        let _ = writeln!(told, "{keys}");
+        for mistake in in_policy(&keys) {
+            let _ = writeln!(told, "  -> {mistake}");
+        }
+        told.push('\n');
+    }
+    let twice = "metric = \"queue_depth\"\ntarget = 1.0\n[[endpoint.variant.scaling]]\nname = \"x\"\n\
+                 metric = \"queue_depth\"\ntarget = 1.0";
+    let _ = writeln!(told, "{twice}\n  -> {}", in_policy(twice).join("\n  -> "));
+    insta::assert_snapshot!(told);
 }

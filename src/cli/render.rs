@@ -17,6 +17,9 @@ pub(super) fn status(status: &FleetStatus, now: Timestamp) -> String {
     if status.proxies.iter().any(|proxy| proxy.draining_until.is_some()) {
         parts.push(draining(status, now));
     }
+    if each_variant(status).any(|(_, variant)| !variant.scaling.is_empty()) {
+        parts.push(policies(status));
+    }
     if !status.capacity_holds.is_empty() {
         parts.push(holds(status, now));
     }
@@ -79,6 +82,23 @@ fn variants(status: &FleetStatus) -> String {
         "WAITING-FOR",
     ];
     table(&heads, rows)
+}
+
+fn policies(status: &FleetStatus) -> String {
+    let rows = each_variant(status)
+        .flat_map(|(endpoint, variant)| {
+            variant.scaling.iter().map(move |policy| {
+                vec![
+                    policy.name.clone(),
+                    format!("{}/{}", endpoint.name, variant.name),
+                    policy.value.map_or("-".into(), |value| format!("{value:.2}")),
+                    policy.wants.map_or("-".into(), |size| size.to_string()),
+                    policy.because.clone(),
+                ]
+            })
+        })
+        .collect();
+    table(&["POLICY", "OF", "VALUE", "WANTS", "BECAUSE"], rows)
 }
 
 fn pools(status: &FleetStatus) -> String {
@@ -200,6 +220,7 @@ mod tests {
             r#"{"endpoints":[{"name":"my-endpoint","status":"Updating","variants":[{"name":"primary",
             "desired_instance_count":3,"in_service_instance_count":1,"queued":4,
             "waiting_for":"capacity of ml.p5.48xlarge","price_per_hour":98.3,
+            "scaling":[{"name":"busy","value":0.885,"wants":4,"because":"0.89 is above 0.77 for 3 periods"}],
             "pools":[{"instance_type":"ml.p5.48xlarge","priority":1,"current_instance_count":1,
             "in_service_instance_count":1},{"instance_type":"ml.g6","priority":2,
             "current_instance_count":1,"in_service_instance_count":0}],

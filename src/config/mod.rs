@@ -16,6 +16,7 @@ mod provider;
 mod proxy;
 mod reader;
 mod requests;
+mod scaling;
 mod suggest;
 mod syntax;
 mod telemetry;

@@ -138,6 +138,19 @@ impl<'a> Table<'a> {
         self.as_table(value, format!("[{key}]"))
     }
 
+    /// The tables in it, each by its free name.
+    pub(super) fn each_table(&self) -> Vec<(Located<String>, Table<'a>)> {
+        let each = self.entries.iter().filter_map(|(name, value)| {
+            self.ignore(name.get_ref());
+            let at = name.span().start;
+            let table = self.as_table(value, format!("`{}`", shortened(name.get_ref())))?;
+            Some((Located { value: name.get_ref().to_string(), at }, table))
+        });
+        let mut found: Vec<_> = each.collect();
+        found.sort_by_key(|(name, _)| name.at);
+        found
+    }
+
     /// The tables under `key` by their free names, in the file's order, under titles like `[key.name]`.
     pub(super) fn named_tables(&self, key: &'static str) -> Vec<(Located<&'a str>, Table<'a>)> {
         let mut found: Vec<_> = self

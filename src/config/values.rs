@@ -112,6 +112,14 @@ impl Read for PathBuf {
     }
 }
 
+impl Read for bool {
+    const EXPECTED: &'static str = "true or false";
+
+    fn read(value: &DeValue<'_>) -> Result<Self, Wrong> {
+        value.as_bool().ok_or(Wrong::Type)
+    }
+}
+
 impl Read for u32 {
     const EXPECTED: &'static str = "a whole number";
 

@@ -13,7 +13,7 @@ use super::instance_type::InstanceTypes;
 use super::limits::{self, Span};
 use super::mistake::Sink;
 use super::reader::{Located, Table};
-use super::{requests, suggest};
+use super::{requests, scaling, suggest};
 use crate::types::spec::{
     Engine, Fallback, HealthCheck, HealthSpec, PoolSpec, QueueSpec, Rebalance, RebalanceSpec,
     RoutingStrategy, VariantSpec,
@@ -60,10 +60,7 @@ pub(super) fn read(
     let health = health(table, &engines, &pools, types);
     let rebalance = rebalance(table);
     let scale_to_zero_after = scale_to_zero_after(table, counts.min);
-    table.refuse(
-        "scaling",
-        "is not supported yet; remove it and set the count with `forebay scale`",
-    );
+    let scaling = scaling::read(table, &pools, types);
     check_supply(table, &pools, types, &counts);
     let spec = name.clone().zip(model).map(|(name, model)| VariantSpec {
         name: name.value,
@@ -76,6 +73,7 @@ pub(super) fn read(
         routing,
         queue,
         requests,
+        scaling,
         provision_timeout,
         fallback,
         startup_timeout,

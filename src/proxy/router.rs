@@ -7,11 +7,11 @@ use arc_swap::{ArcSwap, Guard};
 use tokio::sync::Notify;
 
 use super::admission::WaitingRoom;
-use super::snapshot::{Backend, Snapshot};
+use super::snapshot::{Backend, Snapshot, Variant};
 use crate::decision::outcome::Outcome;
 use crate::runtime::clock;
-use crate::telemetry::traffic::QueueTraffic;
-use crate::types::report::{BackendReport, DemandReport, ProxyReport};
+use crate::telemetry::traffic::{QueueTraffic, Traffic};
+use crate::types::report::{BackendReport, DemandReport, ProxyReport, TypeReport};
 use crate::types::table::{RoutingTable, TableVersion};
 use crate::types::{ProxyId, Timestamp, VariantKey};
 
@@ -134,6 +134,7 @@ impl Router {
             queued: variant.room.waiting(),
             outstanding: variant.backends.iter().map(|b| b.slot.outstanding()).sum(),
             arrivals: variant.room.arrivals(),
+            types: durations(variant),
         });
         ProxyReport {
             proxy: self.id.clone(),
@@ -198,6 +199,42 @@ impl Router {
             for (backend, outstanding, instances, copies, slots) in by_type {
                 backend.traffic.set_concurrency(outstanding, instances, copies, slots);
             }
+        }
+    }
+}
+
+/// What a variant's requests took, by type. While two models of one type run, both together.
+fn durations(variant: &Variant) -> Vec<TypeReport> {
+    let mut seen: Vec<&Arc<Traffic>> = Vec::new();
+    let mut types: Vec<TypeReport> = Vec::new();
+    for backend in &variant.backends {
+        if seen.iter().any(|traffic| Arc::ptr_eq(traffic, &backend.traffic)) {
+            continue;
+        }
+        seen.push(&backend.traffic);
+        let [latency, first_chunk] = backend.traffic.durations();
+        let instance_type = &backend.route.instance_type;
+        match types.iter_mut().find(|report| report.instance_type == *instance_type) {
+            Some(report) => {
+                add(&mut report.latency, &latency);
+                add(&mut report.first_chunk, &first_chunk);
+            }
+            None => types.push(TypeReport {
+                instance_type: instance_type.clone(),
+                latency,
+                first_chunk,
+            }),
+        }
+    }
+    types
+}
+
+/// Adds counts to counts; both ascend by bucket.
+fn add(into: &mut Vec<(u8, u64)>, more: &[(u8, u64)]) {
+    for (bucket, count) in more {
+        match into.binary_search_by_key(bucket, |(bucket, _)| *bucket) {
+            Ok(at) => into[at].1 += count,
+            Err(at) => into.insert(at, (*bucket, *count)),
         }
     }
 }

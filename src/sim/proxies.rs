@@ -245,7 +245,7 @@ impl Proxy {
                 let demand = self.demand.get(&variant).copied().unwrap_or_default();
                 let outstanding = outstanding.get(&variant).copied().unwrap_or(0);
                 let Demand { queued, arrivals } = demand;
-                DemandReport { variant, queued, outstanding, arrivals }
+                DemandReport { variant, queued, outstanding, arrivals, types: Vec::new() }
             })
             .collect();
         ProxyReport {

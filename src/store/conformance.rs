@@ -9,8 +9,8 @@ use proptest::test_runner::{Config, TestRunner};
 
 use super::{EVENT_LIMIT, Store, StoreError};
 use crate::types::record::{
-    CapacityKey, CapacityRecord, Change, EventRecord, InstanceRecord, ProvisionRound, ProxyRecord,
-    StoredState, VariantRecord,
+    CapacityKey, CapacityRecord, Change, EventRecord, InstanceRecord, LastChanges, ProvisionRound,
+    ProxyRecord, StoredState, VariantRecord,
 };
 use crate::types::{
     EndpointName, Generation, InstanceId, InstanceState, InstanceTypeName, ModelName, ProviderName,
@@ -295,13 +295,17 @@ fn variant_record() -> impl Strategy<Value = VariantRecord> {
         (any::<u32>(), timestamp(), any::<u32>()).prop_map(|(priority, window_opened_at, pass)| {
             ProvisionRound { priority, window_opened_at, pass }
         });
-    (variant_key(), any::<[u32; 2]>(), any::<bool>(), prop::option::of(round)).prop_map(
-        |(variant, [desired, configured_initial], was_in_service, round)| VariantRecord {
-            variant,
-            desired,
-            configured_initial,
-            was_in_service,
-            round,
+    let scaled = (prop::option::of((timestamp(), any::<u32>())), prop::option::of(timestamp()));
+    (variant_key(), any::<[u32; 2]>(), any::<bool>(), prop::option::of(round), scaled).prop_map(
+        |(variant, [desired, configured_initial], was_in_service, round, (out, inward))| {
+            VariantRecord {
+                variant,
+                desired,
+                configured_initial,
+                was_in_service,
+                round,
+                scaled: LastChanges { out, inward },
+            }
         },
     )
 }

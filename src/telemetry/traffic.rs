@@ -2,10 +2,12 @@
 //! type, made when the routing table changes; a request only adds to its handles.
 
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use metrics::{Counter, Gauge, Histogram, Label, Unit};
 
+use crate::types::durations::{self, BUCKETS};
 use crate::types::{InstanceTypeName, ModelName, VariantKey};
 
 /// Stands for the instance type where no instance is involved.
@@ -124,6 +126,9 @@ pub struct Traffic {
     model_latency: Histogram,
     overhead_latency: Histogram,
     first_chunk_latency: Histogram,
+    /// The same two once more, for the manager: it asks for what has been added since it last asked.
+    latency: Durations,
+    first_chunk: Durations,
     connect_failures: Counter,
     ejections: Counter,
     outstanding: Gauge,
@@ -147,6 +152,8 @@ impl Traffic {
             model_latency: metrics::histogram!(MODEL_LATENCY, labels.clone()),
             overhead_latency: metrics::histogram!(OVERHEAD_LATENCY, labels.clone()),
             first_chunk_latency: metrics::histogram!(FIRST_CHUNK_LATENCY, labels.clone()),
+            latency: Durations::default(),
+            first_chunk: Durations::default(),
             connect_failures: metrics::counter!(CONNECT_FAILURES, labels.clone()),
             ejections: metrics::counter!(EJECTIONS, labels.clone()),
             outstanding: metrics::gauge!(OUTSTANDING, labels.clone()),
@@ -176,11 +183,19 @@ impl Traffic {
     /// The first byte of the answer's body came.
     pub fn first_chunk(&self, latency: Duration) {
         self.first_chunk_latency.record(latency.as_secs_f64());
+        self.first_chunk.add(latency);
     }
 
     /// The last byte of the answer came.
     pub fn finished(&self, latency: Duration) {
         self.model_latency.record(latency.as_secs_f64());
+        self.latency.add(latency);
+    }
+
+    /// What requests took so far, to their last byte and to the first of their answers' bodies.
+    #[must_use]
+    pub fn durations(&self) -> [Vec<(u8, u64)>; 2] {
+        [self.latency.counts(), self.first_chunk.counts()]
     }
 
     /// A connection to a worker was refused or broke before an answer.
@@ -201,6 +216,31 @@ impl Traffic {
         self.slots.set(slots as f64);
         self.per_model.set(share(instances));
         self.per_copy.set(share(copies));
+    }
+}
+
+/// How many durations fell into which bucket.
+#[derive(Debug)]
+struct Durations(Box<[AtomicU64]>);
+
+impl Default for Durations {
+    fn default() -> Self {
+        Self((0..BUCKETS).map(|_| AtomicU64::new(0)).collect())
+    }
+}
+
+impl Durations {
+    fn add(&self, span: Duration) {
+        if let Some(count) = self.0.get(usize::from(durations::bucket(span))) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// The buckets that have any, ascending.
+    fn counts(&self) -> Vec<(u8, u64)> {
+        let counts =
+            (0..=u8::MAX).zip(&self.0).map(|(at, count)| (at, count.load(Ordering::Relaxed)));
+        counts.filter(|(_, count)| *count > 0).collect()
     }
 }
 

@@ -4,6 +4,7 @@
 //! Start with [`spec`] (what the operator asked for), [`instance`] (what runs), [`table`] (what the
 //! proxy routes by) and [`report`] (what the proxy tells the manager).
 
+pub mod durations;
 pub mod error;
 pub mod ids;
 pub mod instance;

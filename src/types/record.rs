@@ -62,6 +62,18 @@ pub struct VariantRecord {
     pub was_in_service: bool,
     /// The procurement round under way, if there is one.
     pub round: Option<ProvisionRound>,
+    /// What its scaling policies have last done: cooldowns outlive a restart.
+    #[serde(default)]
+    pub scaled: LastChanges,
+}
+
+/// The last changes of a variant's size by its policies.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LastChanges {
+    /// When they last scaled out, and to how many.
+    pub out: Option<(Timestamp, u32)>,
+    /// When they last scaled in.
+    pub inward: Option<Timestamp>,
 }
 
 /// A procurement round: which pool's turn it is and since when.

@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::table::TableVersion;
-use super::{Generation, InstanceId, ProxyId, Timestamp, VariantKey};
+use super::{Generation, InstanceId, InstanceTypeName, ProxyId, Timestamp, VariantKey};
 
 /// One proxy's whole picture at one moment. A later report replaces an earlier one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,4 +63,18 @@ pub struct DemandReport {
     /// Requests that have asked for the variant since the proxy started, served or not: it tells of
     /// demand that came and went between two reports.
     pub arrivals: u64,
+    /// What its requests took, by type of instance.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub types: Vec<TypeReport>,
+}
+
+/// What requests took at the instances of one type, since the proxy started.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TypeReport {
+    /// Which type.
+    pub instance_type: InstanceTypeName,
+    /// From being sent to the last byte: how many fell into which bucket ([`super::durations`]), ascending.
+    pub latency: Vec<(u8, u64)>,
+    /// The same to the first byte of the answer's body.
+    pub first_chunk: Vec<(u8, u64)>,
 }

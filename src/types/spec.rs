@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::scaling::ScalingPolicy;
 use super::{
     Address, EndpointName, InstanceTypeName, ModelName, Protocol, ProviderName, VariantKey,
     VariantName,
@@ -126,6 +127,8 @@ pub struct VariantSpec {
     pub queue: QueueSpec,
     /// How the proxy treats requests beyond choosing and queueing.
     pub requests: RequestPolicy,
+    /// What changes its size by itself; none: people do.
+    pub scaling: Vec<ScalingPolicy>,
     /// The window in which one pool is retried before the next is tried.
     pub provision_timeout: Duration,
     /// When the next pool gets its turn.

@@ -53,10 +53,26 @@ pub struct VariantStatus {
     pub waiting_for: Option<String>,
     /// Cost of the running instances per hour, where the types have a price.
     pub price_per_hour: Option<f64>,
+    /// What its scaling policies say, in the config's order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub scaling: Vec<PolicyStatus>,
     /// By priority.
     pub pools: Vec<PoolStatus>,
     /// By priority, then age.
     pub instances: Vec<InstanceStatus>,
+}
+
+/// A scaling policy, as it was last asked.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PolicyStatus {
+    /// Its name.
+    pub name: String,
+    /// Its signal in the latest period; none without data.
+    pub value: Option<f64>,
+    /// The size that it wants, if another one than there is.
+    pub wants: Option<u32>,
+    /// Why, with the figures.
+    pub because: String,
 }
 
 /// A pool.

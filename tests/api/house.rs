@@ -187,6 +187,7 @@ pub(crate) fn spec(initial: u32) -> Arc<FleetSpec> {
         engine: None,
         requests: Default::default(),
         queue: QueueSpec { limit: 10, timeout: Duration::from_secs(1) },
+        scaling: Vec::new(),
         provision_timeout: Duration::from_secs(60),
         fallback: Fallback::AtOnce,
         startup_timeout: Duration::from_secs(60),

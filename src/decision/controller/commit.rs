@@ -53,6 +53,8 @@ impl Controller {
         for waiter in due {
             match waiter {
                 Waiter::Reconnect => self.check_drains(now),
+                Waiter::Sample => self.sample(now),
+                Waiter::Scaling(key) => self.ask_policies(now, &key),
                 Waiter::Instance(id) => self.instance_due(now, &id),
                 Waiter::Variant(key) => {
                     self.dirty.insert(key);

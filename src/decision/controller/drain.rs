@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::decision::plan::backoff::backoff;
 use crate::types::record::ProxyRecord;
-use crate::types::report::ProxyReport;
+use crate::types::report::{ProxyReport, TypeReport};
 use crate::types::table::TableVersion;
 use crate::types::{
     Generation, InstanceId, InstanceState, ProviderError, ProxyId, Timestamp, VariantKey,
@@ -46,6 +46,8 @@ pub(super) struct Proxy {
     pub(super) demand: BTreeMap<VariantKey, (u32, u32)>,
     /// Its successor has its clients, and it ends by then.
     pub(super) draining_until: Option<Timestamp>,
+    /// What its requests took since it started, as it last told.
+    pub(super) durations: BTreeMap<VariantKey, Vec<TypeReport>>,
 }
 
 impl Proxy {
@@ -60,6 +62,7 @@ impl Proxy {
             outstanding: BTreeMap::new(),
             demand: BTreeMap::new(),
             draining_until: None,
+            durations: BTreeMap::new(),
         }
     }
 }
@@ -96,6 +99,11 @@ impl Controller {
         }
         let lately = before.as_ref().filter(|p| p.live);
         self.note_demand(now, report, lately.map(|p| p.run));
+        if let Some(before) = before.as_ref().filter(|proxy| proxy.run == report.run) {
+            self.note_durations(now, report, &before.durations);
+        }
+        let known = report.variants.iter().filter(|d| self.variants.contains_key(&d.variant));
+        let durations = known.map(|d| (d.variant.clone(), d.types.clone())).collect();
         let demand = report
             .variants
             .iter()
@@ -111,6 +119,7 @@ impl Controller {
             live: true,
             run: report.run,
             applied: report.applied,
+            durations,
             outstanding,
             demand,
             draining_until: report.draining_until,

@@ -38,6 +38,8 @@ kinds! {
     VariantDeleted = "variant_deleted",
     /// The desired number changed.
     DesiredChanged = "desired_changed",
+    /// A scaling policy has changed the desired number.
+    Autoscaled = "autoscaled",
     /// Demand woke a variant that was at zero.
     Woken = "woken",
     /// A variant without demand goes to zero.

@@ -44,6 +44,7 @@
 //!   `max_concurrency` also to running instances. Models and copies of running instances stay as they
 //!   were launched (changing those is a deployment). Instances of a removed pool leave once they are
 //!   replaced, those of a removed variant at once.
+//! * **Scaling policies** change the desired number at the end of their periods, never to zero: `scaling`.
 //! * **Demand is latched.** A request at a variant at zero wakes it once, sized to the need; it goes back
 //!   to zero only after it has served, and then only without a request for `scale_to_zero_after`.
 
@@ -63,6 +64,7 @@ mod machine;
 mod preview;
 mod providers;
 mod round;
+mod scaling;
 mod start;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -209,6 +211,8 @@ pub struct Controller {
     next_generation: u64,
     journal: Journal,
     timers: Timers,
+    /// How often everything is measured.
+    sample_every: Duration,
     /// Variants to be planned for before the event is done with.
     dirty: BTreeSet<VariantKey>,
     /// Instances whose timers are to be set anew.

@@ -4,7 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use crate::types::record::{CapacityKey, StoredState, VariantRecord};
+use crate::decision::scale::series::FINE;
+use crate::types::record::{CapacityKey, LastChanges, StoredState, VariantRecord};
 use crate::types::spec::{EndpointSpec, FleetSpec, VariantSpec};
 use crate::types::table::{RoutingTable, TableVersion};
 use crate::types::{InstanceState, Timestamp, VariantKey};
@@ -47,6 +48,7 @@ impl Controller {
             next_generation: stored.next_generation.max(1),
             journal: Journal::restored(stored.events),
             timers: Timers::default(),
+            sample_every: FINE,
             dirty: BTreeSet::new(),
             touched: BTreeSet::new(),
             table: Arc::new(RoutingTable { version, ..RoutingTable::default() }),
@@ -85,6 +87,7 @@ impl Controller {
                 configured_initial: 0,
                 was_in_service: false,
                 round: None,
+                scaled: LastChanges::default(),
             };
             Variant::new(record, now)
         });
@@ -110,6 +113,7 @@ impl Controller {
             self.follow_provider(now, &provider);
         }
         self.release_removed(now);
+        self.follow_scaling(now);
         self.dirty.extend(self.variants.keys().cloned());
         self.table_dirty = true;
     }
@@ -140,6 +144,7 @@ impl Controller {
                 configured_initial: initial,
                 was_in_service: false,
                 round: None,
+                scaled: LastChanges::default(),
             };
             Variant::new(record, now)
         });

@@ -10,6 +10,10 @@ use crate::types::{InstanceId, ProviderName, ProxyId, Timestamp, VariantKey};
 pub(super) enum Waiter {
     /// For the proxies to have had time to come back after a start.
     Reconnect,
+    /// For the moment at which everything is measured.
+    Sample,
+    /// For the end of a period of a variant's scaling policies.
+    Scaling(VariantKey),
     Instance(InstanceId),
     Variant(VariantKey),
     Provider(ProviderName),

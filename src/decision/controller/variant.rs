@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::decision::plan::backoff::backoff;
+use crate::decision::scale::policy::Verdict;
+use crate::decision::scale::series::Measured;
 use crate::types::record::VariantRecord;
 use crate::types::spec::VariantSpec;
 use crate::types::{InstanceTypeName, ProxyId, Timestamp};
@@ -44,6 +46,10 @@ pub(super) struct Variant {
     pub(super) latched_demand: u64,
     /// Woken from zero and not in service since.
     pub(super) waking: bool,
+    /// What was measured of it.
+    pub(super) measured: Measured,
+    /// What its scaling policies last said.
+    pub(super) verdicts: Vec<Verdict>,
     /// Each live proxy's last count of arrivals.
     pub(super) arrivals: BTreeMap<ProxyId, u64>,
 }
@@ -60,6 +66,8 @@ impl Variant {
             last_busy_at: now,
             latched_demand: 0,
             waking: false,
+            measured: Measured::default(),
+            verdicts: Vec::new(),
             arrivals: BTreeMap::new(),
         }
     }

@@ -113,6 +113,7 @@ impl Controller {
             queued: self.demand(key).0,
             waiting_for: variant.waiting.clone(),
             price_per_hour,
+            scaling: variant.policy_status(),
             pools: self.view_pools(key, variant.spec.as_deref()),
             instances: instances.into_iter().map(|i| self.view_instance(i)).collect(),
         }
@@ -182,6 +183,7 @@ impl Controller {
             shares.join(", ")
         )];
         lines.extend(variant.waiting.as_ref().map(|w| format!("{key} {w}")));
+        lines.extend(self.explain_policies(variant));
         for pool in variant.spec.iter().flat_map(|s| &s.pools) {
             let memory = self.capacity_key(pool).and_then(|c| self.capacities.get(&c));
             lines.extend(memory.map(|c| {

@@ -20,6 +20,7 @@
 use super::series::{Measured, Periods};
 use super::signal::{self, TypeFacts};
 use crate::types::Timestamp;
+use crate::types::record::LastChanges;
 use crate::types::scaling::{Adjustment, Rule, ScalingPolicy, Step};
 
 /// Below this share of the target it scales in.
@@ -105,6 +106,25 @@ pub fn ask(policy: &ScalingPolicy, known: &Known<'_>, now: Timestamp) -> Verdict
     Verdict { value: Some(value), wants, because }
 }
 
+/// Why `policy` may never scale out: an expression in which a type without instances counts as 0 may show
+/// little though all there is is full. `None` where it grows whatever its fleet is made of.
+#[must_use]
+pub fn out_of_reach(policy: &ScalingPolicy, types: &[TypeFacts]) -> Option<String> {
+    let Rule::TargetTracking { target, tolerance } = policy.rule else { return None };
+    let high = target * (1.0 + tolerance);
+    types.iter().find_map(|only| {
+        let value = signal::at_the_limit(&policy.signal, only)?;
+        (value <= high).then(|| {
+            format!(
+                "while only {} is in service this `expression` shows {value} at its limit and never passes \
+                 {high:.2}, so the fleet does not grow: a type without instances counts as 0 in it; `metric = \
+                 \"utilization\"` leaves such types out",
+                only.name
+            )
+        })
+    })
+}
+
 impl Step {
     fn holds(&self, distance: f64) -> bool {
         self.from.is_none_or(|from| distance >= from) && self.to.is_none_or(|to| distance < to)
@@ -137,15 +157,6 @@ fn adjusted(desired: u32, adjustment: Adjustment, change: f64, least: u32) -> u3
 fn whole(number: f64) -> Option<u32> {
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "within bounds")]
     number.is_finite().then(|| number.clamp(0.0, f64::from(u32::MAX)) as u32)
-}
-
-/// The last changes of a variant's size by its policies.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct LastChanges {
-    /// When it last scaled out, and to how many.
-    pub out: Option<(Timestamp, u32)>,
-    /// When it last scaled in.
-    pub inward: Option<Timestamp>,
 }
 
 /// What is decided.

@@ -151,5 +151,6 @@ pub fn at_the_limit(signal: &Signal, only: &TypeFacts) -> Option<f64> {
     measured.record(at, metric, Some(&only.name), f64::from(only.slots));
     let length = Duration::from_secs(60);
     let periods = Periods { end: crate::types::Timestamp(60_000), length, count: 1 };
-    values(signal, &measured, &[], periods)[0]
+    // Without a value it does not grow either.
+    Some(values(signal, &measured, &[], periods)[0].unwrap_or(0.0))
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::{Ledger, Violation};
 use crate::decision::controller::{Action, Event};
 use crate::types::launch::{Grant, LaunchBatch, LaunchOutcome, ProviderInstance, ProviderStatus};
-use crate::types::record::{Change, InstanceRecord, StoredState, VariantRecord};
+use crate::types::record::{Change, InstanceRecord, LastChanges, StoredState, VariantRecord};
 use crate::types::report::{BackendReport, ProxyReport};
 use crate::types::spec::{
     EndpointSpec, Fallback, FleetSpec, HealthCheck, HealthSpec, InstanceTypeSpec, OnClientAbort,
@@ -59,6 +59,7 @@ fn variant_spec() -> VariantSpec {
         routing: RoutingStrategy::Random,
         requests: RequestPolicy::default(),
         queue: QueueSpec { limit: 1, timeout: minute },
+        scaling: Vec::new(),
         provision_timeout: minute,
         fallback: Fallback::AtOnce,
         startup_timeout: minute,
@@ -127,6 +128,7 @@ fn variant(desired: u32) -> VariantRecord {
         configured_initial: 1,
         was_in_service: true,
         round: None,
+        scaled: LastChanges::default(),
     }
 }
 

@@ -8,6 +8,7 @@ mod machine;
 mod people;
 mod races;
 mod reload;
+mod scaling;
 mod scarcity;
 pub(crate) mod specs;
 mod world;

@@ -1,7 +1,6 @@
 //! What people read: the log, explanations, the preview.
 
 use super::specs::*;
-use super::world::*;
 use crate::decision::controller::preview;
 
 #[test]

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::world::World;
 use crate::types::spec::{
     EndpointSpec, Fallback, FleetSpec, HealthCheck, HealthSpec, InstanceTypeSpec, OnClientAbort,
     PoolSpec, QueueSpec, Rebalance, RebalanceSpec, RequestPolicy, RoutingStrategy, VariantSpec,
@@ -44,6 +45,7 @@ pub(crate) fn variant(pools: &[(&str, u32)], initial: u32) -> VariantSpec {
         routing: RoutingStrategy::LeastOutstandingRequests,
         requests: RequestPolicy::default(),
         queue: QueueSpec { limit: 100, timeout: secs(60) },
+        scaling: Vec::new(),
         provision_timeout: secs(20),
         fallback: Fallback::AfterWindow,
         startup_timeout: secs(60),
@@ -100,4 +102,11 @@ pub(crate) fn fleet(endpoints: &[(&str, VariantSpec)]) -> Arc<FleetSpec> {
         });
     }
     Arc::new(spec)
+}
+
+/// The quickstart's endpoint: one preferred at most, a fallback without limit.
+pub(crate) fn quickstart() -> World {
+    let mut world = World::new(fleet(&[("e", variant(&[(P5, 1), (G6, 2)], 3))]));
+    world.capacity.insert(kind(P5), 1);
+    world
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::decision::controller::{Action, Controller, Event};
 use crate::types::launch::{Grant, LaunchBatch, LaunchOutcome, ProviderInstance, ProviderStatus};
 use crate::types::record::{Change, StoredState};
-use crate::types::report::{BackendReport, DemandReport, ProxyReport};
+use crate::types::report::{BackendReport, DemandReport, ProxyReport, TypeReport};
 use crate::types::spec::FleetSpec;
 use crate::types::table::RoutingTable;
 use crate::types::{
@@ -17,14 +17,7 @@ use crate::types::{
 };
 
 use super::super::jitter::Jitter;
-use super::specs::{G6, P5, fleet, key, kind, ms, variant};
-
-/// The quickstart's endpoint: one preferred at most, a fallback without limit.
-pub(crate) fn quickstart() -> World {
-    let mut world = World::new(fleet(&[("e", variant(&[(P5, 1), (G6, 2)], 3))]));
-    world.capacity.insert(kind(P5), 1);
-    world
-}
+use super::specs::{key, ms};
 
 #[derive(Debug, Clone)]
 pub(crate) struct Running {
@@ -66,6 +59,7 @@ pub(crate) struct World {
     pub(crate) proxy: Option<BTreeMap<InstanceId, u32>>,
     pub(crate) queued: u32,
     pub(crate) arrivals: u64,
+    pub(crate) durations: Vec<TypeReport>,
     /// Instances that the proxy sees work, and that it sees hang.
     pub(crate) progress: BTreeSet<InstanceId>,
     pub(crate) stalls: BTreeSet<InstanceId>,
@@ -80,7 +74,7 @@ pub(crate) struct World {
     answers: VecDeque<Event>,
     /// Providers act, and their answers arrive, after up to this many milliseconds each.
     pub(crate) slow_ms: u64,
-    pub(crate) chance: Jitter,
+    pub(super) chance: Jitter,
     later: Vec<(Timestamp, Later)>,
 }
 
@@ -103,6 +97,7 @@ impl World {
             proxy: Some(BTreeMap::new()),
             queued: 0,
             arrivals: 0,
+            durations: Vec::new(),
             progress: BTreeSet::new(),
             stalls: BTreeSet::new(),
             proxy_stuck: false,
@@ -431,6 +426,7 @@ impl World {
             queued: self.queued,
             outstanding: at.values().sum(),
             arrivals: self.arrivals,
+            types: self.durations.clone(),
         });
         let report = ProxyReport {
             proxy: ProxyId::new("proxy-1").expect("a valid id"),

@@ -1,0 +1,212 @@
+//! Autoscaling: measures every variant at even intervals, takes in what proxies tell of durations, asks the
+//! scaling policies at the end of each of their periods, and changes the desired number as they say.
+//!
+//! What is measured is in memory only. After a restart there is no data at first, and without data nothing
+//! is scaled; cooldowns are in the store.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::decision::scale::policy::{self, Known, Verdict};
+use crate::decision::scale::series::FINE;
+use crate::decision::scale::signal::TypeFacts;
+use crate::types::report::{ProxyReport, TypeReport};
+use crate::types::scaling::{Metric, ScalingPolicy};
+use crate::types::spec::VariantSpec;
+use crate::types::status::PolicyStatus;
+use crate::types::{InstanceState, InstanceTypeName, Timestamp, VariantKey};
+
+use super::Controller;
+use super::events::EventKind;
+use super::timers::Waiter;
+use super::variant::Variant;
+
+/// Samples of each period, at least.
+const SAMPLES: u32 = 5;
+/// Nothing is measured more often.
+const LEAST_INTERVAL: Duration = Duration::from_millis(100);
+
+impl Controller {
+    /// Measures from now on as often as the shortest period needs.
+    pub(super) fn follow_scaling(&mut self, now: Timestamp) {
+        let policies = self.spec.variants().flat_map(|(_, variant)| &variant.scaling);
+        let shortest = policies.map(|policy| policy.period / SAMPLES).min().unwrap_or(FINE);
+        self.sample_every = shortest.clamp(LEAST_INTERVAL, FINE);
+        self.timers.set(Waiter::Sample, Some(next(now, self.sample_every)));
+        for (key, variant) in &mut self.variants {
+            variant.measured.set_fine(self.sample_every);
+            let periods = variant.policies().iter().map(|policy| policy.period).min();
+            let at = periods.map(|period| next(now, period));
+            self.timers.set(Waiter::Scaling(key.clone()), at);
+            if at.is_none() {
+                variant.verdicts.clear();
+            }
+        }
+    }
+
+    /// Requests at each type's instances in service, and requests that wait.
+    pub(super) fn sample(&mut self, now: Timestamp) {
+        self.timers.set(Waiter::Sample, Some(next(now, self.sample_every)));
+        // What nobody has reported is not known to be nothing.
+        if !self.proxies.values().any(|proxy| proxy.live) {
+            return;
+        }
+        let keys: Vec<VariantKey> = self.variants.keys().cloned().collect();
+        for key in keys {
+            let mut types: BTreeMap<InstanceTypeName, (u32, u64)> = BTreeMap::new();
+            for instance in self.fleet.of(&key) {
+                if instance.state() == InstanceState::InService {
+                    let record = &instance.record;
+                    let (count, requests) = types.entry(record.instance_type.clone()).or_default();
+                    *count += 1;
+                    *requests += self.outstanding(&record.id, record.generation);
+                }
+            }
+            let (queued, _) = self.demand(&key);
+            let Some(variant) = self.variants.get_mut(&key) else { continue };
+            let measured = &mut variant.measured;
+            measured.record(now, Metric::QueueDepth, None, queued as f64);
+            for (kind, (count, requests)) in types {
+                let (count, of) = (f64::from(count), Some(&kind));
+                measured.record(now, Metric::InstanceCount, of, count);
+                let each = requests as f64 / count;
+                measured.record(now, Metric::ConcurrentRequestsPerModel, of, each);
+            }
+        }
+    }
+
+    /// Takes in what has been counted since `before`, the last report of the same run of that proxy.
+    pub(super) fn note_durations(
+        &mut self,
+        now: Timestamp,
+        report: &ProxyReport,
+        before: &BTreeMap<VariantKey, Vec<TypeReport>>,
+    ) {
+        for demand in &report.variants {
+            let Some(variant) = self.variants.get_mut(&demand.variant) else { continue };
+            let Some(old) = before.get(&demand.variant) else { continue };
+            for kind in &demand.types {
+                let name = &kind.instance_type;
+                let old = old.iter().find(|old| old.instance_type == *name);
+                let measured = &mut variant.measured;
+                let latency = grown(&kind.latency, old.map(|old| &old.latency[..]));
+                let answered = latency.iter().map(|(_, count)| u64::from(*count)).sum();
+                measured.count(now, Metric::Invocations, name, answered);
+                measured.durations(now, Metric::ModelLatency, name, &latency);
+                let first_chunk = grown(&kind.first_chunk, old.map(|old| &old.first_chunk[..]));
+                measured.durations(now, Metric::FirstChunkLatency, name, &first_chunk);
+            }
+        }
+    }
+
+    /// A period is over: asks every policy of the variant, and does what they agree on.
+    pub(super) fn ask_policies(&mut self, now: Timestamp, key: &VariantKey) {
+        let Some(variant) = self.variants.get(key).filter(|variant| variant.configured) else {
+            return;
+        };
+        let Some(spec) = variant.spec.clone() else { return };
+        let shortest = spec.scaling.iter().map(|policy| policy.period).min();
+        self.timers.set(Waiter::Scaling(key.clone()), shortest.map(|period| next(now, period)));
+        let types = self.type_facts(&spec);
+        let desired = variant.record.desired;
+        let known = Known { measured: &variant.measured, types: &types, desired };
+        let verdicts: Vec<Verdict> =
+            spec.scaling.iter().map(|policy| policy::ask(policy, &known, now)).collect();
+        // From zero it is demand that wakes, and to zero only its absence leads.
+        let may_change = desired > 0 && !variant.waking;
+        let bounds = (spec.min_instance_count.max(1), spec.max_instance_count);
+        let last = variant.record.scaled;
+        let decision = may_change
+            .then(|| policy::decide(&spec.scaling, &verdicts, desired, bounds, last, now))
+            .flatten();
+        if let Some(decision) = decision
+            && let (Some(policy), Some(verdict)) =
+                (spec.scaling.get(decision.policy), verdicts.get(decision.policy))
+        {
+            let message = format!(
+                "policy {} takes {key} from {desired} to {} instances: {}",
+                policy.name, decision.size, verdict.because
+            );
+            self.resize(now, key, decision.size, message);
+        }
+        if let Some(variant) = self.variants.get_mut(key) {
+            variant.verdicts = verdicts;
+        }
+    }
+
+    fn resize(&mut self, now: Timestamp, key: &VariantKey, size: u32, message: String) {
+        let Some(variant) = self.variants.get_mut(key) else { return };
+        let before = std::mem::replace(&mut variant.record.desired, size);
+        if size > before {
+            variant.record.scaled.out = Some((now, size));
+        } else {
+            variant.record.scaled.inward = Some(now);
+        }
+        self.journal.variants.insert(key.clone());
+        self.log(now, EventKind::Autoscaled, key, None, message);
+        self.dirty.insert(key.clone());
+    }
+
+    /// A line for each policy, and what is wrong with it.
+    pub(super) fn explain_policies(&self, variant: &Variant) -> Vec<String> {
+        let facts = variant.spec.as_deref().map(|spec| self.type_facts(spec)).unwrap_or_default();
+        let mut lines = Vec::new();
+        for (number, policy) in variant.policies().iter().enumerate() {
+            let because = variant.verdicts.get(number).map(|verdict| verdict.because.as_str());
+            let because = because.unwrap_or("its first period is not over yet");
+            lines.push(format!("policy {}: {because}", policy.name));
+            let warning = policy::out_of_reach(policy, &facts);
+            lines.extend(warning.map(|warning| format!("policy {}: {warning}", policy.name)));
+        }
+        lines
+    }
+
+    fn type_facts(&self, spec: &VariantSpec) -> Vec<TypeFacts> {
+        let facts = spec.pools.iter().filter_map(|pool| {
+            let kind = self.spec.instance_types.get(&pool.instance_type)?;
+            Some(TypeFacts {
+                name: pool.instance_type.clone(),
+                copies: kind.copies,
+                slots: kind.copies * kind.max_concurrency,
+            })
+        });
+        facts.collect()
+    }
+}
+
+impl Variant {
+    /// The policies of the config.
+    fn policies(&self) -> &[ScalingPolicy] {
+        self.spec.as_deref().filter(|_| self.configured).map_or(&[], |spec| &spec.scaling)
+    }
+
+    /// What people see of them.
+    pub(super) fn policy_status(&self) -> Vec<PolicyStatus> {
+        let asked = self.policies().iter().zip(&self.verdicts);
+        asked
+            .map(|(policy, verdict)| PolicyStatus {
+                name: policy.name.clone(),
+                value: verdict.value,
+                wants: verdict.wants,
+                because: verdict.because.clone(),
+            })
+            .collect()
+    }
+}
+
+/// The next multiple of `span`: periods begin at the same moments for everybody.
+fn next(now: Timestamp, span: Duration) -> Timestamp {
+    let millis = u64::try_from(span.as_millis()).unwrap_or(u64::MAX).max(1);
+    Timestamp((now.0 / millis + 1).saturating_mul(millis))
+}
+
+/// What has been counted since, in each bucket.
+fn grown(now: &[(u8, u64)], before: Option<&[(u8, u64)]>) -> Vec<(u8, u32)> {
+    let before = before.unwrap_or_default();
+    let grown = now.iter().filter_map(|(bucket, count)| {
+        let old = before.binary_search_by_key(bucket, |(bucket, _)| *bucket);
+        let more = count.saturating_sub(old.map_or(0, |at| before[at].1));
+        (more > 0).then(|| (*bucket, u32::try_from(more).unwrap_or(u32::MAX)))
+    });
+    grown.collect()
+}

@@ -1,0 +1,182 @@
+//! Scaling policies at work: what is measured, when they are asked, what becomes of it.
+
+use super::specs::*;
+use super::world::*;
+use crate::types::Timestamp;
+use crate::types::report::TypeReport;
+use crate::types::scaling::{BuiltIn, Rule, ScalingPolicy, Signal};
+
+/// Tracks a utilisation of 0.7: out after three minutes, in after five.
+fn busy() -> ScalingPolicy {
+    ScalingPolicy {
+        name: "busy".into(),
+        signal: Signal::BuiltIn(BuiltIn::Utilization),
+        period: secs(60),
+        scale_out_periods: 3,
+        scale_in_periods: 5,
+        scale_out_cooldown: secs(300),
+        scale_in_cooldown: secs(300),
+        scale_in: true,
+        rule: Rule::TargetTracking { target: 0.7, tolerance: 0.1 },
+    }
+}
+
+/// One preferred instance and as many fallbacks as are wanted, two at first, each at this share of its slots.
+fn scaled(policies: Vec<ScalingPolicy>) -> World {
+    let mut variant = variant(&[(P5, 1), (G6, 2)], 2);
+    variant.max_instance_count = 6;
+    variant.scaling = policies;
+    let mut world = World::new(fleet(&[("e", variant)]));
+    world.capacity.insert(kind(P5), 1);
+    world.run(secs(60));
+    assert_eq!(world.in_service(), (1, 1));
+    world
+}
+
+fn load(world: &mut World, share: f64) {
+    let slots = |world: &World, id| {
+        let kind = &world.running[id].instance_type;
+        f64::from(world.spec.instance_types[kind].max_concurrency)
+    };
+    let ids: Vec<_> = world.running.keys().cloned().collect();
+    let at = ids.iter().map(|id| {
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "few")]
+        (id.clone(), (slots(world, id) * share) as u32)
+    });
+    world.proxy = Some(at.collect());
+}
+
+fn desired(world: &mut World) -> u32 {
+    let now = world.now;
+    world.controller().status(now).endpoints[0].variants[0].desired_instance_count
+}
+
+#[test]
+fn a_busy_fleet_grows_and_an_idle_one_shrinks_fallback_first() {
+    let mut world = scaled(vec![busy()]);
+    load(&mut world, 1.0);
+    world.run(secs(175));
+    assert_eq!(desired(&mut world), 2, "not three whole minutes yet");
+    world.run(secs(65));
+    // ceil(2 × 1.0 / 0.7).
+    assert_eq!(desired(&mut world), 3);
+    let told = world.events("autoscaled");
+    assert!(
+        told[0].contains(
+            "policy busy takes e/primary from 2 to 3 instances: 1.00 is above 0.77 for 3 periods"
+        ),
+        "{told:?}"
+    );
+    world.run(secs(60));
+    assert_eq!(world.in_service(), (1, 2));
+    load(&mut world, 0.5);
+    world.run(secs(900));
+    assert_eq!(desired(&mut world), 3, "half of the slots taken is what three are for");
+    load(&mut world, 0.1);
+    world.run(secs(400));
+    assert_eq!(desired(&mut world), 1);
+    world.run(secs(60));
+    assert_eq!(world.in_service(), (1, 0), "fallback first");
+    let now = world.now;
+    let status = world.controller().status(now);
+    let policy = &status.endpoints[0].variants[0].scaling[0];
+    assert_eq!(policy.name, "busy");
+    assert!(policy.value.is_some_and(|value| value <= 0.1), "{policy:?}");
+}
+
+#[test]
+fn it_stays_within_the_bounds_and_never_goes_to_zero() {
+    let mut world = scaled(vec![busy()]);
+    for _ in 0..12 {
+        load(&mut world, 1.0);
+        world.run(secs(300));
+    }
+    assert_eq!(desired(&mut world), 6, "the maximum");
+    let mut idle = variant(&[(P5, 3)], 2);
+    idle.min_instance_count = 0;
+    idle.scaling = vec![busy()];
+    let mut world = World::new(fleet(&[("e", idle)]));
+    world.run(secs(1_800));
+    assert_eq!(desired(&mut world), 1);
+}
+
+#[test]
+fn a_fleet_that_nobody_reports_of_keeps_its_size() {
+    let mut world = scaled(vec![busy()]);
+    world.proxy = None;
+    world.run(secs(1_800));
+    assert_eq!(desired(&mut world), 2);
+}
+
+#[test]
+fn cooldowns_outlive_a_restart_and_what_was_measured_does_not() {
+    let mut policy = busy();
+    policy.scale_in_cooldown = secs(3_600);
+    let mut world = scaled(vec![policy]);
+    world.scale("e", 6);
+    world.run(secs(120));
+    load(&mut world, 0.3);
+    world.run(secs(400));
+    assert_eq!(desired(&mut world), 3, "ceil(6 × 0.3 / 0.7)");
+    world.start();
+    load(&mut world, 0.1);
+    world.run(secs(240));
+    assert_eq!(desired(&mut world), 3, "five minutes are not measured yet");
+    world.run(secs(1_800));
+    assert_eq!(desired(&mut world), 3, "it has scaled in within the hour");
+    world.run(secs(2_400));
+    assert_eq!(desired(&mut world), 1);
+}
+
+#[test]
+fn durations_are_counted_from_one_report_to_the_next() {
+    let mut policy = busy();
+    policy.signal = Signal::BuiltIn(BuiltIn::ModelLatencyP99);
+    policy.rule = Rule::TargetTracking { target: 2.0, tolerance: 0.0 };
+    let mut world = scaled(vec![policy]);
+    let told = |slow: u64| {
+        vec![TypeReport {
+            instance_type: kind(P5),
+            latency: vec![
+                (crate::types::durations::bucket(secs(1)), 5_000),
+                (crate::types::durations::bucket(secs(4)), slow),
+            ],
+            first_chunk: Vec::new(),
+        }]
+    };
+    // What was counted before the first report of all is nobody's.
+    world.durations = told(1_000);
+    world.run(secs(600));
+    assert_eq!(desired(&mut world), 2);
+    // Until three whole minutes are slow.
+    for minute in 1..=20 {
+        if desired(&mut world) > 2 {
+            assert!((4..=5).contains(&minute), "after {minute} minutes");
+            break;
+        }
+        world.durations = told(1_000 + minute * 10);
+        world.run(secs(60));
+    }
+    let now = world.now;
+    let status = world.controller().status(now);
+    let policy = &status.endpoints[0].variants[0].scaling[0];
+    let value = policy.value.expect("a value");
+    assert!((3.5..4.5).contains(&value), "{policy:?}");
+    let size = desired(&mut world);
+    assert!((4..=5).contains(&size), "ceil(2 × 4 s / 2 s), a bucket's width aside: {size}");
+}
+
+#[test]
+fn a_reload_takes_over_other_policies() {
+    let mut world = scaled(Vec::new());
+    load(&mut world, 1.0);
+    world.run(secs(600));
+    assert_eq!(desired(&mut world), 2, "nobody said that it should grow");
+    let mut spec = (*world.spec).clone();
+    spec.endpoints[0].variants[0].scaling = vec![busy()];
+    world.spec = std::sync::Arc::new(spec.clone());
+    world.feed(crate::decision::controller::Event::Reconfigured(world.spec.clone()));
+    world.run(secs(250));
+    assert_eq!(desired(&mut world), 3, "what was measured before counts");
+    assert!(world.now > Timestamp(0));
+}
