@@ -265,7 +265,7 @@ impl Split {
         let proxy_path = dir.path().join("proxy.toml");
         let manager = way(admin);
         let config = format!(
-            "[proxy]\nlisten = \"{{proxy}}\"\nmanager = \"http://{manager}\"\n[admin]\nlisten = \"{{admin}}\"\n"
+            "[proxy]\nlisten = \"{{proxy}}\"\ntakeover = \"takeover.sock\"\nidle_timeout = \"1s\"\nmanager = \"http://{manager}\"\n[admin]\nlisten = \"{{admin}}\"\n"
         );
         write_config(&proxy_path, &config, proxy, proxy_admin);
         let (manager_config, proxy_config) =
@@ -395,6 +395,48 @@ impl Line {
         }
         let _ = to.shutdown(Shutdown::Both);
     }
+}
+
+#[test]
+fn a_proxy_alone_is_upgraded_and_what_its_old_generation_serves_holds_the_drain() {
+    let mut split = Split::start();
+    wait_types(&split.view, &[P5, G6, G6]);
+    let place = split.view.dir.path().join("takeover.sock");
+    eventually("it can be taken over", || place.exists().then_some(()));
+    eventually("the proxy serves", || (post(&split.view, CHAT).status == 200).then_some(()));
+    let mut client = Client::connect(split.view.proxy);
+    let headers = [JSON, ("x-worker-tokens", "200")];
+    client.send("POST", "/v1/chat/completions", &headers, STREAM.as_bytes());
+    let busy = client.read_head().header("x-forebay-instance").expect("from a worker").to_owned();
+    let args = ["proxy", "--config", &split.proxy_config];
+    let successor = Process::start(&args, split.view.dir.path(), "forebay.log");
+    let mut before = std::mem::replace(&mut split.proxy, successor);
+    let generations = |view: &Forebay| {
+        let proxies = view.status()["proxies"].as_array().cloned().unwrap_or_default();
+        proxies.into_iter().filter(|p| !p["draining_until"].is_null()).collect::<Vec<_>>()
+    };
+    let shown = eventually("the old generation is shown", || {
+        generations(&split.view).pop().filter(|proxy| proxy["outstanding"] == 1)
+    });
+    assert_eq!(shown["silent"], false);
+    // The successor serves, also while the instance that the old one is at is drained.
+    assert!(split.view.cli(&["drain", &busy]).status.success());
+    for _ in 0..5 {
+        let answer = post(&split.view, CHAT);
+        assert_eq!(answer.status, 200);
+        assert_ne!(answer.header("x-forebay-instance"), Some(busy.as_str()));
+    }
+    let mut text = String::new();
+    while let Some(chunk) = client.read_chunk() {
+        text += &String::from_utf8_lossy(&chunk.expect("the stream finishes"));
+    }
+    assert!(text.trim_end().ends_with("[DONE]"));
+    drop(client);
+    assert!(before.wait().success());
+    eventually("nothing is left of it", || {
+        let gone = split.view.instances().iter().all(|i| i["id"] != busy);
+        (gone && generations(&split.view).is_empty()).then_some(())
+    });
 }
 
 #[test]

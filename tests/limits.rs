@@ -114,6 +114,37 @@ fn one_connection_too_many_is_told_so() {
 }
 
 #[test]
+fn heads_that_do_not_come_hold_nothing() {
+    let worker = Worker::start(&[]);
+    let forebay = Forebay::limited(&worker, "idle_timeout = \"400ms\"");
+    // Nothing at all, half a line, the beginning of HTTP/2's preface, and a field that never ends.
+    let mut clients = Vec::new();
+    for text in ["", "GET /x HT", "PRI", "GET /x HTTP/1.1\r\nhost: t\r\nx: "] {
+        clients.push(begin(&forebay, text));
+    }
+    let mut dripping = clients.pop().expect("the last one").stream;
+    let started = Instant::now();
+    // Each drop comes in time, and yet the whole does not.
+    while dripping.write_all(b"x").is_ok() {
+        assert!(started.elapsed() < support::DEADLINE, "it drips for ever");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    for mut client in clients {
+        // With a 408 at most, or a reset for what nobody read.
+        while !client.is_closed() {}
+    }
+    // One that has been served is closed, too, once it has been idle for as long.
+    let mut kept = Client::connect(forebay.proxy);
+    kept.send("GET", "/x", &[], b"");
+    assert_eq!(kept.read_answer().status, 200);
+    assert!(kept.is_closed());
+    eventually("nobody is connected", || {
+        (forebay.gauge("forebay_client_connections") == 0.0).then_some(())
+    });
+    assert_eq!(worker.stat("started"), 1);
+}
+
+#[test]
 fn stalled_uploads_take_no_more_memory_than_there_is() {
     let worker = Worker::start(&[]);
     let forebay =

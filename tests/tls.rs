@@ -69,7 +69,9 @@ impl House {
         authority.certify(dir.path(), "b", &["b.example"]);
         let at = |file: &str| dir.path().join(file).display().to_string();
         let tls = local(free_port());
-        let mut keys = format!("[proxy.tls]\nlisten = \"{tls}\"\n");
+        let mut keys = format!(
+            "takeover = \"takeover.sock\"\nidle_timeout = \"1s\"\n[proxy.tls]\nlisten = \"{tls}\"\n"
+        );
         if with_client_ca {
             fs::write(dir.path().join("ca.pem"), authority.0.pem()).expect("written");
             keys += &format!("client_ca = {:?}\n", at("ca.pem"));
@@ -266,6 +268,64 @@ fn new_files_are_taken_over_under_load_and_bad_ones_are_not() {
     });
     assert_eq!(failed.load(Ordering::Relaxed), 0, "no request noticed");
     assert!(done.load(Ordering::Relaxed) > 100);
+}
+
+#[test]
+fn a_takeover_refuses_no_handshake() {
+    let worker = Worker::start(&[]);
+    let mut house = House::new(&worker, false);
+    let place = house.forebay.dir.path().join("takeover.sock");
+    eventually("it can be taken over", || place.exists().then_some(()));
+    let (over, done) = (AtomicBool::new(false), AtomicU64::new(0));
+    let (successor, failures) = std::thread::scope(|scope| {
+        let (house, over, done) = (&house, &over, &done);
+        let load = scope.spawn(move || {
+            let mut failures = Vec::new();
+            while !over.load(Ordering::Relaxed) {
+                let tls = house.connect("a.example", house.client(&[]));
+                match tls.and_then(|mut tls| ask(&mut tls)) {
+                    Ok(_) => drop(done.fetch_add(1, Ordering::Relaxed)),
+                    Err(error) => failures.push(error.to_string()),
+                }
+            }
+            failures
+        });
+        let so_far = || done.load(Ordering::Relaxed);
+        eventually("the load is on", || (so_far() > 10).then_some(()));
+        let config = house.forebay.config_path().display().to_string();
+        let args = ["serve", "--config", &config];
+        let successor = support::Process::start(&args, house.forebay.dir.path(), "forebay.log");
+        eventually("it takes over", || {
+            house.forebay.log().contains("a successor has taken over").then_some(())
+        });
+        let before = so_far();
+        eventually("it serves", || (so_far() > before + 50).then_some(()));
+        over.store(true, Ordering::Relaxed);
+        (successor, load.join().expect("the load's end"))
+    });
+    assert!(failures.is_empty(), "{failures:?}");
+    let mut before = std::mem::replace(&mut house.forebay.process, successor);
+    assert!(before.wait().success());
+    assert_eq!(house.shown("b.example"), Some(file(&house, "b.pem")));
+}
+
+#[test]
+fn a_handshake_that_is_not_finished_holds_nothing() {
+    let worker = Worker::start(&[]);
+    let house = House::new(&worker, false);
+    let mut silent = TcpStream::connect(house.tls).expect("connects");
+    let mut half = TcpStream::connect(house.tls).expect("connects");
+    // The beginning of a ClientHello.
+    half.write_all(&[22, 3, 1, 2, 0, 1, 0, 1, 252, 3, 3]).expect("sent");
+    for socket in [&mut silent, &mut half] {
+        socket.set_read_timeout(Some(support::DEADLINE)).expect("set");
+        // An alert may come first; what counts is the end.
+        drop(socket.read_to_end(&mut Vec::new()));
+    }
+    eventually("both are gone", || {
+        (house.forebay.gauge("forebay_client_connections") == 0.0).then_some(())
+    });
+    assert_eq!(house.forebay.gauge("forebay_tls_handshake_failures_total"), 2.0);
 }
 
 #[test]
