@@ -10,19 +10,11 @@
 KNOWN=$ROOT/loadtest/h2spec-known.txt
 
 command -v go >/dev/null || fail "go is not installed: apt-get install golang-go"
-command -v openssl >/dev/null || fail "openssl is not installed: apt-get install openssl"
 GOBIN=$WORK/bin GOPATH=${GOPATH:-$WORK/go} GOFLAGS=-modcacherw \
     go install github.com/summerwind/h2spec/cmd/h2spec@v2.2.1+incompatible
 [ -z "${FOREBAY:-}" ] || FOREBAY=$(realpath "$FOREBAY")
 [ -z "${URL:-}" ] || fail "it starts its own server: leave URL out"
-openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost \
-    -keyout "$WORK/key.pem" -out "$WORK/chain.pem" 2>/dev/null
-read -r TLS_PORT < <(ports 1)
-MORE_CONFIG="[proxy.tls]
-listen = \"127.0.0.1:$TLS_PORT\"
-[[proxy.tls.certificate]]
-chain = \"$WORK/chain.pem\"
-key = \"$WORK/key.pem\""
+with_tls
 quickstart
 
 # run NAME PORT ARGUMENT…

@@ -80,6 +80,21 @@ short = [v for v in variants
 sys.exit(not variants or bool(short))'
 }
 
+# Before quickstart: a listener for TLS at localhost:$TLS_PORT, whose certificate is its own root, $CHAIN.
+with_tls() {
+    command -v openssl >/dev/null || fail "openssl is not installed: apt-get install openssl"
+    CHAIN=$WORK/chain.pem
+    openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost \
+        -addext subjectAltName=DNS:localhost -addext basicConstraints=critical,CA:FALSE \
+        -keyout "$WORK/key.pem" -out "$CHAIN" 2>/dev/null
+    read -r TLS_PORT < <(ports 1)
+    MORE_CONFIG="[proxy.tls]
+listen = \"127.0.0.1:$TLS_PORT\"
+[[proxy.tls.certificate]]
+chain = \"$CHAIN\"
+key = \"$WORK/key.pem\""
+}
+
 # Starts the quickstart in $WORK, on free ports. Sets URL (for clients) and ADMIN. With URL in the
 # environment nothing is started and that server is used; ADMIN may then be given, too.
 # MORE_CONFIG is appended to the config. FOREBAY is the binary; without it the release build of this checkout is made and taken.

@@ -1,7 +1,7 @@
 """The OpenAI client, unchanged, against a base URL: chat plain and streamed, completions, embeddings,
 models, an error. Exits with 0 when all is as it should be.
 
-    openai_stream.py http://127.0.0.1:8080 [--model NAME]
+    openai_stream.py http://127.0.0.1:8080 [--model NAME] [--http2]
 """
 
 import argparse
@@ -87,8 +87,15 @@ def main():
     parser.add_argument("--model", help="asked for; default: the first one listed")
     parser.add_argument("--paced", action="store_true",
                         help="the server spreads its tokens over time: they must not come all at once")
+    parser.add_argument("--http2", action="store_true", help="where TLS lets it be agreed on")
     options = parser.parse_args()
-    client = openai.OpenAI(base_url=f"{options.url}/v1", api_key="unused", max_retries=0, timeout=60)
+    versions = set()
+    http = openai.DefaultHttpxClient(
+        http2=options.http2,
+        event_hooks={"response": [lambda response: versions.add(response.http_version)]},
+    )
+    client = openai.OpenAI(base_url=f"{options.url}/v1", api_key="unused", max_retries=0, timeout=60,
+                           http_client=http)
 
     names = models(client)
     model = options.model or names[0]
@@ -101,7 +108,8 @@ def main():
     completion(client, model)
     embeddings(client, model)
     refused(client, model)
-    print(f"openai {openai.__version__}: all well with {model} of {names}")
+    assert versions == {"HTTP/2" if options.http2 else "HTTP/1.1"}, versions
+    print(f"openai {openai.__version__}, {versions.pop()}: all well with {model} of {names}")
 
 
 if __name__ == "__main__":
