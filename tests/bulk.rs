@@ -6,12 +6,12 @@
 mod support;
 
 use std::io::{Read, Write};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use support::bulk::Bulk;
 use support::h2::H2;
 use support::http::Client;
-use support::{Forebay, eventually};
+use support::{Forebay, Worker, eventually};
 
 const GIB: u64 = 1 << 30;
 /// What a process may take more than it had, with all of its buffers on the way full. Bodies are many times
@@ -98,4 +98,26 @@ fn a_slow_reader_of_500_megabytes_is_waited_for_and_nothing_is_held() {
     eventually("nothing runs any more", || {
         (forebay.gauge("forebay_outstanding_requests") < 0.5).then_some(())
     });
+}
+
+/// Three minutes: `cargo test --test bulk -- --ignored`.
+#[test]
+#[ignore = "it is about minutes of silence"]
+fn a_stream_may_be_silent_for_minutes() {
+    let worker = Worker::start(&["--first-token", "10ms", "--tokens-per-second", "0.0055"]);
+    let forebay = Forebay::limited(&worker, "");
+    let body =
+        r#"{"model":"m","stream":true,"max_tokens":2,"messages":[{"role":"user","content":"hi"}]}"#;
+    let mut client = Client::connect(forebay.proxy);
+    client.stream.set_read_timeout(None).expect("set");
+    client.send("POST", "/v1/chat/completions", &[], body.as_bytes());
+    let mut shared = H2::connect(forebay.proxy);
+    let answer = shared.send("/v1/chat/completions", body);
+    let head = shared.head(answer);
+    let began = Instant::now();
+    let answer = client.read_answer();
+    assert!(began.elapsed() > Duration::from_secs(150), "it was silent for {:?}", began.elapsed());
+    assert!(answer.complete && answer.text().ends_with("data: [DONE]\n\n"));
+    let (body, error) = shared.rest(head);
+    assert!(error.is_none() && body.ends_with(b"data: [DONE]\n\n"), "{error:?}");
 }

@@ -7,15 +7,15 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName};
 use tokio::time::Sleep;
 
 use super::refusal::Refusal;
 use crate::types::spec::RequestPolicy;
 
 /// A client's own limit, in milliseconds from the request's arrival.
-const TIMEOUT_MS: &str = "x-forebay-timeout-ms";
-const GRPC_TIMEOUT: &str = "grpc-timeout";
+const TIMEOUT_MS: HeaderName = HeaderName::from_static("x-forebay-timeout-ms");
+const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 /// What both may ask for at most; more is no limit at all.
 const MOST_DIGITS: usize = 8;
 
@@ -33,9 +33,9 @@ pub(super) struct Deadline {
 impl Deadline {
     /// What the client asks for, of a request that arrived at `arrived_at`.
     pub(super) fn asked(headers: &HeaderMap, arrived_at: Instant) -> Self {
-        let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
-        let own = text(TIMEOUT_MS).and_then(|digits| number(digits).map(Duration::from_millis));
-        let grpc = text(GRPC_TIMEOUT).and_then(grpc_timeout);
+        let text = |name: &HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
+        let own = text(&TIMEOUT_MS).and_then(|digits| number(digits).map(Duration::from_millis));
+        let grpc = text(&GRPC_TIMEOUT).and_then(grpc_timeout);
         let limit = own.into_iter().chain(grpc).min();
         Self { end: limit.map(|limit| arrived_at + limit), ..Self::default() }
     }

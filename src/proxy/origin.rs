@@ -62,6 +62,13 @@ impl Origin {
 
     /// Writes it into a request's head.
     pub(super) fn mark(&self, headers: &mut HeaderMap) {
+        // Most requests have none of it, which one look at the names tells.
+        if !headers.keys().any(may_be_ours) {
+            headers.insert(FOR, self.address.clone());
+            headers.insert(PROTO, self.proto.clone());
+            headers.insert(REQUEST_ID, new_id());
+            return;
+        }
         if self.is_trusted {
             add(headers, &FOR, &self.address);
             if headers.contains_key(FORWARDED) {
@@ -79,6 +86,11 @@ impl Origin {
             headers.insert(REQUEST_ID, new_id());
         }
     }
+}
+
+/// Whether it begins as one of ours does.
+fn may_be_ours(name: &HeaderName) -> bool {
+    matches!(name.as_str().as_bytes(), [b'x', b'-', b'f' | b'r', ..] | [b'f', b'o', ..])
 }
 
 /// Appends to the list that a field is, on as many lines as it may be.
@@ -102,13 +114,12 @@ fn is_id(value: &HeaderValue) -> bool {
 
 /// Thirty-two hexadecimal digits.
 fn new_id() -> HeaderValue {
-    let mut id = Vec::with_capacity(32);
-    for byte in [rng::draw(), rng::draw()].iter().flat_map(|draw| draw.to_be_bytes()) {
-        for digit in [byte >> 4, byte & 15] {
-            id.push(b"0123456789abcdef"[usize::from(digit)]);
-        }
-    }
-    HeaderValue::from_maybe_shared(Bytes::from(id)).expect("digits and letters")
+    let drawn = u128::from(rng::draw()) << 64 | u128::from(rng::draw());
+    let id: [u8; 32] = std::array::from_fn(|place| {
+        let digit = (drawn >> (4 * place)) & 15;
+        b"0123456789abcdef"[digit as usize]
+    });
+    HeaderValue::from_maybe_shared(Bytes::copy_from_slice(&id)).expect("digits and letters")
 }
 
 #[cfg(test)]
@@ -164,6 +175,12 @@ mod tests {
         );
         let v6 = Origin::new("[2001:db8::1]:1".parse().expect("an address"), true, &[]);
         assert_eq!(v6.element, "for=\"[2001:db8::1]\";proto=https");
+    }
+
+    #[test]
+    fn each_of_ours_is_looked_for() {
+        assert!(FIELDS.iter().chain([&REQUEST_ID]).all(may_be_ours));
+        assert!(!may_be_ours(&HeaderName::from_static("x-stainless-lang")));
     }
 
     #[test]

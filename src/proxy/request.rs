@@ -223,7 +223,12 @@ impl Life {
     /// something that is safe to send again.
     async fn send_somewhere(&mut self) -> Result<Response<ResponseBody>, Refusal> {
         let answer = self.try_somewhere().await;
-        answer.map_err(|refusal| if self.may_have_run { Refusal::UpstreamBroken } else { refusal })
+        answer.map_err(|refusal| match refusal {
+            // It says so itself.
+            Refusal::DeadlineExceeded => refusal,
+            _ if self.may_have_run => Refusal::UpstreamBroken,
+            _ => refusal,
+        })
     }
 
     async fn try_somewhere(&mut self) -> Result<Response<ResponseBody>, Refusal> {
