@@ -13,6 +13,7 @@ use thiserror::Error;
 use tokio::time::Sleep;
 
 use super::answer::{AnswerError, UpstreamBody};
+use super::head;
 use super::headers::Length;
 use super::limits::{Clients, Held};
 use crate::runtime::clock;
@@ -137,7 +138,7 @@ impl RequestBody {
             self.came += data.len() as u64;
             self.meter.add(data.len());
         }
-        Poll::Ready(frame.map(|frame| frame.map_err(BodyError::from)))
+        Poll::Ready(frame.map(|frame| frame.map(without_framing).map_err(BodyError::from)))
     }
 
     fn poll_patience(
@@ -223,6 +224,17 @@ impl RequestBody {
             self.read.push_back(Bytes::from(whole));
         }
         self.read.front().map_or(&[], |piece| piece)
+    }
+}
+
+/// Trailers, without what has no place there.
+fn without_framing(frame: Frame<Bytes>) -> Frame<Bytes> {
+    match frame.into_trailers() {
+        Ok(mut trailers) => {
+            head::clean_trailers(&mut trailers);
+            Frame::trailers(trailers)
+        }
+        Err(frame) => frame,
     }
 }
 

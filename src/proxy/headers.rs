@@ -118,7 +118,9 @@ pub(super) fn wanted_upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(','))
         .any(|token| token.trim().eq_ignore_ascii_case("upgrade"));
-    if asks { headers.get(UPGRADE).cloned() } else { None }
+    // HTTP/2 is never begun this way any more (RFC 9113, 3.1), least of all through a proxy.
+    let wanted = headers.get(UPGRADE).filter(|to| !to.as_bytes().eq_ignore_ascii_case(b"h2c"));
+    if asks { wanted.cloned() } else { None }
 }
 
 /// Whether the client takes trailers.

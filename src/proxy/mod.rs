@@ -30,6 +30,7 @@ mod downstream;
 mod drain_rate;
 mod ending;
 mod exchange;
+mod head;
 mod headers;
 mod identity;
 mod limits;

@@ -6,7 +6,7 @@ use std::io;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, RETRY_AFTER};
+use http::header::{CONNECTION, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use thiserror::Error;
 
@@ -24,6 +24,8 @@ pub(super) enum Refusal {
     EndpointNotNamed,
     #[error("endpoint \"{endpoint}\" has no variant \"{variant}\"")]
     UnknownVariant { endpoint: String, variant: String },
+    #[error("the request's head is malformed: {0}")]
+    Malformed(&'static str),
     #[error("no instance is in service yet; try again in a moment")]
     NoInstance,
     #[error("{waiting} requests wait already, which is the limit; try again later")]
@@ -78,7 +80,9 @@ impl Refusal {
     fn status(&self) -> StatusCode {
         match self {
             Self::UnknownEndpoint(_) | Self::UnknownVariant { .. } => StatusCode::NOT_FOUND,
-            Self::EndpointNotNamed | Self::BadBody | Self::ClientLeft => StatusCode::BAD_REQUEST,
+            Self::EndpointNotNamed | Self::Malformed(_) | Self::BadBody | Self::ClientLeft => {
+                StatusCode::BAD_REQUEST
+            }
             Self::BodyTimeout(_) => StatusCode::REQUEST_TIMEOUT,
             Self::QueueFull { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::NoInstance
@@ -98,6 +102,7 @@ impl Refusal {
             Self::UnknownEndpoint(_) => "unknown_endpoint",
             Self::EndpointNotNamed => "endpoint_not_named",
             Self::UnknownVariant { .. } => "unknown_variant",
+            Self::Malformed(_) => "malformed_request",
             Self::NoInstance => "no_instance",
             Self::QueueFull { .. } => "queue_full",
             Self::QueueTimeout { .. } => "queue_timeout",
@@ -150,6 +155,11 @@ impl Refusal {
         };
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         self.explain(response.headers_mut());
+        if matches!(self, Self::Malformed(_)) {
+            // What comes next on this connection may be anything (RFC 9112, 11.2). HTTP/2 has no such field,
+            // and no such doubt.
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
         if dialect == Dialect::SageMaker {
             let kind = HeaderValue::from_static(self.sagemaker_type());
             response.headers_mut().insert("x-amzn-errortype", kind);

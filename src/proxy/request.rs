@@ -20,6 +20,7 @@ use super::attempt::{Failure, Sender, Terms};
 use super::body::{RequestBody, ResponseBody};
 use super::deadline::Deadline;
 use super::exchange::CLIENT_LEFT;
+use super::head;
 use super::headers::{self, Length};
 use super::limits::Clients;
 use super::refusal::{Dialect, Refusal};
@@ -58,9 +59,14 @@ pub(super) fn serve(
     let arrived_at = clock::monotonic();
     let record = thread.observers.begin(&mut parts, arrived_at);
     let target = Target::of(&parts);
-    let lists_models = parts.method == Method::GET && parts.uri.path() == "/v1/models";
-    let by_head =
-        if lists_models { None } else { target.resolve_by_head(&parts, &thread.router.current()) };
+    let malformed = head::check(&parts).err();
+    let lists_models =
+        malformed.is_none() && parts.method == Method::GET && parts.uri.path() == "/v1/models";
+    let by_head = match malformed {
+        Some(refusal) => Some(Err(refusal)),
+        None if lists_models => None,
+        None => target.resolve_by_head(&parts, &thread.router.current()),
+    };
     let mut accountable = None;
     if let Some(Ok(variant)) = &by_head {
         accountable = Some(Arc::clone(&variant.unserved));

@@ -1,0 +1,185 @@
+//! What a request's head must be beyond what the parser asks for. Whatever two readers could understand
+//! differently is refused, so that what reaches a worker is unambiguous. Each rule names its paragraph.
+
+use http::header::{CONTENT_LENGTH, EXPECT, HOST, HeaderName, HeaderValue, TRANSFER_ENCODING};
+use http::request::Parts;
+use http::uri::Authority;
+use http::{HeaderMap, Method, Version};
+
+use super::refusal::Refusal;
+
+/// Fields that frame a message or say for whom it is: some servers read `_` in a name as `-`.
+const DISGUISED: [&str; 5] =
+    ["content_length", "transfer_encoding", "host", "connection", "content_type"];
+
+/// Fields that must not come in a trailer (RFC 9110, 6.5.1): they frame, route or authenticate.
+const NOT_IN_TRAILERS: [HeaderName; 12] = [
+    CONTENT_LENGTH,
+    TRANSFER_ENCODING,
+    HOST,
+    http::header::CONNECTION,
+    http::header::TE,
+    http::header::TRAILER,
+    http::header::UPGRADE,
+    http::header::AUTHORIZATION,
+    http::header::CONTENT_ENCODING,
+    http::header::CONTENT_TYPE,
+    http::header::EXPECT,
+    http::header::COOKIE,
+];
+
+/// Whether the head means one thing.
+///
+/// # Errors
+/// [`Refusal::Malformed`], with what is wrong.
+pub(super) fn check(parts: &Parts) -> Result<(), Refusal> {
+    let wrong = method(parts).or_else(|| target(parts)).or_else(|| fields(parts));
+    wrong.map_or(Ok(()), |why| Err(Refusal::Malformed(why)))
+}
+
+/// Drops what has no place in trailers.
+pub(super) fn clean_trailers(trailers: &mut HeaderMap) {
+    for name in &NOT_IN_TRAILERS {
+        trailers.remove(name);
+    }
+}
+
+fn method(parts: &Parts) -> Option<&'static str> {
+    match parts.method {
+        // A tunnel to anywhere is for forward proxies (RFC 9110, 9.3.6).
+        Method::CONNECT => Some("CONNECT is not served"),
+        // The answer would show what was added on the way (RFC 9110, 9.3.8).
+        Method::TRACE => Some("TRACE is not served"),
+        _ => None,
+    }
+}
+
+/// The target's form (RFC 9112, 3.2).
+fn target(parts: &Parts) -> Option<&'static str> {
+    let uri = &parts.uri;
+    if let Some(authority) = uri.authority() {
+        if uri.scheme().is_none() {
+            return Some("the target is an authority, which is for CONNECT alone");
+        }
+        if authority.as_str().contains('@') {
+            // RFC 9110, 4.2.4: a reader may take what is before the @ for the host.
+            return Some("the target has user information");
+        }
+        if !matches!(uri.scheme_str(), Some("http" | "https")) {
+            return Some("the target's scheme is neither http nor https");
+        }
+    }
+    match uri.path() {
+        "*" if parts.method != Method::OPTIONS => Some("the target `*` is for OPTIONS alone"),
+        path if path.starts_with('/') || path == "*" => None,
+        _ => Some("the target is no path"),
+    }
+}
+
+/// One look at each field.
+fn fields(parts: &Parts) -> Option<&'static str> {
+    let (mut host, mut length, mut coding) = (None, None, None);
+    for (name, value) in &parts.headers {
+        let (seen, twice) = match *name {
+            // RFC 9112, 3.2.
+            HOST => (&mut host, "there are several Host fields"),
+            // RFC 9112, 6.3; equal ones are one too many as well.
+            CONTENT_LENGTH => (&mut length, "there are several Content-Length fields"),
+            // RFC 9112, 6.1.
+            TRANSFER_ENCODING => (&mut coding, "there are several Transfer-Encoding fields"),
+            // RFC 9110, 10.1.1.
+            EXPECT if !value.as_bytes().eq_ignore_ascii_case(b"100-continue") => {
+                return Some("Expect is something other than 100-continue");
+            }
+            _ => {
+                let name = name.as_str();
+                if name.contains('_') && DISGUISED.contains(&name) {
+                    return Some("a field's name is that of another but for an underscore");
+                }
+                continue;
+            }
+        };
+        if seen.replace(value).is_some() {
+            return Some(twice);
+        }
+    }
+    let http1 = parts.version <= Version::HTTP_11;
+    if coding.is_some_and(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"chunked")) {
+        return Some("Transfer-Encoding is something other than chunked");
+    }
+    if coding.is_some() && length.is_some() {
+        return Some("both Content-Length and Transfer-Encoding are there");
+    }
+    if length.is_some_and(|length| !is_plain_number(length)) {
+        return Some("Content-Length is no plain number");
+    }
+    match host {
+        None if http1 && parts.version == Version::HTTP_11 => Some("there is no Host"),
+        None => None,
+        Some(host) => host_is_wrong(parts, host),
+    }
+}
+
+fn host_is_wrong(parts: &Parts, host: &HeaderValue) -> Option<&'static str> {
+    let host = host.as_bytes();
+    // It may be empty, where the target has no authority (RFC 9112, 3.2).
+    let parsed = Authority::try_from(host).ok().filter(|host| !host.as_str().contains('@'));
+    if !host.is_empty() && parsed.is_none() {
+        return Some("Host is no host");
+    }
+    let authority = parts.uri.authority()?;
+    // RFC 9112, 3.2.2 would have it overwritten, RFC 9113, 8.3.1 refused.
+    let same = authority.as_str().as_bytes().eq_ignore_ascii_case(host);
+    (!same).then_some("Host is not the one of the target")
+}
+
+/// Digits, and no more of them than it takes: `010` is 8 to some.
+fn is_plain_number(value: &HeaderValue) -> bool {
+    let digits = value.as_bytes();
+    !digits.is_empty()
+        && digits.iter().all(u8::is_ascii_digit)
+        && (digits == b"0" || digits[0] != b'0')
+}
+
+#[cfg(test)]
+mod tests {
+    use http::Request;
+
+    use super::*;
+
+    fn refused(method: &str, target: &str, fields: &[(&str, &str)]) -> Option<String> {
+        let mut request = Request::builder().method(method).uri(target);
+        for (name, value) in fields {
+            request = request.header(*name, *value);
+        }
+        let (parts, ()) = request.body(()).expect("hyper would let it through").into_parts();
+        check(&parts).err().map(|refusal| refusal.to_string())
+    }
+
+    #[test]
+    fn what_means_one_thing_passes() {
+        for (method, target, fields) in [
+            ("GET", "/", &[("host", "models.example:8080")][..]),
+            ("POST", "/v1?x=%2f#", &[("host", "[::1]:80"), ("content-length", "0")]),
+            ("POST", "/x", &[("host", "h"), ("transfer-encoding", "Chunked")]),
+            ("GET", "http://H.example/x", &[("host", "h.EXAMPLE")]),
+            ("OPTIONS", "*", &[("host", "h"), ("expect", "100-Continue")]),
+            ("GET", "/", &[("host", "")]),
+            ("GET", "/", &[("host", "h"), ("x_request_id", "1")]),
+        ] {
+            assert_eq!(refused(method, target, fields), None, "{method} {target} {fields:?}");
+        }
+    }
+
+    #[test]
+    fn trailers_frame_nothing() {
+        let mut trailers = HeaderMap::new();
+        for name in ["content-length", "host", "grpc-status", "x-checksum"] {
+            trailers.insert(name, HeaderValue::from_static("1"));
+        }
+        clean_trailers(&mut trailers);
+        let mut left: Vec<_> = trailers.keys().map(HeaderName::as_str).collect();
+        left.sort_unstable();
+        assert_eq!(left, ["grpc-status", "x-checksum"]);
+    }
+}
