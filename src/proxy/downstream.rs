@@ -25,6 +25,7 @@ use super::ending::Ending;
 use super::limits::Clients;
 use super::origin::Origin;
 use super::request::{Thread, serve};
+use super::strict::Strict;
 use super::taking::Taking;
 use super::tls::Tls;
 use crate::runtime::clock;
@@ -115,7 +116,7 @@ async fn speaks_http2(stream: &TcpStream) -> io::Result<bool> {
 
 async fn serve_http1(stream: impl Transport, origin: Origin, thread: Rc<Thread>, ending: Ending) {
     let closing = Closing::default();
-    let io = ClientIo::new(stream, closing.clone(), &thread.clients);
+    let io = ClientIo::new(Strict::new(stream), closing.clone(), &thread.clients);
     let while_unfinished = closing.clone();
     let idle_timeout = thread.clients.limits.idle_timeout;
     let head = thread.clients.limits.head as usize;

@@ -47,6 +47,7 @@ mod router;
 mod slot;
 mod snapshot;
 mod sticky;
+mod strict;
 mod taking;
 mod tls;
 mod upstream;

@@ -10,9 +10,9 @@ use std::task::Poll;
 use std::time::Instant;
 
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, EXPECT, HeaderMap, HeaderValue, TE};
+use http::header::{CONNECTION, CONTENT_TYPE, EXPECT, HeaderMap, HeaderValue, TE, UPGRADE};
 use http::request::Parts;
-use http::{Method, Request, Response, Uri, Version};
+use http::{Method, Request, Response, StatusCode, Uri, Version};
 use hyper::body::Incoming;
 
 use super::admission::{Affinity, Reservation};
@@ -59,6 +59,7 @@ pub(super) fn serve(
     let arrived_at = clock::monotonic();
     let record = thread.observers.begin(&mut parts, arrived_at);
     let target = Target::of(&parts);
+    let asks_for_upgrade = parts.headers.contains_key(UPGRADE);
     let malformed = head::check(&parts).err();
     let lists_models =
         malformed.is_none() && parts.method == Method::GET && parts.uri.path() == "/v1/models";
@@ -90,12 +91,18 @@ pub(super) fn serve(
         record,
     };
     async move {
-        if lists_models {
+        let mut response = if lists_models {
             let models = list_models(&life.thread.router);
             life.record.own_answer(models.status().as_u16(), full_length(&models));
-            return Ok(models);
+            models
+        } else {
+            life.answer(&target, by_head).await
+        };
+        if asks_for_upgrade && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            // What came behind the request was not looked at: it might have been anything.
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
-        Ok(life.answer(&target, by_head).await)
+        Ok(response)
     }
 }
 

@@ -1,0 +1,288 @@
+//! Requests that two readers could understand differently, each sent whole and byte by byte: refused with
+//! 400 and the connection closed, and nothing of them reaches a worker.
+
+#![allow(
+    clippy::disallowed_methods,
+    clippy::float_cmp,
+    reason = "tests run in real time and compare exact counts"
+)]
+
+mod support;
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use support::{DEADLINE, Forebay, eventually};
+
+/// What is wrong, by which paragraph, and the request. `{H}` is a good beginning: request line and Host.
+const CASES: &[(&str, &str, &str)] = &[
+    (
+        "a line ends in LF alone",
+        "RFC 9112, 2.2",
+        "POST /x HTTP/1.1\nhost: h\r\ncontent-length: 0\r\n\r\n",
+    ),
+    ("a field ends in LF alone", "RFC 9112, 2.2", "{H}content-length: 0\n\r\n"),
+    ("the head ends in LF alone", "RFC 9112, 2.2", "{H}content-length: 0\r\n\n"),
+    ("a CR within a field", "RFC 9112, 2.2", "{H}x: a\rb\r\n\r\n"),
+    ("blanks before the colon", "RFC 9112, 5.1", "{H}content-length : 0\r\n\r\n"),
+    ("a field that is folded", "RFC 9112, 5.2", "{H}x: a\r\n b\r\n\r\n"),
+    ("blanks before the first field", "RFC 9112, 2.2", "POST /x HTTP/1.1\r\n host: h\r\n\r\n"),
+    ("no method", "RFC 9112, 3", " /x HTTP/1.1\r\nhost: h\r\n\r\n"),
+    ("blanks in the target", "RFC 9112, 3", "POST /x y HTTP/1.1\r\nhost: h\r\n\r\n"),
+    ("another version", "RFC 9112, 2.3", "POST /x HTTP/1.2\r\nhost: h\r\n\r\n"),
+    ("a NUL in a field", "RFC 9110, 5.5", "{H}x: a\0b\r\n\r\n"),
+    ("a control byte in a field", "RFC 9110, 5.5", "{H}x: a\x01b\r\n\r\n"),
+    ("a bad name", "RFC 9110, 5.1", "{H}x(y): z\r\n\r\n"),
+    ("no name", "RFC 9110, 5.1", "{H}: z\r\n\r\n"),
+    ("no colon", "RFC 9112, 5", "{H}nothing\r\n\r\n"),
+    ("no Host", "RFC 9112, 3.2", "POST /x HTTP/1.1\r\ncontent-length: 0\r\n\r\n"),
+    ("two Hosts", "RFC 9112, 3.2", "{H}host: h\r\n\r\n"),
+    ("a Host that is none", "RFC 9112, 3.2", "POST /x HTTP/1.1\r\nhost: a/b\r\n\r\n"),
+    ("a Host with user information", "RFC 9110, 4.2.4", "POST /x HTTP/1.1\r\nhost: a@b\r\n\r\n"),
+    ("a Host unlike the target", "RFC 9112, 3.2.2", "POST http://a/x HTTP/1.1\r\nhost: b\r\n\r\n"),
+    (
+        "a target with user information",
+        "RFC 9110, 4.2.4",
+        "POST http://u:p@h/x HTTP/1.1\r\nhost: h\r\n\r\n",
+    ),
+    ("a target of another scheme", "RFC 9112, 3.2.2", "POST ftp://h/x HTTP/1.1\r\nhost: h\r\n\r\n"),
+    ("an authority without CONNECT", "RFC 9112, 3.2.3", "GET h:80 HTTP/1.1\r\nhost: h:80\r\n\r\n"),
+    ("a target that is no path", "RFC 9112, 3.2.1", "GET ! HTTP/1.1\r\nhost: !\r\n\r\n"),
+    ("a star without OPTIONS", "RFC 9112, 3.2.4", "GET * HTTP/1.1\r\nhost: h\r\n\r\n"),
+    ("CONNECT", "RFC 9110, 9.3.6", "CONNECT h:443 HTTP/1.1\r\nhost: h:443\r\n\r\n"),
+    ("TRACE", "RFC 9110, 9.3.8", "TRACE /x HTTP/1.1\r\nhost: h\r\n\r\n"),
+    ("a length that is none", "RFC 9112, 6.3", "{H}content-length: x\r\n\r\n"),
+    ("a length with a sign", "RFC 9112, 6.3", "{H}content-length: +5\r\n\r\nabcde"),
+    ("a length below 0", "RFC 9112, 6.3", "{H}content-length: -1\r\n\r\n"),
+    ("a length that some read as 8", "RFC 9110, 8.6", "{H}content-length: 010\r\n\r\nabcdefghij"),
+    ("a length as a list", "RFC 9110, 8.6", "{H}content-length: 5, 5\r\n\r\nabcde"),
+    (
+        "two equal lengths",
+        "RFC 9112, 6.3",
+        "{H}content-length: 5\r\ncontent-length: 5\r\n\r\nabcde",
+    ),
+    ("two lengths", "RFC 9112, 6.3", "{H}content-length: 5\r\ncontent-length: 6\r\n\r\nabcde"),
+    (
+        "a length and a coding",
+        "RFC 9112, 6.1",
+        "{H}content-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+    ),
+    (
+        "a coding and a length",
+        "RFC 9112, 6.1",
+        "{H}transfer-encoding: chunked\r\ncontent-length: 5\r\n\r\n0\r\n\r\n",
+    ),
+    (
+        "two codings",
+        "RFC 9112, 6.1",
+        "{H}transfer-encoding: chunked\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+    ),
+    (
+        "a coding that is not known",
+        "RFC 9112, 6.1",
+        "{H}transfer-encoding: xchunked\r\n\r\n0\r\n\r\n",
+    ),
+    ("codings in a list", "RFC 9112, 6.1", "{H}transfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n"),
+    ("an empty coding", "RFC 9112, 6.1", "{H}transfer-encoding: ,chunked\r\n\r\n0\r\n\r\n"),
+    (
+        "a coding that is not the last",
+        "RFC 9112, 6.3",
+        "{H}transfer-encoding: chunked, identity\r\n\r\n0\r\n\r\n",
+    ),
+    (
+        "a coding in HTTP/1.0",
+        "RFC 9112, 6.1",
+        "POST /x HTTP/1.0\r\nhost: h\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+    ),
+    ("a length in disguise", "RFC 9110, 5.1", "{H}content_length: 5\r\n\r\n"),
+    ("a coding in disguise", "RFC 9110, 5.1", "{H}transfer_encoding: chunked\r\n\r\n"),
+    ("an expectation that is not known", "RFC 9110, 10.1.1", "{H}expect: y 100-continue\r\n\r\n"),
+    (
+        "a chunk size that is none",
+        "RFC 9112, 7.1",
+        "{H}transfer-encoding: chunked\r\n\r\nx\r\nabc\r\n0\r\n\r\n",
+    ),
+    (
+        "a chunk size with a prefix",
+        "RFC 9112, 7.1",
+        "{H}transfer-encoding: chunked\r\n\r\n0x3\r\nabc\r\n0\r\n\r\n",
+    ),
+    (
+        "a chunk size with a sign",
+        "RFC 9112, 7.1",
+        "{H}transfer-encoding: chunked\r\n\r\n+3\r\nabc\r\n0\r\n\r\n",
+    ),
+    (
+        "a chunk size with blanks",
+        "RFC 9112, 7.1",
+        "{H}transfer-encoding: chunked\r\n\r\n3 \r\nabc\r\n0\r\n\r\n",
+    ),
+    (
+        "a chunk size without end",
+        "RFC 9112, 7.1",
+        "{H}transfer-encoding: chunked\r\n\r\n11111111111111111\r\nabc\r\n0\r\n\r\n",
+    ),
+    (
+        "a chunk line that ends in LF",
+        "RFC 9112, 7.1",
+        "{H}transfer-encoding: chunked\r\n\r\n3\nabc\r\n0\r\n\r\n",
+    ),
+    (
+        "a chunk that is longer than it says",
+        "RFC 9112, 7.1",
+        "{H}transfer-encoding: chunked\r\n\r\n3\r\nabcd\r\n0\r\n\r\n",
+    ),
+    (
+        "an extension that does not end",
+        "RFC 9112, 7.1.1",
+        "{H}transfer-encoding: chunked\r\n\r\n3;a=\"b\r\nabc\r\n0\r\n\r\n",
+    ),
+    (
+        "a trailer that ends in LF",
+        "RFC 9112, 7.1.2",
+        "{H}transfer-encoding: chunked\r\n\r\n0\r\nx: y\n\r\n",
+    ),
+];
+
+/// A worker that keeps every byte it gets but for health checks, and answers each connection once.
+fn recording() -> (SocketAddr, Arc<Mutex<Vec<u8>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("address");
+    let got = Arc::new(Mutex::new(Vec::new()));
+    let kept = Arc::clone(&got);
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let kept = Arc::clone(&kept);
+            std::thread::spawn(move || {
+                let mut piece = [0; 4096];
+                let mut all = Vec::new();
+                while let Ok(length @ 1..) = stream.read(&mut piece) {
+                    all.extend_from_slice(&piece[..length]);
+                    if !all.starts_with(b"GET /ping") {
+                        kept.lock().expect("whole").extend_from_slice(&piece[..length]);
+                    }
+                    if is_whole(&all) {
+                        let ok =
+                            b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+                        drop(stream.write_all(ok));
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    (address, got)
+}
+
+/// Whether a request is here to its last byte.
+fn is_whole(request: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(request);
+    let Some((head, body)) = text.split_once("\r\n\r\n") else { return false };
+    if head.contains("transfer-encoding: chunked") {
+        return body.ends_with("0\r\n\r\n");
+    }
+    let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")?.parse().ok());
+    body.len() >= length.unwrap_or(0)
+}
+
+/// Sends a request in pieces of this size, and reads until the proxy closes. Nothing more is sent once it
+/// has.
+fn answer(proxy: SocketAddr, request: &[u8], piece: usize) -> String {
+    let mut stream = TcpStream::connect(proxy).expect("connects");
+    stream.set_nodelay(true).expect("set");
+    stream.set_read_timeout(Some(DEADLINE)).expect("set");
+    for bytes in request.chunks(piece) {
+        if stream.write_all(bytes).is_err() {
+            break;
+        }
+        if piece < request.len() {
+            // Long enough for a byte to be read alone.
+            std::thread::sleep(Duration::from_micros(200));
+        }
+    }
+    let mut all = Vec::new();
+    drop(stream.read_to_end(&mut all));
+    String::from_utf8_lossy(&all).into_owned()
+}
+
+#[test]
+fn what_is_ambiguous_is_refused_and_reaches_no_worker() {
+    let (worker, got) = recording();
+    let forebay = Forebay::in_front_of_addresses(&[(worker, 64)], "");
+    let good = "POST /x HTTP/1.1\r\nhost: h\r\n";
+    let mut wrong = Vec::new();
+    for (what, paragraph, request) in CASES {
+        let request = request.replace("{H}", good);
+        for piece in [request.len(), 1] {
+            let answer = answer(forebay.proxy, request.as_bytes(), piece);
+            if !answer.starts_with("HTTP/1.1 400 ") && !answer.starts_with("HTTP/1.0 400 ") {
+                wrong.push(format!("{what} ({paragraph}), in pieces of {piece}: {answer:?}"));
+            }
+            // One answer, and the connection closed behind it.
+            if answer.matches("HTTP/1.").count() > 1 {
+                wrong.push(format!("{what} ({paragraph}), in pieces of {piece}: answered twice"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    forebay.wait_all_zero();
+    // A body that turns out to be malformed may have begun to be passed on; it never ends.
+    let got = String::from_utf8_lossy(&got.lock().expect("whole")).into_owned();
+    assert!(!got.contains("0\r\n\r\n"), "an ended body: {got:?}");
+    for part in ["content_length", "expect", "gzip", "TRACE", "CONNECT", "xchunked"] {
+        assert!(!got.contains(part), "{part} reached the worker: {got:?}");
+    }
+    // And the proxy is well.
+    let fine = answer(forebay.proxy, format!("{good}connection: close\r\n\r\n").as_bytes(), 1_000);
+    assert!(fine.starts_with("HTTP/1.1 200 "), "{fine:?}");
+}
+
+#[test]
+fn what_is_well_formed_reaches_the_worker_in_one_form() {
+    let (worker, got) = recording();
+    let forebay = Forebay::in_front_of_addresses(&[(worker, 64)], "");
+    for (request, arrives) in [
+        (
+            "POST http://H.example/x?y=z HTTP/1.1\r\nHost: h.example\r\nConnection: close, x-hop\r\nx-hop: 1\r\nContent-Length: 2\r\n\r\n\r\n",
+            "POST /x?y=z HTTP/1.1\r\n",
+        ),
+        ("OPTIONS * HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n", "OPTIONS * HTTP/1.1\r\n"),
+        (
+            "POST /t HTTP/1.1\r\nhost: h\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n3;x=\"y\"\r\nabc\r\n0\r\ncontent-length: 9\r\n\r\n",
+            "c\r\n0\r\n\r\n",
+        ),
+    ] {
+        for piece in [request.len(), 1] {
+            got.lock().expect("whole").clear();
+            let answer = answer(forebay.proxy, request.as_bytes(), piece);
+            assert!(answer.starts_with("HTTP/1.1 200 "), "{request:?}: {answer:?}");
+            let got = String::from_utf8_lossy(&got.lock().expect("whole")).into_owned();
+            assert!(got.contains(arrives), "{request:?}: {got:?}");
+            for gone in ["x-hop", "content-length: 9", "H.example/"] {
+                assert!(!got.contains(gone), "{gone} has reached the worker: {got:?}");
+            }
+        }
+    }
+    forebay.wait_all_zero();
+}
+
+#[test]
+fn behind_an_upgrade_that_was_not_made_nothing_is_read() {
+    let (worker, got) = recording();
+    let forebay = Forebay::in_front_of_addresses(&[(worker, 64)], "");
+    for upgrade in ["websocket", "h2c"] {
+        let request = format!(
+            "GET /ws HTTP/1.1\r\nhost: h\r\nconnection: upgrade\r\nupgrade: {upgrade}\r\n\r\nGET /smuggled HTTP/1.1\nhost: h\r\n\r\n"
+        );
+        let answer = answer(forebay.proxy, request.as_bytes(), request.len());
+        assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "{answer:?}");
+        assert!(answer.to_ascii_lowercase().contains("connection: close"), "{answer:?}");
+    }
+    eventually("both have reached the worker", || {
+        let got = String::from_utf8_lossy(&got.lock().expect("whole")).into_owned();
+        assert!(!got.contains("smuggled") && !got.contains("h2c"), "{got:?}");
+        (got.matches("GET /ws").count() == 2).then_some(())
+    });
+}
