@@ -2,6 +2,7 @@
 //! be replayed, the first piece of its body, so that a worker that dies before that costs time and no
 //! error.
 
+use std::pin::pin;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -135,7 +136,10 @@ impl Sender {
                         return Err(not_sent(exchange, request, client_upgrade));
                     }
                 };
-            let sent = terms.deadline.head(exchange.sent_at(), connection.send(request)).await;
+            let sent = {
+                let sent = pin!(connection.send(request));
+                terms.deadline.head(exchange.sent_at(), sent).await
+            };
             match sent.map_err(|refusal| {
                 exchange.timed_out(&refusal);
                 Failure::Counted(refusal)

@@ -50,7 +50,8 @@ impl Deadline {
         }
     }
 
-    /// `work`, unless the request must be over before.
+    /// `work`, unless the request must be over before. It is to be pinned where it is: taken by value, each of
+    /// the two ways to wait for it would have a place of its own for it in every request's future.
     pub(super) async fn bound<T>(
         self,
         work: impl Future<Output = Result<T, Refusal>>,

@@ -176,12 +176,12 @@ impl Life {
     ) -> Result<Response<ResponseBody>, Refusal> {
         let variant = match by_head {
             Some(resolved) => resolved?,
-            None => self.deadline.bound(self.resolve_by_body()).await?,
+            None => self.deadline.bound(pin!(self.resolve_by_body())).await?,
         };
         self.accountable = Some(Arc::clone(&variant.unserved));
         self.deadline = self.deadline.with(&variant.requests, self.arrived_at);
         self.variant = Some(variant);
-        self.deadline.bound(self.read_small_body()).await?;
+        self.deadline.bound(pin!(self.read_small_body())).await?;
         self.prepare_head(target);
         self.send_somewhere().await
     }
@@ -253,7 +253,7 @@ impl Life {
         let mut draft = self.take_draft();
         loop {
             let admitted = self.admit(caller, affinity, &retry, draft.body());
-            let reservation = deadline.bound(admitted).await?;
+            let reservation = deadline.bound(pin!(admitted)).await?;
             retry.trying(&reservation.backend);
             self.accountable = Some(Arc::clone(&reservation.backend.traffic));
             let request = draft.next(retry.may_follow());
