@@ -10,11 +10,11 @@
 mod support;
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr};
 use std::sync::{Arc, Mutex};
 
-use support::Forebay;
 use support::http::Client;
+use support::{Forebay, by_hand};
 
 /// What the worker does with the next request that is no health check. `GET /fine` always gets `fine`.
 #[derive(Clone, Default)]
@@ -31,14 +31,17 @@ struct Worker {
 
 impl Worker {
     fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let address = listener.local_addr().expect("address");
         let script = Arc::new(Mutex::new(Script::default()));
         let read = Arc::clone(&script);
-        std::thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                let read = Arc::clone(&read);
-                std::thread::spawn(move || serve(stream, &read));
+        let address = by_hand::healthy(move |head, stream| {
+            if head.starts_with("get /fine") {
+                drop(stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nfine"));
+                return;
+            }
+            let script = read.lock().expect("whole").clone();
+            drop(stream.write_all(&script.bytes));
+            if script.close {
+                drop(stream.shutdown(Shutdown::Both));
             }
         });
         Self { address, script }
@@ -46,35 +49,6 @@ impl Worker {
 
     fn next(&self, bytes: impl Into<Vec<u8>>, close: bool) {
         *self.script.lock().expect("whole") = Script { bytes: bytes.into(), close };
-    }
-}
-
-/// Requests have no body here.
-fn serve(mut stream: TcpStream, script: &Mutex<Script>) {
-    let mut buffer = Vec::new();
-    let mut piece = [0; 4096];
-    loop {
-        let end = loop {
-            if let Some(at) = buffer.windows(4).position(|w: &[u8]| w == b"\r\n\r\n") {
-                break at + 4;
-            }
-            match stream.read(&mut piece) {
-                Ok(length @ 1..) => buffer.extend_from_slice(&piece[..length]),
-                _ => return,
-            }
-        };
-        let head: Vec<u8> = buffer.drain(..end).collect();
-        let script = if head.starts_with(b"GET /ping") {
-            Script { bytes: b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n".into(), close: false }
-        } else if head.starts_with(b"GET /fine") {
-            let fine = b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nfine";
-            Script { bytes: fine.into(), close: false }
-        } else {
-            script.lock().expect("whole").clone()
-        };
-        if stream.write_all(&script.bytes).is_err() || script.close {
-            return;
-        }
     }
 }
 

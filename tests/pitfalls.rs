@@ -33,11 +33,11 @@
 mod support;
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use support::by_hand;
 use support::http::{self, Client};
 use support::{Forebay, Worker, eventually};
 
@@ -45,51 +45,21 @@ const JSON: (&str, &str) = ("content-type", "application/json");
 const CHAT: &str = r#"{"model":"m","messages":[{"role":"user","content":"hi"}]}"#;
 const STREAM: &str = r#"{"model":"m","stream":true,"messages":[{"role":"user","content":"hi"}]}"#;
 
-/// Answers health checks as `is_healthy` says and counts them; everything else by `answer`, which gets the
-/// connection after the head of the request.
-fn by_hand(
-    is_healthy: Arc<AtomicBool>,
-    asked: Arc<AtomicU64>,
-    answer: fn(&mut TcpStream),
-) -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let address = listener.local_addr().expect("address");
-    std::thread::spawn(move || {
-        for mut stream in listener.incoming().flatten() {
-            let (is_healthy, asked) = (Arc::clone(&is_healthy), Arc::clone(&asked));
-            std::thread::spawn(move || {
-                let mut head = Vec::new();
-                let mut byte = [0];
-                while !head.ends_with(b"\r\n\r\n") {
-                    if stream.read(&mut byte).unwrap_or(0) == 0 {
-                        return;
-                    }
-                    head.push(byte[0]);
-                }
-                if head.starts_with(b"GET /ping") {
-                    asked.fetch_add(1, Ordering::Relaxed);
-                    let status =
-                        if is_healthy.load(Ordering::Relaxed) { "200 OK" } else { "503 No" };
-                    let text = format!(
-                        "HTTP/1.1 {status}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
-                    );
-                    drop(stream.write_all(text.as_bytes()));
-                    return;
-                }
-                answer(&mut stream);
-            });
-        }
-    });
-    address
-}
-
 #[test]
 fn health_never_touches_the_counts() {
     let (healthy, asked) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicU64::new(0)));
-    let address = by_hand(Arc::clone(&healthy), Arc::clone(&asked), |stream| {
-        // Answers nothing until its client leaves.
-        drop(stream.read(&mut [0; 4096]));
-        drop(stream.read_to_end(&mut Vec::new()));
+    let (state, count) = (Arc::clone(&healthy), Arc::clone(&asked));
+    let address = by_hand::start(move |head, stream| {
+        if !head.starts_with("get /ping") {
+            // Answers nothing until its client leaves.
+            drop(stream.read_to_end(&mut Vec::new()));
+            return;
+        }
+        count.fetch_add(1, Ordering::Relaxed);
+        let status = if state.load(Ordering::Relaxed) { "200 OK" } else { "503 No" };
+        drop(
+            stream.write_all(format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\n\r\n").as_bytes()),
+        );
     });
     let forebay = Forebay::in_front_of_addresses(&[(address, 4)], "unhealthy_threshold = 1000\n");
     let mut clients: Vec<_> = (0..3)
@@ -117,7 +87,7 @@ fn health_never_touches_the_counts() {
 
 #[test]
 fn closing_right_after_done_is_no_failure() {
-    let address = by_hand(Arc::new(AtomicBool::new(true)), Arc::default(), |stream| {
+    let address = by_hand::healthy(|_, stream| {
         let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
         let done = "data: [DONE]\n\n";
         drop(stream.write_all(format!("{head}{:x}\r\n{done}\r\n", done.len()).as_bytes()));
@@ -143,7 +113,7 @@ fn closing_right_after_done_is_no_failure() {
 fn a_frozen_worker_and_a_thousand_connections_stop_nobody() {
     let frozen = Worker::start(&["--fail", "freeze-after=1"]);
     let good = Worker::start(&[]);
-    let forebay = Forebay::in_front_of(&[(&frozen, 2), (&good, 8)], "unhealthy_threshold = 1000\n");
+    let forebay = Forebay::in_front_of(&[(&frozen, 1), (&good, 8)], "unhealthy_threshold = 1000\n");
     let idle: Vec<_> = (0..1_000).map(|_| Client::connect(forebay.proxy)).collect();
     let mut stuck = Vec::new();
     eventually("the frozen one has all that it gets", || {

@@ -10,12 +10,13 @@
 mod support;
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
 use h2::Reason;
 use http::Request;
+use support::by_hand;
 use support::h2::H2;
 use support::http::{self as plain, Client};
 use support::{Forebay, Worker, eventually};
@@ -25,38 +26,17 @@ const STREAM: &str = r#"{"model":"m","stream":true,"messages":[{"role":"user","c
 const JSON: (&str, &str) = ("content-type", "application/json");
 const PATH: &str = "/v1/chat/completions";
 
-/// A server that is healthy and answers everything else with these bytes. Then it sends back whatever comes.
+/// A worker that answers with these bytes, and then sends back whatever comes.
 fn answering(answer: &'static str) -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let address = listener.local_addr().expect("address");
-    std::thread::spawn(move || {
-        for stream in listener.incoming().flatten() {
-            std::thread::spawn(move || echo(stream, answer));
+    by_hand::healthy(move |_, stream| {
+        drop(stream.write_all(answer.as_bytes()));
+        let mut piece = [0; 4096];
+        while let Ok(length @ 1..) = stream.read(&mut piece) {
+            if stream.write_all(&piece[..length]).is_err() {
+                return;
+            }
         }
-    });
-    address
-}
-
-fn echo(mut stream: TcpStream, answer: &str) {
-    let mut head = Vec::new();
-    let mut piece = [0; 4096];
-    while !head.windows(4).any(|end| end == b"\r\n\r\n") {
-        match stream.read(&mut piece) {
-            Ok(length @ 1..) => head.extend_from_slice(&piece[..length]),
-            _ => return,
-        }
-    }
-    let healthy = "HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
-    if head.starts_with(b"GET /ping") {
-        drop(stream.write_all(healthy.as_bytes()));
-        return;
-    }
-    drop(stream.write_all(answer.as_bytes()));
-    while let Ok(length @ 1..) = stream.read(&mut piece) {
-        if stream.write_all(&piece[..length]).is_err() {
-            return;
-        }
-    }
+    })
 }
 
 /// How long a client puts up with it, different each time and the same in each run.

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 pub mod bulk;
+pub mod by_hand;
 pub mod h2;
 pub mod http;
 
