@@ -20,7 +20,7 @@
 //! | queue-full answers kept the breaker shut, or drew the traffic | sglang#39464 | `requests::one_that_says_it_is_full_is_not_asked_again_at_once` |
 //! | a break upstream looked like a clean end | tinfoilsh/confidential-model-router#469 | `proxy::a_broken_stream_never_looks_like_an_end`, `http2::a_stream_that_breaks_at_the_worker_is_reset_and_never_ended` |
 //! | closing right after `[DONE]` was logged as an error | vllm-project/aibrix#2224 | `pitfalls::closing_right_after_done_is_no_failure` |
-//! | one hung worker or 1,000 connections stopped the router | production-stack#749, #448 | `pitfalls::a_frozen_worker_and_a_thousand_connections_stop_nobody` |
+//! | one hung worker or 1,000 connections stopped the router | production-stack#749, #448 | `pitfalls::a_hung_worker_and_a_thousand_connections_stop_nobody` |
 //! | small body buffers refused real requests | envoyproxy/ai-gateway#805, #828 | `pitfalls::the_model_is_found_behind_a_large_body` |
 //! | load was polled: herds, seconds of lag | vllm-project/router#177, vllm#49538 | `proxy::simultaneous_requests_go_one_to_each_idle_copy` |
 
@@ -110,13 +110,13 @@ fn closing_right_after_done_is_no_failure() {
 }
 
 #[test]
-fn a_frozen_worker_and_a_thousand_connections_stop_nobody() {
-    let frozen = Worker::start(&["--fail", "freeze-after=1"]);
+fn a_hung_worker_and_a_thousand_connections_stop_nobody() {
+    let hung = Worker::start(&["--fail", "hang"]);
     let good = Worker::start(&[]);
-    let forebay = Forebay::in_front_of(&[(&frozen, 1), (&good, 8)], "unhealthy_threshold = 1000\n");
+    let forebay = Forebay::in_front_of(&[(&hung, 1), (&good, 8)], "unhealthy_threshold = 1000\n");
     let idle: Vec<_> = (0..1_000).map(|_| Client::connect(forebay.proxy)).collect();
     let mut stuck = Vec::new();
-    eventually("the frozen one has all that it gets", || {
+    eventually("the hung one has all that it gets", || {
         let mut client = Client::connect(forebay.proxy);
         client.send("POST", "/v1/chat/completions", &[JSON], CHAT.as_bytes());
         stuck.push(client);
