@@ -9,7 +9,7 @@
 //! | module | owns |
 //! |---|---|
 //! | [`types`] | nouns: names, specs, records, the routing table |
-//! | [`decision`] | verbs: choosing a copy, queueing, planning, the controller, the checker; pure |
+//! | [`decision`] | verbs: choosing a copy, queueing, planning, autoscaling, the controller, the checker; pure |
 //! | [`sim`] | a deterministic world that drives the same controller |
 //! | [`provider`] | the trait behind which instances come from, and its real implementations |
 //! | [`store`] | durable state behind a small trait |

@@ -6,6 +6,7 @@
 //!   [`eject`] leaves sick ones alone; [`budget`] bounds retries; [`ramp`] gives new ones their slots;
 //!   [`predict`] learns how fast each is.
 //! * [`controller`] is the manager's brain: events in, actions out. [`plan`] decides one round of it.
+//! * [`scale`] turns what was measured into a size: the series, the expressions, the scaling policies.
 //! * [`check`] validates any plan and routing table, apart from whoever made it.
 
 pub mod admit;

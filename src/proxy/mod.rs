@@ -5,6 +5,11 @@
 //! manager and never waits for it: it is handed tables ([`Router::apply`]) and tells what it counts
 //! ([`Router::report`]).
 //!
+//! From a client to a worker: [`listener`] accepts, [`downstream`] finds out what is spoken ([`tls`] before it,
+//! [`strict`] below HTTP/1.1), [`request`] checks the head ([`head`]), finds the variant ([`resolve`]) and a
+//! slot ([`admission`]), [`attempt`] sends it on a connection of [`upstream`], [`exchange`] holds the slot, and
+//! [`answer`] passes on what comes back.
+//!
 //! # What it is built on, and why
 //!
 //! * **hyper** on one single-threaded runtime per core (tokio's `LocalRuntime`), each with its own listener:
