@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::generate::seconds;
 use super::rng::Rng;
 use crate::types::ids::InvalidName;
+use crate::types::scaling::{BuiltIn, Rule, ScalingPolicy, Signal};
 use crate::types::spec::{
     EndpointSpec, Fallback, FleetSpec, HealthCheck, HealthSpec, InstanceTypeSpec, OnClientAbort,
     PoolSpec, QueueSpec, Rebalance, RebalanceSpec, RequestPolicy, RoutingStrategy, VariantSpec,
@@ -109,7 +110,7 @@ fn draw_variant(rng: &mut Rng, n: u32, kinds: &[InstanceTypeName], zero: bool) -
         routing: RoutingStrategy::LeastOutstandingRequests,
         requests: RequestPolicy::default(),
         queue: QueueSpec { limit: 1000, timeout: Duration::from_secs(60) },
-        scaling: Vec::new(),
+        scaling: follows_load(n),
         provision_timeout: seconds(rng, 5, 120),
         fallback: draw_fallback(rng),
         startup_timeout: seconds(rng, 25, 90),
@@ -127,6 +128,24 @@ fn draw_variant(rng: &mut Rng, n: u32, kinds: &[InstanceTypeName], zero: bool) -
         scale_to_zero_after: zero.then(|| seconds(rng, 20, 120)),
         pools: draw_pools(rng, kinds),
     }
+}
+
+/// Every other variant follows its load, in periods that a world has many of.
+fn follows_load(n: u32) -> Vec<ScalingPolicy> {
+    if n.is_multiple_of(2) {
+        return Vec::new();
+    }
+    vec![ScalingPolicy {
+        name: "busy".into(),
+        signal: Signal::BuiltIn(BuiltIn::Utilization),
+        period: Duration::from_secs(10),
+        scale_out_periods: 2,
+        scale_in_periods: 4,
+        scale_out_cooldown: Duration::from_secs(30),
+        scale_in_cooldown: Duration::from_secs(30),
+        scale_in: true,
+        rule: Rule::TargetTracking { target: 0.7, tolerance: 0.1 },
+    }]
 }
 
 fn draw_fallback(rng: &mut Rng) -> Fallback {

@@ -1,11 +1,12 @@
 //! What follows a script: the trouble ends, and the fleet must become exactly what it should be, stay
 //! so, survive one more restart unchanged, and wake what sleeps.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::setup::{Faults, Load};
 use super::world::World;
-use crate::types::spec::{EndpointSpec, Fallback, Rebalance, VariantSpec};
+use crate::types::spec::{EndpointSpec, Fallback, FleetSpec, Rebalance, VariantSpec};
 use crate::types::{InstanceTypeName, VariantKey};
 
 /// How long the fleet may take to settle: back-offs, windows and hold-offs included.
@@ -66,7 +67,19 @@ impl World {
                 self.cloud.set_available(&kind, None);
             }
         }
+        self.end_policies();
         plenty
+    }
+
+    /// From now on nothing changes a size by itself: the last one is to be reached.
+    fn end_policies(&mut self) {
+        if self.fleet.variants().all(|(_, variant)| variant.scaling.is_empty()) {
+            return;
+        }
+        let mut fleet = FleetSpec::clone(&self.fleet);
+        let variants = fleet.endpoints.iter_mut().flat_map(|endpoint| &mut endpoint.variants);
+        variants.for_each(|variant| variant.scaling.clear());
+        self.reconfigure(Arc::new(fleet));
     }
 
     fn wait_settled(&mut self, plenty: bool, when: &str) {
