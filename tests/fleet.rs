@@ -421,6 +421,7 @@ fn a_proxy_alone_is_upgraded_and_what_its_old_generation_serves_holds_the_drain(
     assert_eq!(shown["silent"], false);
     // The successor serves, also while the instance that the old one is at is drained.
     assert!(split.view.cli(&["drain", &busy]).status.success());
+    eventually("it is out of the tables", || split.view.proxies_are_current().then_some(()));
     for _ in 0..5 {
         let answer = post(&split.view, CHAT);
         assert_eq!(answer.status, 200);
