@@ -274,6 +274,18 @@ fn mistakes_in_providers() {
 }
 
 #[test]
+fn workers_behind_tls_are_refused_and_not_left_unhealthy() {
+    let addresses = "addresses = [\"http://127.0.0.1:9001\", \"http://127.0.0.1:9002\"]";
+    assert_cases(&[(
+        addresses,
+        "addresses = [\"https://a:2\"]",
+        &[
+            "0:14: error: workers are not reached over TLS yet: write the http address of a:2, with `protocol = \"h2c\"` where it speaks HTTP/2",
+        ],
+    )]);
+}
+
+#[test]
 fn mistakes_in_instance_types() {
     assert_cases(&[
         (
@@ -356,7 +368,7 @@ fn mistakes_in_instance_types() {
         ),
         (
             "addresses = [\"http://127.0.0.1:9001\", \"http://127.0.0.1:9002\"]",
-            "protocol = \"h2\"\naddresses = [\"http://a:1\", \"https://a:2\"]",
+            "protocol = \"h2\"\naddresses = [\"http://a:1\"]",
             &["1:14: error: `protocol` \"h2\" needs https, but the address is http://a:1"],
         ),
         (

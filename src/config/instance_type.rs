@@ -96,6 +96,14 @@ fn instance_type(
     if let Some(protocol) = &protocol {
         check_protocol(protocol, kind, &addresses, table.sink());
     }
+    for address in addresses.iter().filter(|address| address.value.is_tls()) {
+        let rule = format!(
+            "workers are not reached over TLS yet: write the http address of {}, with `protocol = \"h2c\"` \
+             where it speaks HTTP/2",
+            address.value.authority()
+        );
+        table.sink().error(address.at, rule);
+    }
     let engine = table.get::<Engine>("engine");
     if let (Some(engine), Some(runner)) = (&engine, runner) {
         engine::check_command(engine, runner, table.sink());
