@@ -52,6 +52,12 @@ const REGRESSIONS: &[(u64, Profile)] = &[
     (10916, Profile::Everything),
     // nor what one was asked for that was cut off until just now.
     (78470, Profile::Everything),
+    // A scaling policy that was due at the moment of another event spoke after the round, and took away what
+    // that had just launched;
+    (24175, Profile::Scarcity),
+    (22706, Profile::Everything),
+    // or spoke over what an operator asked for at that moment.
+    (87997, Profile::Operators),
     // A proxy that is forgotten disturbs no fleet.
     (71621, Profile::Everything),
     // Instances of a removed pool left before they were replaced.

@@ -15,15 +15,18 @@ impl Controller {
         count: u32,
     ) -> Result<VariantKey, CommandError> {
         let key = self.find_variant(endpoint, variant)?;
-        let Some((entry, spec)) =
-            self.variants.get_mut(&key).and_then(|v| v.spec.clone().map(|s| (v, s)))
-        else {
+        let Some(spec) = self.variants.get(&key).and_then(|v| v.spec.clone()) else {
             return Err(CommandError::UnknownEndpoint(endpoint.to_owned()));
         };
         let (min, max) = (spec.min_instance_count, spec.max_instance_count);
         if !(min..=max).contains(&count) {
             return Err(CommandError::OutOfBounds { variant: key, count, min, max });
         }
+        // A scaling policy that is due speaks first, and not over what is asked for now.
+        self.wake_due(now);
+        let Some(entry) = self.variants.get_mut(&key) else {
+            return Err(CommandError::UnknownEndpoint(endpoint.to_owned()));
+        };
         // What was asked for before no longer wakes it.
         entry.latched_demand = 0;
         entry.waking = false;

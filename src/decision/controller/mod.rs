@@ -284,6 +284,9 @@ impl Controller {
 
     /// Takes in what has happened.
     pub fn handle_event(&mut self, now: Timestamp, event: Event) {
+        // What was due before is done before: a round that launches must not be followed, before its launch
+        // is recorded, by a scaling policy that wants fewer.
+        self.wake_due(now);
         match event {
             Event::Listed { provider, result } => self.listed(now, &provider, result),
             Event::Launched { provider, outcomes } => self.launched(now, &provider, outcomes),
