@@ -56,6 +56,9 @@ const REGRESSIONS: &[(u64, Profile)] = &[
     // that had just launched;
     (24175, Profile::Scarcity),
     (22706, Profile::Everything),
+    // and what a timer asked for was about an instance that the event then removed;
+    (67106, Profile::Faults),
+    (76813, Profile::Interruptions),
     // or spoke over what an operator asked for at that moment.
     (87997, Profile::Operators),
     // A proxy that is forgotten disturbs no fleet.

@@ -23,7 +23,7 @@ impl Controller {
             return Err(CommandError::OutOfBounds { variant: key, count, min, max });
         }
         // A scaling policy that is due speaks first, and not over what is asked for now.
-        self.wake_due(now);
+        self.catch_up(now);
         let Some(entry) = self.variants.get_mut(&key) else {
             return Err(CommandError::UnknownEndpoint(endpoint.to_owned()));
         };

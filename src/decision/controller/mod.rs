@@ -284,9 +284,7 @@ impl Controller {
 
     /// Takes in what has happened.
     pub fn handle_event(&mut self, now: Timestamp, event: Event) {
-        // What was due before is done before: a round that launches must not be followed, before its launch
-        // is recorded, by a scaling policy that wants fewer.
-        self.wake_due(now);
+        self.catch_up(now);
         match event {
             Event::Listed { provider, result } => self.listed(now, &provider, result),
             Event::Launched { provider, outcomes } => self.launched(now, &provider, outcomes),
@@ -299,6 +297,14 @@ impl Controller {
             Event::Reconfigured(spec) => self.adopt_spec(now, &spec),
         }
         self.settle(now);
+    }
+
+    /// What is due at the moment of an event is done, and committed, before it: a round that launches must not
+    /// be followed, before its launch is recorded, by a scaling policy that wants fewer.
+    fn catch_up(&mut self, now: Timestamp) {
+        if self.wake_due(now) {
+            self.settle(now);
+        }
     }
 
     /// Does what is due at `now`.
