@@ -80,6 +80,12 @@ enum Command {
     },
     /// Print what the manager would do now; does nothing
     Plan(ConfigFile),
+    /// Make a key for a client and print it with the SHA-256 by which a config knows it
+    ApiKey {
+        /// Print the SHA-256 of the key on standard input instead
+        #[arg(long)]
+        stdin: bool,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -142,6 +148,8 @@ fn run(command: Command) -> Result<(), String> {
         Command::Manager(file) => app::manager(&file.config).map_err(describe),
         Command::Check(file) => check(&file.config),
         Command::Plan(file) => print(app::plan(&file.config)),
+        Command::ApiKey { stdin: false } => print(cli::new_api_key()),
+        Command::ApiKey { stdin: true } => print(cli::digest_of(std::io::stdin().lock())),
         Command::Worker(options) => worker::run(options).map_err(describe),
         Command::Simulate { scenario, seed } => simulate(&scenario, seed),
         Command::Status { admin, json } => ask(async |url| cli::status(url, json).await, &admin),

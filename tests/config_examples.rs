@@ -112,6 +112,8 @@ fn the_reference_shows_the_defaults_as_they_are() {
     let mut reference = load("reference.toml");
     // A listener for TLS is there only with certificates, of which the reference names an example.
     assert!(reference.proxy.tls.take().is_some());
+    // Keys are needed only where there are some.
+    assert_eq!(std::mem::take(&mut reference.api_keys).len(), 1);
     // Nor does a fleet change its size unless it is told how.
     let fleet = std::sync::Arc::make_mut(&mut reference.fleet);
     assert_eq!(std::mem::take(&mut fleet.endpoints[0].variants[0].scaling).len(), 3);
@@ -237,6 +239,8 @@ fn commented_keys_of_the_reference_are_valid_too() {
     assert!(warnings.is_empty(), "{warnings:?}");
     assert!(config.proxy.manager.is_some() && config.manager.on_exit.is_some());
     assert_eq!(config.proxy.threads, 2);
+    let key = &config.api_keys[0];
+    assert!(key.rate.is_some() && key.endpoints.is_some());
     let requests = &only_variant(&config).requests;
     assert_eq!(requests.priority_header.as_deref(), Some("x-priority"));
     assert_eq!(requests.stall_timeout, Some(Duration::from_secs(60)));

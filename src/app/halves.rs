@@ -13,7 +13,7 @@ use super::{AppError, observers};
 use crate::config::{Config, TlsConfig};
 use crate::control::{Manager, ManagerError, ManagerHandle, ManagerOptions, OnExit};
 use crate::proxy::link::{self, LinkOptions, REPORT_INTERVAL, REPORT_SPACING};
-use crate::proxy::{self, ClientLimits, Identity, Listening, ProxyOptions, Router, Tls};
+use crate::proxy::{self, ApiKeys, ClientLimits, Identity, Listening, ProxyOptions, Router, Tls};
 use crate::runtime::clock;
 use crate::runtime::tasks::Tasks;
 use crate::store::sqlite::SqliteStore;
@@ -78,6 +78,7 @@ pub(super) struct ProxyHalf {
     _identity: Identity,
     router: Arc<Router>,
     listening: Listening,
+    pub(super) keys: Arc<ApiKeys>,
     drain_timeout: Duration,
     pub(super) observers: Observers,
 }
@@ -113,6 +114,7 @@ impl ProxyHalf {
             link::start(&options, &router, tasks).map_err(AppError::Table)?;
         }
         let tls = config.proxy.tls.as_ref().map(|tls| serve_tls(tls, tasks)).transpose()?;
+        let keys = ApiKeys::new(&config.api_keys);
         let options = ProxyOptions {
             listen: config.proxy.listen,
             tls,
@@ -130,6 +132,7 @@ impl ProxyHalf {
                 head: config.proxy.max_header_bytes,
                 trusted: config.proxy.trusted_proxies.clone(),
             },
+            keys: Arc::clone(&keys),
             drain_timeout: config.proxy.drain_timeout,
             close_spread: config.proxy.close_spread,
             observers: observers.clone(),
@@ -143,6 +146,7 @@ impl ProxyHalf {
             _identity: identity,
             router,
             listening,
+            keys,
             drain_timeout: options.drain_timeout,
             observers,
         })

@@ -173,7 +173,7 @@ async fn run_until_told(
         }
         Halves::Manager => None,
     };
-    let reloader = reload::Reloader::new(path, &config, manager.as_ref());
+    let reloader = reload::Reloader::new(path, &config, manager.as_ref(), proxy.as_ref());
     let mut state = ApiState::default();
     state.manager = manager.as_ref().map(|half| half.handle.clone());
     state.proxy = proxy.as_ref().map(ProxyHalf::readiness);

@@ -7,12 +7,14 @@ use std::sync::Arc;
 use futures_util::FutureExt;
 use tokio::sync::Mutex;
 
-use super::halves::ManagerHalf;
+use super::halves::{ManagerHalf, ProxyHalf};
 use super::providers::Providers;
 use crate::api::{Reload, ReloadError, ReloadOutcome};
 use crate::config::{self, Config};
 use crate::control::ManagerHandle;
+use crate::proxy::ApiKeys;
 use crate::types::EndpointName;
+use crate::types::access::ApiKey;
 use crate::types::spec::FleetSpec;
 
 /// Reloads the config of this process. Clones are the same one.
@@ -22,14 +24,22 @@ pub(super) struct Reloader {
     /// What is in force. Held for a whole reload, so that two do not mix.
     current: Arc<Mutex<Arc<Config>>>,
     manager: Option<(ManagerHandle, Providers)>,
+    /// The proxy's, where it runs here.
+    keys: Option<Arc<ApiKeys>>,
 }
 
 impl Reloader {
-    pub(super) fn new(path: &Path, config: &Arc<Config>, manager: Option<&ManagerHalf>) -> Self {
+    pub(super) fn new(
+        path: &Path,
+        config: &Arc<Config>,
+        manager: Option<&ManagerHalf>,
+        proxy: Option<&ProxyHalf>,
+    ) -> Self {
         Self {
             path: path.to_owned(),
             current: Arc::new(Mutex::new(Arc::clone(config))),
             manager: manager.map(|half| (half.handle.clone(), half.providers.clone())),
+            keys: proxy.map(|half| Arc::clone(&half.keys)),
         }
     }
 
@@ -69,10 +79,9 @@ impl Reloader {
         let (new, _) = config::load(&self.path).map_err(|mistakes| {
             ReloadError::Mistakes(mistakes.iter().map(ToString::to_string).collect())
         })?;
-        let outcome = ReloadOutcome {
-            changed: fleet_changes(&current.fleet, &new.fleet),
-            needs_restart: fixed_changes(&current, &new),
-        };
+        let mut changed = fleet_changes(&current.fleet, &new.fleet);
+        changed.extend(key_changes(&current.api_keys, &new.api_keys));
+        let outcome = ReloadOutcome { changed, needs_restart: fixed_changes(&current, &new) };
         if let Some((manager, providers)) = &self.manager
             && current.fleet != new.fleet
         {
@@ -85,8 +94,14 @@ impl Reloader {
                 .map_err(|error| ReloadError::Failed(error.to_string()))?;
             providers.reconfigure(&new.fleet);
         }
+        if let Some(keys) = &self.keys
+            && current.api_keys != new.api_keys
+        {
+            keys.replace(&new.api_keys);
+        }
         // What needs a restart stays as it is, and is reported again next time.
-        *current = Arc::new(Config { fleet: new.fleet, ..(**current).clone() });
+        *current =
+            Arc::new(Config { fleet: new.fleet, api_keys: new.api_keys, ..(**current).clone() });
         Ok(outcome)
     }
 }
@@ -127,6 +142,21 @@ fn fleet_changes(old: &FleetSpec, new: &FleetSpec) -> Vec<String> {
     let stays = |name: &EndpointName| new.endpoints.iter().any(|endpoint| endpoint.name == *name);
     let gone = old.endpoints.iter().filter(|endpoint| !stays(&endpoint.name));
     changes.extend(gone.map(|endpoint| format!("endpoint {} is gone: it drains", endpoint.name)));
+    changes
+}
+
+/// By their names: nothing else of a key is told.
+fn key_changes(old: &[ApiKey], new: &[ApiKey]) -> Vec<String> {
+    let mut changes = Vec::new();
+    for key in new {
+        match old.iter().find(|before| before.name == key.name) {
+            None => changes.push(format!("key {} is new", key.name)),
+            Some(before) if before != key => changes.push(format!("key {}", key.name)),
+            Some(_) => {}
+        }
+    }
+    let gone = old.iter().filter(|before| new.iter().all(|key| key.name != before.name));
+    changes.extend(gone.map(|key| format!("key {} is gone", key.name)));
     changes
 }
 

@@ -4,15 +4,26 @@
 mod client;
 mod render;
 
+use std::io;
+use std::io::Read as _;
+
 use serde::Deserialize;
 use serde_json::json;
 use thiserror::Error;
 
 use client::Client;
 
-use crate::runtime::clock;
+use crate::runtime::{clock, rng};
+use crate::types::access::Digest;
 use crate::types::status::{Explanation, FleetStatus};
 use crate::types::{EndpointName, InstanceId, VariantName};
+
+/// How keys begin that are made here, so that they are known for what they are wherever they turn up.
+const KEY_PREFIX: &str = "fbk_";
+/// Shorter ones could be guessed: their digests are not salted.
+const SHORTEST_KEY: usize = 20;
+/// Bytes that are read to find a key.
+const LONGEST_KEY: u64 = 4_096;
 
 /// Why a command failed.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -103,6 +114,33 @@ pub async fn explain(admin: &str, endpoint: &str, json: bool) -> Result<String, 
     Ok(if json { answer } else { render::explanation(&explanation) })
 }
 
+/// A new key for a client, and the digest by which the config knows it.
+///
+/// # Errors
+/// When the system has no randomness.
+pub fn new_api_key() -> io::Result<String> {
+    let mut key = KEY_PREFIX.to_owned();
+    for byte in rng::secret()? {
+        key += &format!("{byte:02x}");
+    }
+    Ok(format!("key     {key}\nsha256  {}", Digest::of(key.as_bytes())))
+}
+
+/// The digest of a key that there is already: the first line of `input`.
+///
+/// # Errors
+/// When it cannot be read, or is no key that could be sent.
+pub fn digest_of(input: impl io::Read) -> io::Result<String> {
+    let mut text = String::new();
+    input.take(LONGEST_KEY).read_to_string(&mut text)?;
+    let key = text.lines().next().unwrap_or_default().trim();
+    if key.len() < SHORTEST_KEY || !key.bytes().all(|byte| byte.is_ascii_graphic()) {
+        let what = format!("a key has at least {SHORTEST_KEY} printable ASCII characters");
+        return Err(io::Error::new(io::ErrorKind::InvalidData, what));
+    }
+    Ok(Digest::of(key.as_bytes()).to_string())
+}
+
 #[derive(Deserialize)]
 struct Scaled {
     endpoint: EndpointName,
@@ -134,6 +172,19 @@ mod tests {
         ] {
             let error = error.expect_err("wrong");
             assert_eq!(error.exit_code(), 2, "{error}");
+        }
+    }
+
+    #[test]
+    fn a_new_key_goes_with_its_digest() {
+        let told = new_api_key().expect("randomness");
+        let fields: Vec<_> = told.split_whitespace().collect();
+        let ["key", key, "sha256", digest] = fields[..] else { panic!("{told}") };
+        assert_eq!(key.len(), 68, "{key}");
+        assert_eq!(digest_of(format!("{key}\n").as_bytes()).expect("a key"), digest);
+        assert_ne!(new_api_key().expect("randomness"), told);
+        for wrong in ["", "short", "with a blank in the middle", "not-ascii-é-not-ascii-é"] {
+            assert!(digest_of(wrong.as_bytes()).is_err(), "{wrong}");
         }
     }
 

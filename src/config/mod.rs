@@ -6,6 +6,7 @@
 //! Each section has its file, which names its keys, their defaults and their rules. `config/reference.toml`
 //! shows every key. Start with [`load`].
 
+mod access;
 mod endpoint;
 mod engine;
 mod instance_type;
@@ -39,6 +40,7 @@ use reader::Table;
 pub use telemetry::{AccessLogTarget, TelemetryConfig};
 
 use crate::types::ProviderName;
+use crate::types::access::ApiKey;
 use crate::types::spec::FleetSpec;
 
 /// The largest file that is read, in bytes.
@@ -49,6 +51,8 @@ const MAX_FILE: u64 = 4 << 20;
 pub struct Config {
     /// The data plane.
     pub proxy: ProxyConfig,
+    /// The keys that clients need; none: they need none.
+    pub api_keys: Vec<ApiKey>,
     /// The management listener.
     pub admin: AdminConfig,
     /// The control plane.
@@ -90,7 +94,7 @@ pub fn load_str(text: &str, file_name: &str) -> Result<(Config, Vec<Mistake>), V
 
 /// Reads every section, those first that others refer to.
 fn read(root: &Table<'_>) -> Config {
-    let (proxy, admin, pool_idle_timeout) = proxy::read(root);
+    let (proxy, admin, pool_idle_timeout, (api_keys, named)) = proxy::read(root);
     let (manager, store) = manager::read(root);
     let telemetry = telemetry::read(root);
     let providers = provider::read(root);
@@ -100,11 +104,21 @@ fn read(root: &Table<'_>) -> Config {
         let rule = "there is no [[endpoint]], so nothing will be served";
         root.sink().warning(0, rule);
     }
+    access::check_endpoints(&named, &endpoints, root.sink());
     let fleet = Arc::new(FleetSpec { instance_types: types.specs, endpoints });
     if let Some(timeout) = &pool_idle_timeout {
         engine::check_pool(timeout, &fleet, root.sink());
     }
-    Config { proxy, admin, manager, store, telemetry, providers: providers.configs, fleet }
+    Config {
+        proxy,
+        api_keys,
+        admin,
+        manager,
+        store,
+        telemetry,
+        providers: providers.configs,
+        fleet,
+    }
 }
 
 fn read_file(path: &Path) -> Result<String, String> {

@@ -5,6 +5,7 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::access;
 use super::limits::{self, Span};
 use super::reader::{Located, Table};
 use super::values::ByteCount;
@@ -75,9 +76,12 @@ const MAX_BODY_BUFFERS: u64 = 1 << 40;
 /// hyper reads in pieces of 8 KiB at least.
 const HEADER_BYTES: RangeInclusive<ByteCount> = ByteCount(8 << 10)..=ByteCount(1 << 20);
 
-/// Reads both sections, because their listeners must not clash. The last part is `pool_idle_timeout` and its
-/// place, if the file has it: what goes with it depends on the engines.
-pub(super) fn read(root: &Table<'_>) -> (ProxyConfig, AdminConfig, Option<Located<Duration>>) {
+/// What both sections say. Then `pool_idle_timeout` and its place, if the file has it: what goes with it depends
+/// on the engines; and the keys of clients, which may name endpoints.
+pub(super) type Read = (ProxyConfig, AdminConfig, Option<Located<Duration>>, access::Found);
+
+/// Reads both sections, because their listeners must not clash.
+pub(super) fn read(root: &Table<'_>) -> Read {
     let proxy = root.table("proxy");
     let admin = root.table("admin");
     let listen = proxy.as_ref().and_then(|table| table.get::<SocketAddr>("listen"));
@@ -114,7 +118,8 @@ pub(super) fn read(root: &Table<'_>) -> (ProxyConfig, AdminConfig, Option<Locate
             ),
         );
     }
-    (config, AdminConfig { listen: admin_address }, pool_idle)
+    let keys = proxy.as_ref().map(access::read).unwrap_or_default();
+    (config, AdminConfig { listen: admin_address }, pool_idle, keys)
 }
 
 fn proxy_config(

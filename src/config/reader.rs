@@ -11,7 +11,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::mistake::Sink;
 use super::suggest;
-use super::values::{Read, Wrong, shortened, shown};
+use super::values::{Read, Wrong, kind, shortened, shown};
 
 /// A value and where it stands, as a byte offset.
 #[derive(Debug, Clone)]
@@ -185,7 +185,7 @@ impl<'a> Table<'a> {
     pub(super) fn tables(&self, key: &'static str, title: &str) -> Vec<Table<'a>> {
         let Some(value) = self.value(key) else { return Vec::new() };
         let Some(items) = value.get_ref().as_array() else {
-            let given = shown(value.get_ref());
+            let given = kind(value.get_ref());
             let rule = format!("`{key}` must be an array of tables: write {title}, not {given}");
             self.sink.missing(value.span().start, rule);
             return Vec::new();
@@ -252,7 +252,7 @@ impl<'a> Table<'a> {
         if let Some(table) = value.get_ref().as_table() {
             return table.iter().collect();
         }
-        let given = shown(value.get_ref());
+        let given = kind(value.get_ref());
         self.sink.missing(value.span().start, format!("`{key}` must be a table, not {given}"));
         Vec::new()
     }
@@ -262,7 +262,7 @@ impl<'a> Table<'a> {
         if let Some(entries) = value.get_ref().as_table() {
             return Some(Table::new(entries, at, title, self.sink));
         }
-        self.sink.missing(at, format!("{title} must be a table, not {}", shown(value.get_ref())));
+        self.sink.missing(at, format!("{title} must be a table, not {}", kind(value.get_ref())));
         None
     }
 }

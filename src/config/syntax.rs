@@ -50,7 +50,7 @@ fn stopping_line(error: &toml::de::Error, text: &str) -> Option<(usize, usize)> 
 fn describe(error: &toml::de::Error, text: &str) -> (usize, String) {
     let span = error.span().unwrap_or(0..0);
     let piece = text.get(span.clone()).unwrap_or_default();
-    let about = if piece.trim().is_empty() || piece.contains('\n') {
+    let about = if piece.trim().is_empty() || piece.contains('\n') || is_secret(text, span.start) {
         String::new()
     } else {
         format!(" at `{}`", shortened(piece))
@@ -65,6 +65,15 @@ fn describe(error: &toml::de::Error, text: &str) -> (usize, String) {
         ""
     };
     (span.start, format!("not TOML: {message}{about}{hint}"))
+}
+
+/// Whether what stands at `at` is the value of a key that sounds like a secret's.
+fn is_secret(text: &str, at: usize) -> bool {
+    let before = text.get(..at).unwrap_or_default();
+    let line = &before[before.rfind('\n').map_or(0, |newline| newline + 1)..];
+    let Some((keys, _)) = line.rsplit_once('=') else { return false };
+    let keys = keys.to_ascii_lowercase();
+    ["key", "sha256", "token", "secret", "password"].iter().any(|word| keys.contains(word))
 }
 
 #[cfg(test)]
@@ -86,6 +95,16 @@ mod tests {
         for (text, at, message) in [
             ("a = 1.0.0", 7, "not TOML: invalid float at `.0`; a text needs quotes"),
             ("a = 1\na = 2", 6, "not TOML: duplicate key at `a`"),
+            (
+                "a_token = s3same",
+                10,
+                "not TOML: string values must be quoted, expected literal string",
+            ),
+            (
+                "e = { TOKEN = s3same }",
+                14,
+                "not TOML: string values must be quoted, expected literal string",
+            ),
             ("a 1", 2, "not TOML: key with no value, expected `=`"),
         ] {
             let error = toml::de::DeTable::parse(text).expect_err("no TOML");

@@ -10,7 +10,7 @@ use toml::de::DeValue;
 use super::suggest;
 use crate::types::spec::{Engine, Fallback, Rebalance, RoutingStrategy};
 use crate::types::{
-    Address, EndpointName, InstanceTypeName, ModelName, Network, Protocol, ProviderName,
+    Address, EndpointName, InstanceTypeName, KeyName, ModelName, Network, Protocol, ProviderName,
     VariantName,
 };
 
@@ -273,7 +273,7 @@ macro_rules! read_name {
     )*};
 }
 
-read_name!(EndpointName, VariantName, InstanceTypeName, ProviderName, ModelName);
+read_name!(EndpointName, VariantName, InstanceTypeName, ProviderName, ModelName, KeyName);
 
 /// A value as a sentence shows it: strings in quotes and shortened, the rest by its type or figure.
 pub(super) fn shown(value: &DeValue<'_>) -> String {
@@ -285,6 +285,14 @@ pub(super) fn shown(value: &DeValue<'_>) -> String {
         DeValue::Datetime(_) => "a date or time".to_owned(),
         DeValue::Array(_) => "an array".to_owned(),
         DeValue::Table(_) => "a table".to_owned(),
+    }
+}
+
+/// What a value is, where it is of the wrong kind altogether: not what it says, which may be a secret.
+pub(super) fn kind(value: &DeValue<'_>) -> String {
+    match value {
+        DeValue::String(_) => "a text".to_owned(),
+        other => shown(other),
     }
 }
 

@@ -13,7 +13,7 @@ const DISGUISED: [&str; 5] =
     ["content_length", "transfer_encoding", "host", "connection", "content_type"];
 
 /// Fields that must not come in a trailer (RFC 9110, 6.5.1): they frame, route or authenticate.
-const NOT_IN_TRAILERS: [HeaderName; 12] = [
+const NOT_IN_TRAILERS: [HeaderName; 13] = [
     CONTENT_LENGTH,
     TRANSFER_ENCODING,
     HOST,
@@ -22,6 +22,7 @@ const NOT_IN_TRAILERS: [HeaderName; 12] = [
     http::header::TRAILER,
     http::header::UPGRADE,
     http::header::AUTHORIZATION,
+    HeaderName::from_static("x-api-key"),
     http::header::CONTENT_ENCODING,
     http::header::CONTENT_TYPE,
     http::header::EXPECT,

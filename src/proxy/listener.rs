@@ -15,6 +15,7 @@ use tokio_util::task::TaskTracker;
 use super::attempt::Sender;
 use super::downstream::serve_connection;
 use super::ending::Ending;
+use super::keys::ApiKeys;
 use super::limits::{ClientLimits, Clients};
 use super::request::Thread;
 use super::router::Router;
@@ -37,6 +38,8 @@ pub struct ProxyOptions {
     pub pool_idle_timeout: Duration,
     /// How much clients may take.
     pub limits: ClientLimits,
+    /// Who may ask.
+    pub keys: Arc<ApiKeys>,
     /// How long requests may finish once the proxy is told to end.
     pub drain_timeout: Duration,
     /// Over how long connections leave once a successor accepts.
@@ -215,8 +218,13 @@ fn run_thread(
         connect_timeout: options.connect_timeout,
         tasks: TaskTracker::new(),
     };
-    let thread =
-        Rc::new(Thread { router, sender, clients, observers: Rc::new(options.observers.clone()) });
+    let thread = Rc::new(Thread {
+        router,
+        sender,
+        clients,
+        keys: Arc::clone(&options.keys),
+        observers: Rc::new(options.observers.clone()),
+    });
     runtime.block_on(async {
         let doors = doors
             .into_iter()

@@ -6,7 +6,7 @@
 //! ([`Router::report`]).
 //!
 //! From a client to a worker: [`listener`] accepts, [`downstream`] finds out what is spoken ([`tls`] before it,
-//! [`strict`] below HTTP/1.1), [`request`] checks the head ([`head`]), finds the variant ([`resolve`]) and a
+//! [`strict`] below HTTP/1.1), [`request`] checks the head ([`head`]) and who asks ([`keys`]), finds the variant ([`resolve`]) and a
 //! slot ([`admission`]), [`attempt`] sends it on a connection of [`upstream`], [`exchange`] holds the slot, and
 //! [`answer`] passes on what comes back.
 //!
@@ -38,6 +38,7 @@ mod exchange;
 mod head;
 mod headers;
 mod identity;
+mod keys;
 mod limits;
 pub mod link;
 mod listener;
@@ -59,6 +60,7 @@ mod upstream;
 mod vitals;
 
 pub use identity::Identity;
+pub use keys::ApiKeys;
 pub use limits::{ClientLimits, Clients};
 pub use listener::{Listening, ProxyOptions, listen};
 pub use router::Router;

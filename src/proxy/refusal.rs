@@ -6,7 +6,7 @@ use std::io;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONNECTION, CONTENT_TYPE, RETRY_AFTER};
+use http::header::{CONNECTION, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use thiserror::Error;
 
@@ -24,6 +24,14 @@ pub(super) enum Refusal {
     EndpointNotNamed,
     #[error("endpoint \"{endpoint}\" has no variant \"{variant}\"")]
     UnknownVariant { endpoint: String, variant: String },
+    #[error(
+        "a key is needed: send a known one as \"Authorization: Bearer KEY\" or \"x-api-key: KEY\""
+    )]
+    Unauthenticated,
+    #[error("the key \"{key}\" is not for endpoint \"{endpoint}\"")]
+    NotAllowed { key: String, endpoint: String },
+    #[error("this key may send {per_minute} requests a minute; try again later")]
+    RateLimited { per_minute: u32, retry_after: u32 },
     #[error("the request's head is malformed: {0}")]
     Malformed(&'static str),
     #[error("no instance is in service yet; try again in a moment")]
@@ -83,8 +91,10 @@ impl Refusal {
             Self::EndpointNotNamed | Self::Malformed(_) | Self::BadBody | Self::ClientLeft => {
                 StatusCode::BAD_REQUEST
             }
+            Self::Unauthenticated => StatusCode::UNAUTHORIZED,
+            Self::NotAllowed { .. } => StatusCode::FORBIDDEN,
             Self::BodyTimeout(_) => StatusCode::REQUEST_TIMEOUT,
-            Self::QueueFull { .. } => StatusCode::TOO_MANY_REQUESTS,
+            Self::QueueFull { .. } | Self::RateLimited { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::NoInstance
             | Self::QueueTimeout { .. }
             | Self::VariantRemoved
@@ -102,6 +112,9 @@ impl Refusal {
             Self::UnknownEndpoint(_) => "unknown_endpoint",
             Self::EndpointNotNamed => "endpoint_not_named",
             Self::UnknownVariant { .. } => "unknown_variant",
+            Self::Unauthenticated => "unauthenticated",
+            Self::NotAllowed { .. } => "endpoint_not_allowed",
+            Self::RateLimited { .. } => "rate_limited",
             Self::Malformed(_) => "malformed_request",
             Self::NoInstance => "no_instance",
             Self::QueueFull { .. } => "queue_full",
@@ -123,9 +136,9 @@ impl Refusal {
         match self {
             Self::NoInstance => Some(5),
             Self::VariantRemoved | Self::NoOtherInstance | Self::BodyBuffersFull => Some(1),
-            Self::QueueFull { retry_after, .. } | Self::QueueTimeout { retry_after, .. } => {
-                Some(*retry_after)
-            }
+            Self::QueueFull { retry_after, .. }
+            | Self::QueueTimeout { retry_after, .. }
+            | Self::RateLimited { retry_after, .. } => Some(*retry_after),
             _ => None,
         }
     }
@@ -191,6 +204,10 @@ impl Refusal {
         if let Some(seconds) = self.retry_after() {
             headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
         }
+        if *self == Self::Unauthenticated {
+            // RFC 9110, 11.6.1.
+            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"forebay\""));
+        }
     }
 
     /// gRPC's code: `UNAVAILABLE` is what its clients try again by themselves.
@@ -199,7 +216,9 @@ impl Refusal {
             StatusCode::BAD_REQUEST => "3",
             StatusCode::REQUEST_TIMEOUT | StatusCode::GATEWAY_TIMEOUT => "4",
             StatusCode::NOT_FOUND => "5",
+            StatusCode::FORBIDDEN => "7",
             StatusCode::TOO_MANY_REQUESTS => "8",
+            StatusCode::UNAUTHORIZED => "16",
             _ => "14",
         }
     }
@@ -209,6 +228,8 @@ impl Refusal {
             StatusCode::NOT_FOUND | StatusCode::BAD_REQUEST | StatusCode::REQUEST_TIMEOUT => {
                 "ValidationError"
             }
+            StatusCode::UNAUTHORIZED => "UnrecognizedClientException",
+            StatusCode::FORBIDDEN => "AccessDeniedException",
             StatusCode::TOO_MANY_REQUESTS => "ThrottlingException",
             StatusCode::SERVICE_UNAVAILABLE => "ServiceUnavailable",
             _ => "InternalFailure",
@@ -266,6 +287,10 @@ mod tests {
         assert_eq!(
             shown(Refusal::UnknownEndpoint("x".into()), Dialect::SageMaker),
             r#"400 Bad Request {"content-type": "application/json", "x-forebay-error": "unknown_endpoint", "x-amzn-errortype": "ValidationError"} {"ErrorCode":"NO_SUCH_ENDPOINT","Message":"no endpoint is called \"x\""}"#
+        );
+        assert_eq!(
+            shown(Refusal::Unauthenticated, Dialect::SageMaker),
+            r#"401 Unauthorized {"content-type": "application/json", "x-forebay-error": "unauthenticated", "www-authenticate": "Bearer realm=\"forebay\"", "x-amzn-errortype": "UnrecognizedClientException"} {"ErrorCode":"unauthenticated","Message":"a key is needed: send a known one as \"Authorization: Bearer KEY\" or \"x-api-key: KEY\""}"#
         );
         assert_eq!(
             shown(refusal, Dialect::Grpc),

@@ -22,6 +22,7 @@ use super::deadline::Deadline;
 use super::exchange::CLIENT_LEFT;
 use super::head;
 use super::headers::{self, Length};
+use super::keys::{ApiKeys, Key};
 use super::limits::Clients;
 use super::refusal::{Dialect, Refusal};
 use super::resolve::Target;
@@ -33,6 +34,7 @@ use crate::decision::admit::Caller;
 use crate::runtime::clock;
 use crate::telemetry::request::{Observers, RequestRecord};
 use crate::telemetry::traffic::Traffic;
+use crate::types::EndpointName;
 use crate::types::spec::RequestPolicy;
 
 /// The priority of requests that name none.
@@ -44,6 +46,7 @@ pub(super) struct Thread {
     pub(super) router: Arc<Router>,
     pub(super) sender: Sender,
     pub(super) clients: Arc<Clients>,
+    pub(super) keys: Arc<ApiKeys>,
     pub(super) observers: Rc<Observers>,
 }
 
@@ -60,13 +63,21 @@ pub(super) fn serve(
     let record = thread.observers.begin(&mut parts, arrived_at);
     let target = Target::of(&parts);
     let asks_for_upgrade = parts.headers.contains_key(UPGRADE);
-    let malformed = head::check(&parts).err();
+    let admitted =
+        head::check(&parts).and_then(|()| thread.keys.admit(&mut parts.headers, arrived_at));
+    if let Ok(Some(key)) = &admitted {
+        record.came_with(&key.name);
+    }
     let lists_models =
-        malformed.is_none() && parts.method == Method::GET && parts.uri.path() == "/v1/models";
-    let by_head = match malformed {
-        Some(refusal) => Some(Err(refusal)),
-        None if lists_models => None,
-        None => target.resolve_by_head(&parts, &thread.router.current()),
+        admitted.is_ok() && parts.method == Method::GET && parts.uri.path() == "/v1/models";
+    let (key, by_head) = match admitted {
+        Err(refusal) => (None, Some(Err(refusal))),
+        Ok(key) if lists_models => (key, None),
+        Ok(key) => {
+            let by_head = target.resolve_by_head(&parts, &thread.router.current());
+            let by_head = by_head.map(|found| allowed(found?, key.as_deref()));
+            (key, by_head)
+        }
     };
     let mut accountable = None;
     if let Some(Ok(variant)) = &by_head {
@@ -83,6 +94,7 @@ pub(super) fn serve(
         deadline: Deadline::asked(&parts.headers, arrived_at),
         body,
         parts,
+        key,
         variant: None,
         accountable,
         at_instance: false,
@@ -92,7 +104,7 @@ pub(super) fn serve(
     };
     async move {
         let mut response = if lists_models {
-            let models = list_models(&life.thread.router);
+            let models = list_models(&life.thread.router, life.key.as_deref());
             life.record.own_answer(models.status().as_u16(), full_length(&models));
             models
         } else {
@@ -111,11 +123,19 @@ fn full_length(response: &Response<ResponseBody>) -> u64 {
     http_body::Body::size_hint(response.body()).lower()
 }
 
-fn list_models(router: &Router) -> Response<ResponseBody> {
+/// The variant, if the key is for its endpoint.
+fn allowed(variant: Arc<Variant>, key: Option<&Key>) -> Result<Arc<Variant>, Refusal> {
+    key.map_or(Ok(()), |key| key.asks(&variant.key.endpoint))?;
+    Ok(variant)
+}
+
+/// What whoever has the key may ask for.
+fn list_models(router: &Router, key: Option<&Key>) -> Response<ResponseBody> {
     let snapshot = router.current();
-    let endpoints = snapshot.endpoints.iter().map(|endpoint| endpoint.name.as_str());
-    let mut names = snapshot.model_names();
-    for name in endpoints {
+    let may_ask = |endpoint: &EndpointName| key.is_none_or(|key| key.may_ask(endpoint));
+    let mut names = snapshot.model_names(may_ask);
+    let endpoints = snapshot.endpoints.iter().map(|endpoint| &endpoint.name);
+    for name in endpoints.filter(|name| may_ask(name)).map(EndpointName::as_str) {
         if !names.contains(&name) {
             names.push(name);
         }
@@ -137,6 +157,8 @@ struct Life {
     deadline: Deadline,
     parts: Parts,
     body: RequestBody,
+    /// Who asks, where keys are asked for.
+    key: Option<Arc<Key>>,
     variant: Option<Arc<Variant>>,
     /// Where an answer of our own is counted: at the instance type that failed, or at none.
     accountable: Option<Arc<Traffic>>,
@@ -190,6 +212,7 @@ impl Life {
         let snapshot = self.thread.router.current().clone();
         let most = self.thread.clients.limits.body;
         let variant = Target::resolve_by_body(&self.parts, &mut self.body, &snapshot, most).await?;
+        let variant = allowed(variant, self.key.as_deref())?;
         variant.room.arrived();
         self.record.resolved(&variant.key, &variant.model);
         Ok(variant)
@@ -247,7 +270,7 @@ impl Life {
     async fn try_somewhere(&mut self) -> Result<Response<ResponseBody>, Refusal> {
         let Some(variant) = self.variant.clone() else { return Err(Refusal::NoInstance) };
         let deadline = self.deadline;
-        let caller = caller(&self.parts.headers, &variant.requests);
+        let caller = caller(&self.parts.headers, &variant.requests, self.key.as_deref());
         let affinity = sticky::affinity(&mut self.parts.headers, &variant.requests);
         let mut retry = Retry::new(&variant, self.parts.uri.path());
         let mut draft = self.take_draft();
@@ -358,9 +381,12 @@ impl Drop for Life {
     }
 }
 
-/// Who asks, to the queue: by the configured headers, of which nothing but a hash is kept.
-fn caller(headers: &HeaderMap, policy: &RequestPolicy) -> Caller {
-    let id = headers.get(&policy.caller_header).map_or(0, |value| sticky::hash(value.as_bytes()));
+/// Who asks, to the queue: whoever has the key, or without keys by the configured header, of which nothing but
+/// a hash is kept.
+fn caller(headers: &HeaderMap, policy: &RequestPolicy, key: Option<&Key>) -> Caller {
+    let by_header =
+        || headers.get(&policy.caller_header).map_or(0, |value| sticky::hash(value.as_bytes()));
+    let id = key.map_or_else(by_header, |key| key.caller);
     let priority = policy.priority_header.as_ref().and_then(|name| headers.get(name));
     let priority = match priority.map(HeaderValue::as_bytes) {
         Some([digit @ b'0'..=b'9']) => digit - b'0',

@@ -323,9 +323,9 @@ impl Snapshot {
     }
 
     /// Model names in the table's order, each once.
-    pub(super) fn model_names(&self) -> Vec<&str> {
+    pub(super) fn model_names(&self, may_ask: impl Fn(&EndpointName) -> bool) -> Vec<&str> {
         let mut names: Vec<&str> = Vec::new();
-        for variant in self.variants() {
+        for variant in self.variants().filter(|variant| may_ask(&variant.key.endpoint)) {
             let models = variant.backends.iter().map(|b| b.route.model.as_str());
             for name in std::iter::once(variant.model.as_str()).chain(models) {
                 if !names.contains(&name) {

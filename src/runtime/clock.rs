@@ -40,6 +40,14 @@ pub fn uptime_ms() -> u64 {
     u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX) + 1
 }
 
+/// Nanoseconds from the first call in this process to `at`; 0 for what was before.
+#[must_use]
+pub fn uptime_ns_at(at: Instant) -> u64 {
+    static START: OnceLock<Instant> = OnceLock::new();
+    let start = *START.get_or_init(|| at);
+    u64::try_from(at.saturating_duration_since(start).as_nanos()).unwrap_or(u64::MAX)
+}
+
 #[cfg(test)]
 mod tests {
     #[test]

@@ -8,6 +8,17 @@ pub fn draw() -> u64 {
     fastrand::u64(..)
 }
 
+/// A secret that nobody can guess: 256 bits of the system's own randomness.
+///
+/// # Errors
+/// When the system has none.
+pub fn secret() -> std::io::Result<[u8; 32]> {
+    let mut bytes = [0; 32];
+    ring::rand::SecureRandom::fill(&ring::rand::SystemRandom::new(), &mut bytes)
+        .map_err(|_| std::io::Error::other("the system has no randomness"))?;
+    Ok(bytes)
+}
+
 /// Sixteen hexadecimal digits for names that must not collide.
 #[must_use]
 pub fn unique_suffix() -> String {

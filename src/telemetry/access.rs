@@ -209,6 +209,9 @@ struct Line<'a> {
     trace_id: Option<String>,
     method: String,
     path: String,
+    /// What its client's key is called.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    api_key: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     endpoint: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -248,6 +251,7 @@ impl<'a> Line<'a> {
             trace_id: request.traced.as_ref().map(|traced| trace::shown(&traced.trace_id)),
             method: shortened(request.method.as_str(), LONGEST_ID),
             path: shortened(request.path(), LONGEST_PATH),
+            api_key: request.key.as_ref().map(crate::types::KeyName::as_str),
             endpoint: variant.map(|variant| variant.endpoint.as_str()),
             variant: variant.map(|variant| variant.variant.as_str()),
             model: model.map(crate::types::ModelName::as_str),

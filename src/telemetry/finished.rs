@@ -6,7 +6,7 @@ use http::uri::PathAndQuery;
 use http::{HeaderValue, Method};
 
 use super::trace::{SpanId, Traced};
-use crate::types::{Address, InstanceId, InstanceTypeName, ModelName, VariantKey};
+use crate::types::{Address, InstanceId, InstanceTypeName, KeyName, ModelName, VariantKey};
 
 /// What clients that left before an answer are noted with (nginx's convention).
 const CLIENT_LEFT: u16 = 499;
@@ -49,6 +49,8 @@ pub struct FinishedRequest {
     pub target: Option<PathAndQuery>,
     /// The client's `x-request-id`.
     pub request_id: Option<HeaderValue>,
+    /// The name of the key that it came with.
+    pub key: Option<KeyName>,
     /// What it was for, once known.
     pub variant: Option<VariantKey>,
     /// The variant's model.

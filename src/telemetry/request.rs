@@ -17,7 +17,7 @@ use super::finished::{Attempt, FinishedRequest};
 use super::trace::{SpanId, Tracer};
 use crate::runtime::clock;
 use crate::types::table::BackendRoute;
-use crate::types::{ModelName, VariantKey};
+use crate::types::{KeyName, ModelName, VariantKey};
 
 const REQUEST_ID: &str = "x-request-id";
 
@@ -45,6 +45,7 @@ impl Observers {
             method: head.method.clone(),
             target: head.uri.path_and_query().cloned(),
             request_id: head.headers.get(REQUEST_ID).cloned(),
+            key: None,
             variant: None,
             model: None,
             attempt: None,
@@ -130,6 +131,11 @@ impl RequestRecord {
         {
             change(request);
         }
+    }
+
+    /// It came with the key of this name.
+    pub fn came_with(&self, key: &KeyName) {
+        self.note(|request| request.key = Some(key.clone()));
     }
 
     /// It is for this variant, whose model is `model`.

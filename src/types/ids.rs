@@ -104,6 +104,10 @@ name!(
     ModelName, "model name", is_model, "must be 1 to 256 printable characters without blanks or quotes"
 );
 name!(
+    /// A client's key, as the config calls it; never the key itself.
+    KeyName, "key name", is_dotted, "must be 1 to 63 letters, digits, dots, hyphens and underscores"
+);
+name!(
     /// One instance, for its whole life; never used again.
     InstanceId, "instance id", is_long_label, "must be 1 to 160 letters, digits, dots, hyphens and underscores"
 );

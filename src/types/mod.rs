@@ -4,6 +4,7 @@
 //! Start with [`spec`] (what the operator asked for), [`instance`] (what runs), [`table`] (what the
 //! proxy routes by) and [`report`] (what the proxy tells the manager).
 
+pub mod access;
 pub mod durations;
 pub mod error;
 pub mod ids;
@@ -21,8 +22,8 @@ pub mod tls;
 
 pub use error::ProviderError;
 pub use ids::{
-    EndpointName, Generation, InstanceId, InstanceTypeName, ModelName, ProviderName, ProxyId,
-    VariantKey, VariantName,
+    EndpointName, Generation, InstanceId, InstanceTypeName, KeyName, ModelName, ProviderName,
+    ProxyId, VariantKey, VariantName,
 };
 pub use instance::{Address, InstanceState, Protocol};
 pub use network::Network;
