@@ -826,9 +826,9 @@ fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// Mistakes of one policy that has these keys after its name, by their sentences alone.
-fn in_policy(keys: &str) -> Vec<String> {
-    let text = format!("{BASE}\n[[endpoint.variant.scaling]]\nname = \"x\"\n{keys}\n");
+/// Mistakes of one such table of a variant that has these keys after its name, by their sentences alone.
+fn within(table: &str, keys: &str) -> Vec<String> {
+    let text = format!("{BASE}\n[[endpoint.variant.{table}]]\nname = \"x\"\n{keys}\n");
     let first = text.lines().count() - keys.lines().count();
     let told = mistakes(&text).into_iter().map(|mistake| {
         let (line, rest) = mistake.split_once(':').expect("a line");
@@ -876,13 +876,36 @@ fn mistakes_in_scaling() {
         "kind = \"step\"\nmetric = \"queue_depth\"".to_owned(),
     ] {
         let _ = writeln!(told, "{keys}");
-        for mistake in in_policy(&keys) {
+        for mistake in within("scaling", &keys) {
             let _ = writeln!(told, "  -> {mistake}");
         }
         told.push('\n');
     }
     let twice = "metric = \"queue_depth\"\ntarget = 1.0\n[[endpoint.variant.scaling]]\nname = \"x\"\n\
                  metric = \"queue_depth\"\ntarget = 1.0";
-    let _ = writeln!(told, "{twice}\n  -> {}", in_policy(twice).join("\n  -> "));
+    let _ = writeln!(told, "{twice}\n  -> {}", within("scaling", twice).join("\n  -> "));
+    insta::assert_snapshot!(told);
+}
+
+#[test]
+fn mistakes_in_a_schedule() {
+    let mut told = String::new();
+    for keys in [
+        "schedule = \"cron(0 8 ? * MON-FRI *)\"\ntimezone = \"Europe/Berlin\"\nmin_instance_count = 1",
+        "schedule = \"at(2026-12-24T18:00:00)\"",
+        "schedule = \"at(24 December)\"\nmin_instance_count = 1",
+        "schedule = \"cron(0 8 * * MON-FRI)\"\nmin_instance_count = 1",
+        "schedule = \"rate(1 day)\"\nmin_instance_count = 1",
+        "schedule = \"cron(0 8 ? * MON *)\"\ntimezone = \"Berlin\"\nmin_instance_count = 1",
+        "schedule = \"cron(0 8 ? * MON *)\"\nmin_instance_count = 5\nmax_instance_count = 4",
+        "schedule = \"cron(0 8 ? * MON *)\"\nmin_instance_count = 5000",
+        "min_instances = 1",
+    ] {
+        let _ = writeln!(told, "{keys}");
+        for mistake in within("schedule", keys) {
+            let _ = writeln!(told, "  -> {mistake}");
+        }
+        told.push('\n');
+    }
     insta::assert_snapshot!(told);
 }

@@ -116,7 +116,9 @@ fn the_reference_shows_the_defaults_as_they_are() {
     assert_eq!(std::mem::take(&mut reference.api_keys).len(), 1);
     // Nor does a fleet change its size unless it is told how.
     let fleet = std::sync::Arc::make_mut(&mut reference.fleet);
-    assert_eq!(std::mem::take(&mut fleet.endpoints[0].variants[0].scaling).len(), 3);
+    let variant = &mut fleet.endpoints[0].variants[0];
+    assert_eq!(std::mem::take(&mut variant.scaling).len(), 3);
+    assert_eq!(std::mem::take(&mut variant.schedule).len(), 2);
     assert_eq!(reference, short);
 }
 

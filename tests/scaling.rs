@@ -160,3 +160,25 @@ fn a_queue_scales_out_by_steps_and_latency_is_measured() {
     });
     forebay.wait_all_zero();
 }
+
+#[test]
+fn a_scheduled_action_grows_the_fleet_at_its_moment() {
+    let soon = std::time::SystemTime::now() + std::time::Duration::from_secs(6);
+    let soon = humantime::format_rfc3339_seconds(soon).to_string();
+    let mut text = config(WEIGHTED);
+    text += &format!(
+        "[[endpoint.variant.schedule]]\nname = \"launch\"\nschedule = \"at({})\"\nmin_instance_count = 4\n",
+        soon.trim_end_matches('Z')
+    );
+    let forebay = Forebay::serve(&text);
+    eventually("one of each", || (types(&forebay) == ["ml.g6", "ml.p5"]).then_some(()));
+    let told = || {
+        let explained = forebay.cli(&["explain", "e"]);
+        String::from_utf8_lossy(&explained.stdout).into_owned()
+    };
+    assert!(told().contains("scheduled action launch from "), "{}", told());
+    eventually("it has grown to the new least", || (types(&forebay).len() == 4).then_some(()));
+    assert!(told().contains("keeps e/v between 4 and 5 instances, which takes it from "));
+    let refused = forebay.cli(&["scale", "e", "2"]);
+    assert_eq!(refused.status.code(), Some(1));
+}

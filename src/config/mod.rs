@@ -18,6 +18,7 @@ mod proxy;
 mod reader;
 mod requests;
 mod scaling;
+mod schedule;
 mod suggest;
 mod syntax;
 mod telemetry;

@@ -13,7 +13,7 @@ use super::instance_type::InstanceTypes;
 use super::limits::{self, Span};
 use super::mistake::Sink;
 use super::reader::{Located, Table};
-use super::{requests, scaling, suggest};
+use super::{requests, scaling, schedule, suggest};
 use crate::types::spec::{
     Engine, Fallback, HealthCheck, HealthSpec, PoolSpec, QueueSpec, Rebalance, RebalanceSpec,
     RoutingStrategy, VariantSpec,
@@ -61,6 +61,7 @@ pub(super) fn read(
     let rebalance = rebalance(table);
     let scale_to_zero_after = scale_to_zero_after(table, counts.min);
     let scaling = scaling::read(table, &pools, types);
+    let schedule = schedule::read(table, (counts.min, counts.max));
     check_supply(table, &pools, types, &counts);
     let spec = name.clone().zip(model).map(|(name, model)| VariantSpec {
         name: name.value,
@@ -74,6 +75,7 @@ pub(super) fn read(
         queue,
         requests,
         scaling,
+        schedule,
         provision_timeout,
         fallback,
         startup_timeout,

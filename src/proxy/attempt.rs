@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::header::{HOST, TE};
+use http::header::{HOST, HeaderName, TE};
 use http::{Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
@@ -28,6 +28,10 @@ use crate::runtime::clock;
 use crate::telemetry::request::RequestRecord;
 use crate::types::Protocol;
 use crate::types::spec::OnClientAbort;
+
+/// Which worker an answer came from.
+const INSTANCE: HeaderName = HeaderName::from_static("x-forebay-instance");
+const INSTANCE_TYPE: HeaderName = HeaderName::from_static("x-forebay-instance-type");
 
 /// What an attempt needs of its thread.
 #[derive(Debug, Clone)]
@@ -178,8 +182,8 @@ impl Sender {
         let exact = http_body::Body::size_hint(&incoming).exact().is_some();
         headers::fix_response_framing(&mut parts.headers, exact);
         let backend = exchange.backend();
-        parts.headers.insert("x-forebay-instance", backend.instance_header.clone());
-        parts.headers.insert("x-forebay-instance-type", backend.instance_type_header.clone());
+        parts.headers.insert(INSTANCE, backend.instance_header.clone());
+        parts.headers.insert(INSTANCE_TYPE, backend.instance_type_header.clone());
         parts.version = Version::HTTP_11;
         if parts.status == StatusCode::SWITCHING_PROTOCOLS {
             let (Some(client), Some(protocol)) = (client_upgrade, upgrade) else {

@@ -21,6 +21,10 @@ const HOP_BY_HOP: [HeaderName; 6] = [
 
 /// Removes what concerns only the connection that the message came by.
 pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    // Most messages have none of it, which one look at the names tells.
+    if !headers.keys().any(|name| HOP_BY_HOP.contains(name)) {
+        return;
+    }
     if headers.contains_key(CONNECTION) {
         remove_nominated(headers);
     }
@@ -112,15 +116,15 @@ pub(super) fn set_request_framing(headers: &mut HeaderMap, length: Length) {
 
 /// The protocol that both sides are asked to switch to, if the message asks for it.
 pub(super) fn wanted_upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
+    // HTTP/2 is never begun this way any more (RFC 9113, 3.1), least of all through a proxy.
+    let wanted = headers.get(UPGRADE).filter(|to| !to.as_bytes().eq_ignore_ascii_case(b"h2c"))?;
     let asks = headers
         .get_all(CONNECTION)
         .iter()
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(','))
         .any(|token| token.trim().eq_ignore_ascii_case("upgrade"));
-    // HTTP/2 is never begun this way any more (RFC 9113, 3.1), least of all through a proxy.
-    let wanted = headers.get(UPGRADE).filter(|to| !to.as_bytes().eq_ignore_ascii_case(b"h2c"));
-    if asks { wanted.cloned() } else { None }
+    asks.then(|| wanted.clone())
 }
 
 /// Whether the client takes trailers.

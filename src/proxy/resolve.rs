@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use http::header::CONTENT_TYPE;
+use http::header::{CONTENT_TYPE, HeaderName};
 use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Method};
@@ -15,8 +15,8 @@ use super::refusal::{Dialect, Refusal};
 use super::snapshot::{Endpoint, Snapshot, Variant};
 use crate::runtime::rng;
 
-const ENDPOINT_HEADER: &str = "x-forebay-endpoint";
-const TARGET_VARIANT_HEADER: &str = "x-amzn-sagemaker-target-variant";
+const ENDPOINT: HeaderName = HeaderName::from_static("x-forebay-endpoint");
+const TARGET_VARIANT: HeaderName = HeaderName::from_static("x-amzn-sagemaker-target-variant");
 
 /// The first look at a body that comes in pieces is taken after so many bytes, the next after four times
 /// as many each.
@@ -62,7 +62,7 @@ impl Target {
         parts: &Parts,
         snapshot: &Snapshot,
     ) -> Option<Result<Arc<Variant>, Refusal>> {
-        let named = self.endpoint.as_deref().or_else(|| header(&parts.headers, ENDPOINT_HEADER));
+        let named = self.endpoint.as_deref().or_else(|| header(&parts.headers, &ENDPOINT));
         if let Some(name) = named {
             let endpoint = snapshot.endpoint(name);
             let unknown = || Err(Refusal::UnknownEndpoint(name.to_owned()));
@@ -104,7 +104,7 @@ impl Target {
     }
 }
 
-fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+fn header<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
     headers.get(name).and_then(|value| value.to_str().ok())
 }
 
@@ -113,7 +113,7 @@ fn pick(
     model: Option<&str>,
     headers: &HeaderMap,
 ) -> Result<Arc<Variant>, Refusal> {
-    let variant = match header(headers, TARGET_VARIANT_HEADER) {
+    let variant = match header(headers, &TARGET_VARIANT) {
         Some(name) => endpoint.variant(name).ok_or_else(|| Refusal::UnknownVariant {
             endpoint: endpoint.name.to_string(),
             variant: name.to_owned(),

@@ -111,6 +111,7 @@ fn draw_variant(rng: &mut Rng, n: u32, kinds: &[InstanceTypeName], zero: bool) -
         requests: RequestPolicy::default(),
         queue: QueueSpec { limit: 1000, timeout: Duration::from_secs(60) },
         scaling: follows_load(n),
+        schedule: Vec::new(),
         provision_timeout: seconds(rng, 5, 120),
         fallback: draw_fallback(rng),
         startup_timeout: seconds(rng, 25, 90),

@@ -1,11 +1,12 @@
 //! Scaling policies as the operator wrote them, and the metrics that they are about.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::InstanceTypeName;
+use super::{InstanceTypeName, Timestamp};
 
 /// What is measured of a variant, under the names that CloudWatch has for it where it has one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -179,4 +180,58 @@ pub struct Step {
     pub to: Option<f64>,
     /// The change.
     pub change: f64,
+}
+
+/// How few and how many instances a variant may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bounds {
+    /// The least; 0 allows going to zero.
+    pub min: u32,
+    /// The most, no less than the least.
+    pub max: u32,
+}
+
+impl Bounds {
+    /// The nearest size that is allowed.
+    #[must_use]
+    pub fn clamp(self, size: u32) -> u32 {
+        size.clamp(self.min, self.max.max(self.min))
+    }
+}
+
+/// Other bounds from certain moments on, until another action's moment has come.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ScheduledAction {
+    /// Unique within the variant.
+    pub name: String,
+    /// From when on.
+    pub when: Schedule,
+    /// The least; `None`: as the variant has it.
+    pub min: Option<u32>,
+    /// The most; `None`: as the variant has it.
+    pub max: Option<u32>,
+}
+
+/// Moments in time.
+#[derive(Clone, PartialEq)]
+pub enum Schedule {
+    /// One.
+    At(Timestamp),
+    /// Those that a pattern tells, by the clocks of a time zone.
+    Cron {
+        /// Seconds first, always 0.
+        pattern: Box<croner::Cron>,
+        /// Whose clocks.
+        zone: chrono_tz::Tz,
+    },
+}
+
+impl fmt::Debug for Schedule {
+    /// A pattern's own shows each minute of the hour and each year there is.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::At(at) => write!(f, "at({at})"),
+            Self::Cron { pattern, zone } => write!(f, "cron({}, {zone})", pattern.as_str()),
+        }
+    }
 }

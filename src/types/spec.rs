@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::scaling::ScalingPolicy;
+use super::scaling::{ScalingPolicy, ScheduledAction};
 use super::{
     Address, EndpointName, InstanceTypeName, ModelName, Protocol, ProviderName, VariantKey,
     VariantName,
@@ -129,6 +129,8 @@ pub struct VariantSpec {
     pub requests: RequestPolicy,
     /// What changes its size by itself; none: people do.
     pub scaling: Vec<ScalingPolicy>,
+    /// Other bounds from certain moments on.
+    pub schedule: Vec<ScheduledAction>,
     /// The window in which one pool is retried before the next is tried.
     pub provision_timeout: Duration,
     /// When the next pool gets its turn.

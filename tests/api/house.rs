@@ -188,6 +188,7 @@ pub(crate) fn spec(initial: u32) -> Arc<FleetSpec> {
         requests: Default::default(),
         queue: QueueSpec { limit: 10, timeout: Duration::from_secs(1) },
         scaling: Vec::new(),
+        schedule: Vec::new(),
         provision_timeout: Duration::from_secs(60),
         fallback: Fallback::AtOnce,
         startup_timeout: Duration::from_secs(60),

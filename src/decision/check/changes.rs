@@ -311,16 +311,25 @@ fn delete_instance(ledger: &mut Ledger, id: &InstanceId, found: &mut Vec<Violati
 
 fn put_variant(ledger: &mut Ledger, record: &VariantRecord, found: &mut Vec<Violation>) {
     if let Some(spec) = ledger.spec.variant(&record.variant)
-        && !(spec.min_instance_count..=spec.max_instance_count).contains(&record.desired)
+        && let (min, max) = widest_bounds(spec)
+        && !(min..=max).contains(&record.desired)
     {
         found.push(Violation::OutOfBounds {
             variant: record.variant.clone(),
             desired: record.desired,
-            min: spec.min_instance_count,
-            max: spec.max_instance_count,
+            min,
+            max,
         });
     }
     ledger.variants.insert(record.variant.clone(), record.clone());
+}
+
+/// Between which the size is, whichever scheduled action is in force.
+fn widest_bounds(spec: &VariantSpec) -> (u32, u32) {
+    let (min, max) = (spec.min_instance_count, spec.max_instance_count);
+    let mins = spec.schedule.iter().filter_map(|action| action.min);
+    let maxes = spec.schedule.iter().filter_map(|action| action.max);
+    (mins.fold(min, u32::min), maxes.fold(max, u32::max))
 }
 
 fn check_deleted_variant(ledger: &Ledger, key: &VariantKey, found: &mut Vec<Violation>) {

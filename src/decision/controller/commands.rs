@@ -1,5 +1,6 @@
 //! What an operator may ask for: a size, or that one instance leaves.
 
+use crate::types::scaling::Bounds;
 use crate::types::{InstanceId, InstanceState, Timestamp, VariantKey};
 
 use super::events::{EventKind, Leave};
@@ -15,18 +16,15 @@ impl Controller {
         count: u32,
     ) -> Result<VariantKey, CommandError> {
         let key = self.find_variant(endpoint, variant)?;
-        let Some(spec) = self.variants.get(&key).and_then(|v| v.spec.clone()) else {
-            return Err(CommandError::UnknownEndpoint(endpoint.to_owned()));
-        };
-        let (min, max) = (spec.min_instance_count, spec.max_instance_count);
-        if !(min..=max).contains(&count) {
-            return Err(CommandError::OutOfBounds { variant: key, count, min, max });
-        }
         // A scaling policy that is due speaks first, and not over what is asked for now.
         self.catch_up(now);
         let Some(entry) = self.variants.get_mut(&key) else {
             return Err(CommandError::UnknownEndpoint(endpoint.to_owned()));
         };
+        let Bounds { min, max } = entry.bounds;
+        if !(min..=max).contains(&count) {
+            return Err(CommandError::OutOfBounds { variant: key, count, min, max });
+        }
         // What was asked for before no longer wakes it.
         entry.latched_demand = 0;
         entry.waking = false;

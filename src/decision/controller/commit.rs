@@ -54,6 +54,7 @@ impl Controller {
             match waiter {
                 Waiter::Reconnect => self.check_drains(now),
                 Waiter::Sample => self.sample(now),
+                Waiter::Schedule(key) => self.keep_schedule(now, &key),
                 Waiter::Scaling(key) => self.ask_policies(now, &key),
                 Waiter::Instance(id) => self.instance_due(now, &id),
                 Waiter::Variant(key) => {

@@ -72,17 +72,17 @@ impl Controller {
         key: &VariantKey,
         spec: &VariantSpec,
     ) -> Option<Timestamp> {
-        if spec.min_instance_count > 0 {
-            return None;
-        }
         let (queued, running) = self.demand(key);
         let serves = self.serves(key);
         let slots = self.slots_of_first_pool(spec);
         let variant = self.variants.get_mut(key)?;
+        if variant.bounds.min > 0 {
+            return None;
+        }
         let desired = variant.record.desired;
         if variant.latched_demand > 0 && (desired == 0 || variant.waking) {
             let need = u32::try_from(variant.latched_demand.div_ceil(slots)).unwrap_or(u32::MAX);
-            let need = need.clamp(1, spec.max_instance_count.max(1));
+            let need = need.clamp(1, variant.bounds.max.max(1));
             if need > desired {
                 let requests = variant.latched_demand;
                 variant.waking = true;

@@ -40,6 +40,8 @@ kinds! {
     DesiredChanged = "desired_changed",
     /// A scaling policy has changed the desired number.
     Autoscaled = "autoscaled",
+    /// A scheduled action brings other bounds.
+    Scheduled = "scheduled",
     /// Demand woke a variant that was at zero.
     Woken = "woken",
     /// A variant without demand goes to zero.

@@ -65,6 +65,7 @@ mod preview;
 mod providers;
 mod round;
 mod scaling;
+mod schedule;
 mod start;
 #[cfg(test)]
 pub(crate) mod tests;

@@ -114,7 +114,7 @@ impl Controller {
             spec.scaling.iter().map(|policy| policy::ask(policy, &known, now)).collect();
         // From zero it is demand that wakes, and to zero only its absence leads.
         let may_change = desired > 0 && !variant.waking;
-        let bounds = (spec.min_instance_count.max(1), spec.max_instance_count);
+        let bounds = (variant.bounds.min.max(1), variant.bounds.max);
         let last = variant.record.scaled;
         let decision = may_change
             .then(|| policy::decide(&spec.scaling, &verdicts, desired, bounds, last, now))

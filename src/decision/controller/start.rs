@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
+use crate::decision::scale::schedule;
 use crate::decision::scale::series::FINE;
 use crate::types::record::{CapacityKey, LastChanges, StoredState, VariantRecord};
 use crate::types::spec::{EndpointSpec, FleetSpec, VariantSpec};
@@ -114,6 +115,7 @@ impl Controller {
         }
         self.release_removed(now);
         self.follow_scaling(now);
+        self.follow_schedules(now);
         self.dirty.extend(self.variants.keys().cloned());
         self.table_dirty = true;
     }
@@ -134,13 +136,13 @@ impl Controller {
 
     fn adopt_variant(&mut self, now: Timestamp, endpoint: &EndpointSpec, spec: &VariantSpec) {
         let key = VariantKey { endpoint: endpoint.name.clone(), variant: spec.name.clone() };
-        let bounds = |n: u32| n.clamp(spec.min_instance_count, spec.max_instance_count);
+        let bounds = schedule::bounds(spec, now);
         let initial = spec.initial_instance_count;
         let created = !self.variants.contains_key(&key);
         let variant = self.variants.entry(key.clone()).or_insert_with(|| {
             let record = VariantRecord {
                 variant: key.clone(),
-                desired: bounds(initial),
+                desired: bounds.clamp(initial),
                 configured_initial: initial,
                 was_in_service: false,
                 round: None,
@@ -149,13 +151,14 @@ impl Controller {
             Variant::new(record, now)
         });
         variant.configured = true;
+        variant.bounds = bounds;
         variant.spec = Some(Arc::new(spec.clone()));
         let before = variant.record.clone();
         if before.configured_initial != initial {
             variant.record.desired = initial;
             variant.record.configured_initial = initial;
         }
-        variant.record.desired = bounds(variant.record.desired);
+        variant.record.desired = bounds.clamp(variant.record.desired);
         let (old, new) = (before.desired, variant.record.desired);
         if created || before != variant.record {
             self.journal.variants.insert(key.clone());

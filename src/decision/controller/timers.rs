@@ -12,6 +12,8 @@ pub(super) enum Waiter {
     Reconnect,
     /// For the moment at which everything is measured.
     Sample,
+    /// For the moment at which other bounds of a variant's size are in force.
+    Schedule(VariantKey),
     /// For the end of a period of a variant's scaling policies.
     Scaling(VariantKey),
     Instance(InstanceId),

@@ -8,6 +8,7 @@ use crate::decision::plan::backoff::backoff;
 use crate::decision::scale::policy::Verdict;
 use crate::decision::scale::series::Measured;
 use crate::types::record::VariantRecord;
+use crate::types::scaling::Bounds;
 use crate::types::spec::VariantSpec;
 use crate::types::{InstanceTypeName, ProxyId, Timestamp};
 
@@ -34,6 +35,8 @@ pub(super) struct Variant {
     pub(super) record: VariantRecord,
     /// As last configured; `None` if it was removed before this controller started.
     pub(super) spec: Option<Arc<VariantSpec>>,
+    /// Between which its size is kept now.
+    pub(super) bounds: Bounds,
     /// Whether the config has it.
     pub(super) configured: bool,
     pub(super) failing: BTreeMap<InstanceTypeName, Failing>,
@@ -59,6 +62,7 @@ impl Variant {
         Self {
             record,
             spec: None,
+            bounds: Bounds { min: 0, max: u32::MAX },
             configured: false,
             failing: BTreeMap::new(),
             waiting: None,

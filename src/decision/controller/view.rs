@@ -184,6 +184,7 @@ impl Controller {
         )];
         lines.extend(variant.waiting.as_ref().map(|w| format!("{key} {w}")));
         lines.extend(self.explain_policies(variant));
+        lines.extend(variant.explain_schedule(now));
         for pool in variant.spec.iter().flat_map(|s| &s.pools) {
             let memory = self.capacity_key(pool).and_then(|c| self.capacities.get(&c));
             lines.extend(memory.map(|c| {

@@ -2,9 +2,10 @@
 //!
 //! [`series`] keeps what was measured, [`signal`] makes one value a period of it, by a built-in metric or by
 //! an expression ([`expr`]), and [`policy`] a size of the values. The controller samples, asks at the end of
-//! each period, and carries out what is decided.
+//! each period, and carries out what is decided. [`schedule`] says within which bounds.
 
 pub mod expr;
 pub mod policy;
+pub mod schedule;
 pub mod series;
 pub mod signal;

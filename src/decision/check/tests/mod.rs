@@ -60,6 +60,7 @@ fn variant_spec() -> VariantSpec {
         requests: RequestPolicy::default(),
         queue: QueueSpec { limit: 1, timeout: minute },
         scaling: Vec::new(),
+        schedule: Vec::new(),
         provision_timeout: minute,
         fallback: Fallback::AtOnce,
         startup_timeout: minute,

@@ -2,9 +2,10 @@
 
 use super::specs::*;
 use super::world::*;
+use crate::decision::controller::CommandError;
 use crate::types::Timestamp;
 use crate::types::report::TypeReport;
-use crate::types::scaling::{BuiltIn, Rule, ScalingPolicy, Signal};
+use crate::types::scaling::{BuiltIn, Rule, ScalingPolicy, Schedule, ScheduledAction, Signal};
 
 /// Tracks a utilisation of 0.7: out after three minutes, in after five.
 fn busy() -> ScalingPolicy {
@@ -179,4 +180,78 @@ fn a_reload_takes_over_other_policies() {
     world.run(secs(250));
     assert_eq!(desired(&mut world), 3, "what was measured before counts");
     assert!(world.now > Timestamp(0));
+}
+
+/// Between so many instances from `seconds` on.
+fn from(seconds: u64, min: Option<u32>, max: Option<u32>) -> ScheduledAction {
+    let name = format!("from-{seconds}");
+    ScheduledAction { name, when: Schedule::At(Timestamp(seconds * 1_000)), min, max }
+}
+
+#[test]
+fn scheduled_actions_move_the_bounds_and_the_size_with_them() {
+    let mut variant = variant(&[(P5, 1), (G6, 2)], 2);
+    variant.max_instance_count = 4;
+    let start = World::new(fleet(&[])).now.0 / 1_000;
+    variant.schedule = vec![
+        from(start + 600, Some(5), Some(6)),
+        from(start + 1_200, None, Some(1)),
+        from(start + 1_800, None, None),
+    ];
+    let mut world = World::new(fleet(&[("e", variant)]));
+    world.capacity.insert(kind(P5), 1);
+    world.run(secs(590));
+    assert_eq!(desired(&mut world), 2);
+    let now = world.now;
+    let told = world.controller().explain(now, "e").expect("known").summary.join("\n");
+    assert!(told.contains("scheduled action from-") && told.contains("between 5 and 6"), "{told}");
+    world.run(secs(20));
+    assert_eq!(desired(&mut world), 5);
+    world.run(secs(60));
+    assert_eq!(world.in_service(), (1, 4));
+    for count in [4, 7] {
+        let now = world.now;
+        let refused = world.controller().set_desired(now, "e", None, count);
+        assert!(matches!(refused, Err(CommandError::OutOfBounds { min: 5, max: 6, .. })));
+    }
+    world.scale("e", 6);
+    world.run(secs(1));
+    // A manager that was away for the whole time comes to the same.
+    world.start();
+    world.run(secs(10));
+    assert_eq!(desired(&mut world), 6);
+    world.run(secs(600));
+    assert_eq!(desired(&mut world), 1);
+    world.run(secs(60));
+    assert_eq!(world.in_service(), (1, 0), "fallback first");
+    world.run(secs(600));
+    world.scale("e", 4);
+    assert_eq!(desired(&mut world), 4, "the variant's own bounds again");
+    let told = world.events("scheduled");
+    assert!(told[0].contains("which takes it from 2 to 5"), "{told:?}");
+}
+
+#[test]
+fn policies_keep_to_the_bounds_in_force_and_a_sleeper_is_woken_by_them() {
+    let mut busy_one = variant(&[(P5, 1), (G6, 2)], 2);
+    busy_one.max_instance_count = 6;
+    busy_one.scaling = vec![busy()];
+    let start = World::new(fleet(&[])).now.0 / 1_000;
+    busy_one.schedule = vec![from(start + 10, None, Some(3))];
+    let mut world = World::new(fleet(&[("e", busy_one)]));
+    world.capacity.insert(kind(P5), 1);
+    world.run(secs(60));
+    for _ in 0..4 {
+        load(&mut world, 1.0);
+        world.run(secs(300));
+    }
+    assert_eq!(desired(&mut world), 3);
+    let mut sleeper = variant(&[(P5, 1)], 0);
+    sleeper.min_instance_count = 0;
+    sleeper.schedule = vec![from(start + 300, Some(1), None)];
+    let mut world = World::new(fleet(&[("e", sleeper)]));
+    world.run(secs(290));
+    assert_eq!(desired(&mut world), 0);
+    world.run(secs(60));
+    assert_eq!(world.in_service(), (1, 0));
 }

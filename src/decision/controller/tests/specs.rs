@@ -46,6 +46,7 @@ pub(crate) fn variant(pools: &[(&str, u32)], initial: u32) -> VariantSpec {
         requests: RequestPolicy::default(),
         queue: QueueSpec { limit: 100, timeout: secs(60) },
         scaling: Vec::new(),
+        schedule: Vec::new(),
         provision_timeout: secs(20),
         fallback: Fallback::AfterWindow,
         startup_timeout: secs(60),
