@@ -105,6 +105,9 @@ struct Admin {
         default_value = "http://127.0.0.1:8081"
     )]
     url: Address,
+    /// A file with the token that it wants; the environment may have the token itself, as `FOREBAY_TOKEN`
+    #[arg(long = "token-file", value_name = "FILE")]
+    token_file: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
@@ -152,29 +155,35 @@ fn run(command: Command) -> Result<(), String> {
         Command::ApiKey { stdin: true } => print(cli::digest_of(std::io::stdin().lock())),
         Command::Worker(options) => worker::run(options).map_err(describe),
         Command::Simulate { scenario, seed } => simulate(&scenario, seed),
-        Command::Status { admin, json } => ask(async |url| cli::status(url, json).await, &admin),
+        Command::Status { admin, json } => {
+            ask(async |admin| cli::status(admin, json).await, &admin)
+        }
         Command::Scale { target, count, admin } => {
-            ask(async |url| cli::scale(url, &target, count).await, &admin)
+            ask(async |admin| cli::scale(admin, &target, count).await, &admin)
         }
         Command::Drain { instance, admin } => {
-            ask(async |url| cli::drain(url, &instance).await, &admin)
+            ask(async |admin| cli::drain(admin, &instance).await, &admin)
         }
         Command::Explain { endpoint, admin, json } => {
-            ask(async |url| cli::explain(url, &endpoint, json).await, &admin)
+            ask(async |admin| cli::explain(admin, &endpoint, json).await, &admin)
         }
     }
 }
 
 /// Puts a question to a running manager and prints its answer.
-fn ask<E: Display>(
-    question: impl AsyncFnOnce(&str) -> Result<String, E>,
+fn ask(
+    question: impl AsyncFnOnce(&cli::Admin) -> Result<String, cli::CliError>,
     admin: &Admin,
 ) -> Result<(), String> {
+    // Not an argument, which other users of the machine could see.
+    let token = std::env::var("FOREBAY_TOKEN").ok().filter(|token| !token.is_empty());
+    let file = admin.token_file.as_deref();
+    let admin = cli::Admin::new(admin.url.to_string(), file, token.as_deref()).map_err(describe)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| format!("cannot start a runtime: {error}"))?;
-    print(runtime.block_on(question(&admin.url.to_string())))
+    print(runtime.block_on(question(&admin)))
 }
 
 fn check(path: &Path) -> Result<(), String> {

@@ -136,7 +136,13 @@ fn mistakes_in_the_proxys_and_managers_settings() {
             "listen = \"0.0.0.0:8080\"",
             &[
                 "0:10: error: `listen` of [admin] (0.0.0.0:8080) and of [proxy] (127.0.0.1:8080) take the same port; give them different ones",
+                "0:10: error: `listen` of [admin] (0.0.0.0:8080) is open to other machines, and whoever reaches it could change the fleet: set `token_file`, or listen on 127.0.0.1",
             ],
+        ),
+        (
+            "listen = \"127.0.0.1:8081\"",
+            "listen = \"127.0.0.1:8081\"\npublic_metrics = true",
+            &["1:1: warning: `public_metrics` does nothing without `token_file`"],
         ),
         (
             "connect_timeout = \"2s\"",

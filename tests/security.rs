@@ -294,3 +294,183 @@ fn each_key_is_a_caller_of_its_own_to_the_queue() {
     drop(heads);
     forebay.wait_all_zero();
 }
+
+const TOKEN: &str = "admin-token-0123456789abcdef";
+const NEXT_TOKEN: &str = "next-token-0123456789abcdef";
+
+/// A config whose admin listener wants a token; `proxy_keys` belong to `[proxy]`.
+fn guarded(worker: SocketAddr, admin: &str, proxy_keys: &str) -> String {
+    config(proxy_keys, &[worker])
+        .replace("[admin]\n", &format!("[admin]\ntoken_file = \"admin.token\"\n{admin}"))
+}
+
+fn with_token(forebay: &Forebay, method: &str, path: &str, token: &str) -> Answer {
+    request(forebay.admin, method, path, &[("authorization", &bearer(token))], b"")
+}
+
+/// The binary in a folder with a token file, waiting until its worker is in service.
+fn guarded_house(worker: SocketAddr, admin: &str, proxy_keys: &str) -> Forebay {
+    let text = guarded(worker, admin, proxy_keys);
+    let forebay = Forebay::serve_with(&text, &[("admin.token", TOKEN)]);
+    eventually("the worker is in service", || {
+        let status = with_token(&forebay, "GET", "/api/v1/status", TOKEN);
+        status.text().contains("InService").then_some(())
+    });
+    forebay
+}
+
+#[test]
+fn the_admin_listener_wants_its_token_for_all_but_health() {
+    let (worker, _) = recorder();
+    let mut forebay = guarded_house(worker, "", "");
+    for (method, path) in [
+        ("GET", "/api/v1/status"),
+        ("GET", "/api/v1/endpoints/e0/explain"),
+        ("POST", "/api/v1/endpoints/e0/scale"),
+        ("POST", "/api/v1/instances/i-1/drain"),
+        ("POST", "/api/v1/reload"),
+        ("GET", "/metrics"),
+        ("GET", "/internal/v1/table"),
+        ("POST", "/internal/v1/report"),
+    ] {
+        let refused = request(forebay.admin, method, path, &[], b"");
+        assert_eq!(refused.status, 401, "{path}");
+        assert_eq!(refused.header("www-authenticate"), Some("Bearer realm=\"forebay\""), "{path}");
+        assert_eq!(refused.json()["error"]["type"], "unauthenticated", "{path}");
+        assert_eq!(with_token(&forebay, method, path, STRANGER).status, 401, "{path}");
+        assert_ne!(with_token(&forebay, method, path, TOKEN).status, 401, "{path}");
+    }
+    for path in ["/healthz", "/readyz"] {
+        assert_eq!(get(forebay.admin, path).status, 200, "{path}");
+    }
+    // The commands say what to do, and take the token either way.
+    let told = |output: std::process::Output| {
+        String::from_utf8_lossy(&output.stdout).into_owned()
+            + &String::from_utf8_lossy(&output.stderr)
+    };
+    let refused = forebay.cli(&["status"]);
+    assert_eq!(refused.status.code(), Some(1));
+    let refused = told(refused);
+    assert!(refused.contains("--token-file or FOREBAY_TOKEN"), "{refused}");
+    let file = forebay.dir.path().join("admin.token").display().to_string();
+    let by_file = told(forebay.cli(&["status", "--token-file", &file]));
+    let by_environment = told(forebay.cli_with(&["status"], &[("FOREBAY_TOKEN", TOKEN)]));
+    for table in [by_file, by_environment] {
+        assert!(table.contains("InService"), "{table}");
+    }
+    // A token is replaced while it runs; a file that is none changes nothing.
+    std::fs::write(&file, format!("{NEXT_TOKEN}\n{TOKEN}\n")).expect("written");
+    let status = |token: &str| with_token(&forebay, "GET", "/api/v1/status", token).status;
+    eventually("the next one lets in", || (status(NEXT_TOKEN) == 200).then_some(()));
+    assert_eq!(status(TOKEN), 200);
+    std::fs::write(&file, NEXT_TOKEN).expect("written");
+    eventually("the one of before does not", || (status(TOKEN) == 401).then_some(()));
+    std::fs::write(&file, "sesame").expect("written");
+    eventually("it is told", || forebay.log().contains("of before stay in force").then_some(()));
+    assert_eq!(status(NEXT_TOKEN), 200);
+    assert!(!forebay.log().contains("sesame"), "{}", forebay.log());
+    forebay.process.signal("TERM");
+    assert!(forebay.process.wait().success());
+}
+
+#[test]
+fn metrics_are_public_only_where_that_is_said() {
+    let (worker, _) = recorder();
+    let forebay = guarded_house(worker, "public_metrics = true\n", "");
+    let metrics = get(forebay.admin, "/metrics");
+    assert!(metrics.status == 200 && metrics.text().contains("forebay_"), "{}", metrics.text());
+    assert_eq!(get(forebay.admin, "/api/v1/status").status, 401);
+}
+
+#[test]
+fn an_open_admin_listener_without_a_token_is_refused() {
+    let dir = tempfile::tempdir().expect("dir");
+    let path = dir.path().join("forebay.toml");
+    let port = support::free_port();
+    let run = |command: &str, listen: &str, more: &str| {
+        let text = format!("[admin]\nlisten = \"{listen}:{port}\"\n{more}");
+        std::fs::write(&path, text).expect("written");
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_forebay"))
+            .args([command, "--config", &path.display().to_string()])
+            .current_dir(dir.path())
+            .output()
+            .expect("the binary runs");
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    for listen in ["0.0.0.0", "[::]", "192.0.2.1"] {
+        for command in ["check", "serve", "manager"] {
+            let (code, told) = run(command, listen, "");
+            assert_eq!(code, Some(1), "{listen} {command}: {told}");
+            assert!(told.contains("set `token_file`"), "{listen} {command}: {told}");
+        }
+    }
+    for (listen, more) in [("0.0.0.0", "token_file = \"t\""), ("[::1]", ""), ("127.0.0.2", "")] {
+        let (code, told) = run("check", listen, more);
+        assert_eq!(code, Some(0), "{listen}: {told}");
+    }
+    // A file that cannot be used ends the start, and is named.
+    std::fs::write(dir.path().join("t"), "sesame").expect("written");
+    let (code, told) = run("serve", "127.0.0.1", "token_file = \"t\"");
+    assert!(code == Some(1) && told.contains("cannot use the token file t:1"), "{told}");
+    assert!(!told.contains("sesame"), "{told}");
+}
+
+#[test]
+fn a_proxy_elsewhere_follows_with_the_token_and_survives_its_replacement() {
+    let (worker, _) = recorder();
+    let manager = guarded_house(worker, "", "");
+    let text = format!(
+        "[proxy]\nlisten = \"{{proxy}}\"\nmanager = \"http://{}\"\nmanager_token_file = \"manager.token\"\n\
+         [admin]\nlisten = \"{{admin}}\"\n",
+        manager.admin
+    );
+    let proxy = Forebay::start_with("proxy", &text, &[("manager.token", STRANGER)]);
+    eventually("it says what it lacks", || {
+        proxy.log().contains("set [proxy] manager_token_file").then_some(())
+    });
+    assert_eq!(get(proxy.admin, "/readyz").status, 503);
+    let token = proxy.dir.path().join("manager.token");
+    std::fs::write(&token, TOKEN).expect("written");
+    eventually("it follows with the right one", || {
+        (post(proxy.proxy, "/x", &[], "{}").status == 200).then_some(())
+    });
+    // Replaced at both ends, the manager's first.
+    std::fs::write(manager.dir.path().join("admin.token"), NEXT_TOKEN).expect("written");
+    let status = |token: &str| with_token(&manager, "GET", "/api/v1/status", token);
+    eventually("the next one lets in", || (status(NEXT_TOKEN).status == 200).then_some(()));
+    std::fs::write(&token, NEXT_TOKEN).expect("written");
+    eventually("it reports with the next one", || {
+        proxy.log().contains("the manager takes reports again").then_some(())
+    });
+    assert_eq!(post(proxy.proxy, "/x", &[], "{}").status, 200);
+    for log in [proxy.log(), manager.log()] {
+        for secret in [TOKEN, NEXT_TOKEN, STRANGER] {
+            assert!(!log.contains(secret), "{log}");
+        }
+    }
+}
+
+#[test]
+fn a_draining_generation_reports_with_the_token() {
+    let worker = Worker::start(&["--max-concurrency", "4", "--tokens-per-second", "5"]);
+    let mut forebay = guarded_house(worker.address, "", "takeover = \"takeover.sock\"\n");
+    let mut stream = Client::connect(forebay.proxy);
+    let chat = br#"{"model":"m0","stream":true,"messages":[{"role":"user","content":"x"}],"max_tokens":20}"#;
+    stream.send("POST", "/v1/chat/completions", &[], chat);
+    eventually("it runs", || (worker.stat("running") == 1).then_some(()));
+    let path = forebay.dir.path().join("takeover.sock");
+    eventually("it can be taken over", || path.exists().then_some(()));
+    let mut old = forebay.succeed();
+    eventually("the new manager hears of what drains", || {
+        let status = with_token(&forebay, "GET", "/api/v1/status", TOKEN).json();
+        let proxies = status["proxies"].as_array().cloned().unwrap_or_default();
+        proxies
+            .iter()
+            .any(|proxy| !proxy["draining_until"].is_null() && proxy["outstanding"] == 1)
+            .then_some(())
+    });
+    assert!(stream.read_answer().complete);
+    // It would be kept for its idle timeout.
+    drop(stream);
+    assert!(old.wait().success());
+}

@@ -32,6 +32,14 @@ impl ApiError {
         )
     }
 
+    pub(super) fn unauthenticated() -> Self {
+        Self::new(
+            StatusCode::UNAUTHORIZED,
+            "unauthenticated",
+            "a token is needed: send one of [admin] token_file as \"Authorization: Bearer TOKEN\"; forebay's own commands take it by --token-file or FOREBAY_TOKEN",
+        )
+    }
+
     pub(super) fn timed_out(limit: std::time::Duration) -> Self {
         Self::new(
             StatusCode::GATEWAY_TIMEOUT,
@@ -58,6 +66,10 @@ impl IntoResponse for ApiError {
             error["details"] = self.details.into();
         }
         let mut response = (self.status, Json(json!({ "error": error }))).into_response();
+        if self.status == StatusCode::UNAUTHORIZED {
+            let scheme = header::HeaderValue::from_static("Bearer realm=\"forebay\"");
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, scheme);
+        }
         if self.status == StatusCode::SERVICE_UNAVAILABLE {
             response
                 .headers_mut()

@@ -14,13 +14,15 @@
 //! | `GET /internal/v1/table?after=E.R&wait_ms=N` | the routing table once it is newer, 204 after the wait |
 //! | `POST /internal/v1/report` | a proxy's counts |
 //!
-//! Routes of a half that does not run here are not there. Everything is bounded: bodies, requests at
-//! once, connections, the time that any of them takes. Start with [`router`]; `error` is the one place
-//! where errors become HTTP, `limits` the one where bounds are.
+//! Where the listener has a token, all but `/healthz` and `/readyz` need it; `/metrics` does unless it was made
+//! public. Routes of a half that does not run here are not there. Everything is bounded: bodies, requests at
+//! once, connections, the time that any of them takes. Start with [`router`]; `guard` knows who may ask,
+//! `error` is the one place where errors become HTTP, `limits` the one where bounds are.
 
 mod error;
 mod feed;
 mod fleet;
+mod guard;
 mod health;
 mod limits;
 mod serve;
@@ -34,10 +36,12 @@ use futures_util::future::BoxFuture;
 use metrics_exporter_prometheus::PrometheusHandle;
 use serde::{Deserialize, Serialize};
 
+pub use guard::Guard;
 pub use serve::serve;
 
 use crate::control::ManagerHandle;
 use crate::telemetry::fleet::FleetMetrics;
+use guard::guarded;
 
 /// What the API of one process needs. Parts that the process does not have stay `None`.
 #[derive(Clone, Default)]
@@ -52,6 +56,10 @@ pub struct ApiState {
     pub refresh: Vec<Refresh>,
     /// Reads the config again.
     pub reload: Option<Reload>,
+    /// Who may ask all this.
+    pub guard: Guard,
+    /// Metrics are for everybody.
+    pub public_metrics: bool,
     fleet_metrics: FleetMetrics,
 }
 
@@ -97,9 +105,11 @@ pub enum ReloadError {
 pub fn router(state: ApiState) -> Router {
     // Not bounded with the others: a process that is busy is not dead.
     let alive = Router::new().route("/healthz", get(health::alive));
-    let mut router = Router::new().route("/readyz", get(health::ready));
+    let mut open = Router::new().route("/readyz", get(health::ready));
+    let mut router = Router::new();
     if state.metrics.is_some() {
-        router = router.route("/metrics", get(health::metrics));
+        let metrics = if state.public_metrics { &mut open } else { &mut router };
+        *metrics = std::mem::take(metrics).route("/metrics", get(health::metrics));
     }
     if state.reload.is_some() {
         router = router.route("/api/v1/reload", post(fleet::reload));
@@ -115,8 +125,8 @@ pub fn router(state: ApiState) -> Router {
             .route("/internal/v1/table", get(feed::table))
             .route("/internal/v1/report", post(feed::report));
     }
-    limits::requests(router)
-        .merge(limits::feed(feed))
+    limits::requests(open.merge(guarded(router, &state.guard)))
+        .merge(guarded(limits::feed(feed), &state.guard))
         .merge(alive)
         .fallback(error::no_such_path)
         .method_not_allowed_fallback(error::wrong_method)

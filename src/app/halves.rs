@@ -1,6 +1,7 @@
 //! The two halves as they run in this process, and the tie between them.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -10,12 +11,13 @@ use tokio::sync::watch;
 use super::providers::Providers;
 use super::takeover::Inherited;
 use super::{AppError, observers};
-use crate::config::{Config, TlsConfig};
+use crate::config::{AdminConfig, Config, TlsConfig};
 use crate::control::{Manager, ManagerError, ManagerHandle, ManagerOptions, OnExit};
 use crate::proxy::link::{self, LinkOptions, REPORT_INTERVAL, REPORT_SPACING};
 use crate::proxy::{self, ApiKeys, ClientLimits, Identity, Listening, ProxyOptions, Router, Tls};
 use crate::runtime::clock;
 use crate::runtime::tasks::Tasks;
+use crate::runtime::tokens::SentToken;
 use crate::store::sqlite::SqliteStore;
 use crate::telemetry::request::Observers;
 use crate::types::Address;
@@ -109,6 +111,7 @@ impl ProxyHalf {
         } else {
             let options = LinkOptions {
                 manager: config.proxy.manager.clone().ok_or(AppError::NoManager)?,
+                token: sent_token(config.proxy.manager_token_file.as_deref())?,
                 table_path: config.proxy.table_path.clone(),
             };
             link::start(&options, &router, tasks).map_err(AppError::Table)?;
@@ -179,11 +182,15 @@ impl ProxyHalf {
 
     /// A successor accepts on them: from now on only what there is goes on. It is told of to the manager
     /// at `admin`, where the one of this process has made way.
-    pub(super) fn hand_over(&mut self, admin: Option<SocketAddr>, tasks: &Tasks) {
+    pub(super) fn hand_over(&mut self, admin: Option<&AdminConfig>, tasks: &Tasks) {
         self.listening.hand_over();
         self.router.drain(clock::now() + self.drain_timeout);
         if let Some(admin) = admin {
-            link::join(Address::http(reachable(admin)), &self.router, tasks);
+            let token = sent_token(admin.token_file.as_deref()).unwrap_or_else(|error| {
+                tracing::error!(%error, "the manager will not hear of what drains here");
+                None
+            });
+            link::join(Address::http(reachable(admin.listen)), token, &self.router, tasks);
         }
     }
 
@@ -201,6 +208,10 @@ impl ProxyHalf {
         // Waiting for threads blocks.
         drop(tokio::task::spawn_blocking(move || self.listening.stop()).await);
     }
+}
+
+fn sent_token(file: Option<&Path>) -> Result<Option<SentToken>, AppError> {
+    file.map(SentToken::load).transpose().map_err(AppError::Token)
 }
 
 /// Where a listener of this machine is reached from it.

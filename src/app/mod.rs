@@ -6,6 +6,7 @@
 //! admin listener. With a successor ([`takeover`]) it is the other way round: the admin listener, the manager,
 //! and the proxy finishes what it has while the successor serves.
 
+mod guard;
 mod halves;
 mod observers;
 mod plan;
@@ -68,6 +69,9 @@ pub enum AppError {
     /// The certificates for TLS cannot be used.
     #[error("cannot serve TLS: {0}")]
     Tls(#[source] crate::proxy::TlsError),
+    /// A file with tokens cannot be used.
+    #[error("cannot use the token file {0}")]
+    Token(#[source] io::Error),
     /// The last routing table on disk cannot be used.
     #[error("cannot use the routing table on disk: {0}")]
     Table(#[source] io::Error),
@@ -160,6 +164,7 @@ async fn run_until_told(
     let mut signals = signals::Signals::install().map_err(AppError::Start)?;
     let place = config.proxy.takeover.clone().filter(|_| halves != Halves::Manager);
     let mut inherited = inherit(place.as_deref())?;
+    let guard = guard::start(config.admin.token_file.as_deref(), &tasks)?;
     let (admin, admin_socket) = bind_admin(&config, inherited.as_mut()).await?;
     let config = Arc::new(config);
 
@@ -180,6 +185,8 @@ async fn run_until_told(
     state.metrics = Some(metrics.clone());
     state.refresh = proxy.as_ref().map(ProxyHalf::refresh).into_iter().collect();
     state.reload = Some(reloader.as_api());
+    state.guard = guard;
+    state.public_metrics = config.admin.public_metrics;
     let api_stop = tokio_util::sync::CancellationToken::new();
     let api = api::serve(admin, api::router(state), api_stop.clone());
     tasks.spawn("admin", api);
@@ -212,7 +219,7 @@ async fn run_until_told(
             // The admin listener first: what is asked for now is the successor's to answer.
             api_stop.cancel();
             drop(takeover);
-            let admin = manager.as_ref().map(|_| config.admin.listen);
+            let admin = manager.as_ref().map(|_| &config.admin);
             if let Some(proxy) = &mut proxy {
                 proxy.hand_over(admin, &tasks);
             }

@@ -12,7 +12,8 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::time::timeout;
 
-use super::CliError;
+use super::{Admin, CliError};
+use crate::runtime::tokens::Token;
 use crate::types::Address;
 
 /// Above the time that the manager gives itself for an answer, so that its own words arrive.
@@ -24,12 +25,15 @@ const BODY_LIMIT: usize = 64 * 1024 * 1024;
 
 pub(super) struct Client {
     admin: Address,
+    token: Option<Token>,
     http: legacy::Client<HttpConnector, Full<Bytes>>,
 }
 
 impl Client {
-    pub(super) fn new(admin: &str) -> Result<Self, CliError> {
+    pub(super) fn new(admin: &Admin) -> Result<Self, CliError> {
+        let token = admin.token.clone();
         let admin: Address = admin
+            .url
             .parse()
             .map_err(|error| CliError::Usage(format!("--admin or FOREBAY_ADMIN: {error}")))?;
         if admin.is_tls() {
@@ -41,7 +45,7 @@ impl Client {
         let mut connector = HttpConnector::new();
         connector.set_connect_timeout(Some(CONNECT_TIME));
         let http = legacy::Client::builder(TokioExecutor::new()).build(connector);
-        Ok(Self { admin, http })
+        Ok(Self { admin, token, http })
     }
 
     pub(super) async fn get(&self, path: &str) -> Result<String, CliError> {
@@ -57,12 +61,15 @@ impl Client {
     }
 
     async fn send(&self, method: Method, path: &str, body: Bytes) -> Result<String, CliError> {
-        let request = Request::builder()
+        let mut request = Request::builder()
             .method(method)
             .uri(format!("{}{path}", self.admin))
             .header(header::CONTENT_TYPE, "application/json")
             .body(Full::new(body))
             .map_err(|error| CliError::Usage(format!("{path}: {error}")))?;
+        if let Some(token) = &self.token {
+            request.headers_mut().insert(header::AUTHORIZATION, token.header());
+        }
         timeout(TIME, self.exchange(request))
             .await
             .unwrap_or_else(|_| Err(self.unreachable(format!("no answer in {TIME:?}"))))

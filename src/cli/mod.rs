@@ -6,6 +6,7 @@ mod render;
 
 use std::io;
 use std::io::Read as _;
+use std::path::Path;
 
 use serde::Deserialize;
 use serde_json::json;
@@ -13,6 +14,7 @@ use thiserror::Error;
 
 use client::Client;
 
+use crate::runtime::tokens::{self, Token};
 use crate::runtime::{clock, rng};
 use crate::types::access::Digest;
 use crate::types::status::{Explanation, FleetStatus};
@@ -24,6 +26,36 @@ const KEY_PREFIX: &str = "fbk_";
 const SHORTEST_KEY: usize = 20;
 /// Bytes that are read to find a key.
 const LONGEST_KEY: u64 = 4_096;
+
+/// Where a manager is, and what it wants to be sent.
+#[derive(Debug, Clone)]
+pub struct Admin {
+    /// Its management address.
+    pub url: String,
+    /// The token that it wants, if it wants one.
+    pub token: Option<Token>,
+}
+
+impl Admin {
+    /// With the token in `file`, or else the one in `given` (the environment's), or none.
+    ///
+    /// # Errors
+    /// [`CliError::Usage`] when what is there is no token.
+    pub fn new(url: String, file: Option<&Path>, given: Option<&str>) -> Result<Self, CliError> {
+        let of_file = |path: &Path| {
+            let found = tokens::read(path).map_err(|error| format!("--token-file: {error}"))?;
+            Ok(found.into_iter().next())
+        };
+        let token = match (file, given) {
+            (Some(path), _) => of_file(path),
+            (None, Some(text)) => {
+                Token::new(text).map(Some).map_err(|rule| format!("FOREBAY_TOKEN: {rule}"))
+            }
+            (None, None) => Ok(None),
+        };
+        token.map(|token| Self { url, token }).map_err(CliError::Usage)
+    }
+}
 
 /// Why a command failed.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -66,7 +98,7 @@ impl CliError {
 ///
 /// # Errors
 /// [`CliError`].
-pub async fn status(admin: &str, json: bool) -> Result<String, CliError> {
+pub async fn status(admin: &Admin, json: bool) -> Result<String, CliError> {
     let client = Client::new(admin)?;
     let answer = client.get("/api/v1/status").await?;
     let status: FleetStatus = client.understand(&answer)?;
@@ -77,7 +109,7 @@ pub async fn status(admin: &str, json: bool) -> Result<String, CliError> {
 ///
 /// # Errors
 /// [`CliError`].
-pub async fn scale(admin: &str, target: &str, count: u32) -> Result<String, CliError> {
+pub async fn scale(admin: &Admin, target: &str, count: u32) -> Result<String, CliError> {
     let (endpoint, variant) = match target.split_once('/') {
         Some((endpoint, variant)) => (endpoint, Some(name::<VariantName>(variant)?)),
         None => (target, None),
@@ -95,7 +127,7 @@ pub async fn scale(admin: &str, target: &str, count: u32) -> Result<String, CliE
 ///
 /// # Errors
 /// [`CliError`].
-pub async fn drain(admin: &str, instance: &str) -> Result<String, CliError> {
+pub async fn drain(admin: &Admin, instance: &str) -> Result<String, CliError> {
     let instance: InstanceId = name(instance)?;
     let client = Client::new(admin)?;
     client.post(&format!("/api/v1/instances/{instance}/drain"), &json!({})).await?;
@@ -106,7 +138,7 @@ pub async fn drain(admin: &str, instance: &str) -> Result<String, CliError> {
 ///
 /// # Errors
 /// [`CliError`].
-pub async fn explain(admin: &str, endpoint: &str, json: bool) -> Result<String, CliError> {
+pub async fn explain(admin: &Admin, endpoint: &str, json: bool) -> Result<String, CliError> {
     let endpoint: EndpointName = name(endpoint)?;
     let client = Client::new(admin)?;
     let answer = client.get(&format!("/api/v1/endpoints/{endpoint}/explain")).await?;
@@ -160,15 +192,16 @@ mod tests {
 
     #[tokio::test]
     async fn mistakes_on_the_command_line_are_usage_errors() {
-        let admin = "http://127.0.0.1:1";
+        let at = |url: &str| Admin { url: url.to_owned(), token: None };
+        let admin = &at("http://127.0.0.1:1");
         for error in [
             scale(admin, "no such/name", 1).await,
             scale(admin, "e/v/w", 1).await,
             drain(admin, "../x").await,
             explain(admin, "", false).await,
-            status("127.0.0.1:8081", false).await,
-            status("http://127.0.0.1:1/path", false).await,
-            status("https://127.0.0.1:1", false).await,
+            status(&at("127.0.0.1:8081"), false).await,
+            status(&at("http://127.0.0.1:1/path"), false).await,
+            status(&at("https://127.0.0.1:1"), false).await,
         ] {
             let error = error.expect_err("wrong");
             assert_eq!(error.exit_code(), 2, "{error}");
@@ -193,7 +226,9 @@ mod tests {
         let free = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("binds");
         let admin = format!("http://{}", free.local_addr().expect("bound"));
         drop(free);
-        let error = status(&admin, false).await.expect_err("nobody listens");
+        let error = status(&Admin { url: admin.clone(), token: None }, false)
+            .await
+            .expect_err("nobody listens");
         assert_eq!(error.exit_code(), 1);
         let text = error.to_string();
         let expected = format!("cannot reach the manager at {admin}: ");

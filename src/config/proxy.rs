@@ -45,6 +45,8 @@ pub struct ProxyConfig {
     pub trusted_proxies: Vec<Network>,
     /// The manager's management API, for a proxy that runs alone.
     pub manager: Option<Address>,
+    /// The file with the token that the manager wants; `None`: it wants none.
+    pub manager_token_file: Option<PathBuf>,
     /// Where the last routing table is kept, for a start without a manager.
     pub table_path: PathBuf,
     /// How long running requests may take to finish once the proxy has been told to end.
@@ -69,6 +71,10 @@ pub struct TlsConfig {
 pub struct AdminConfig {
     /// Where metrics, health and the management API are served.
     pub listen: SocketAddr,
+    /// The file with the tokens of whoever may use it; `None`: everybody may.
+    pub token_file: Option<PathBuf>,
+    /// Metrics need no token.
+    pub public_metrics: bool,
 }
 
 const MAX_BODY_BUFFER: u64 = 1 << 30;
@@ -104,7 +110,7 @@ pub(super) fn read(root: &Table<'_>) -> Read {
     }
     let pool_idle =
         proxy.as_ref().and_then(|table| limits::duration_at(table, "pool_idle_timeout", Span::Any));
-    let config = proxy_config(proxy.as_ref(), proxy_address, tls, pool_idle.as_ref());
+    let mut config = proxy_config(proxy.as_ref(), proxy_address, tls, pool_idle.as_ref());
     if let (Some(table), Some(manager)) = (&proxy, &config.manager)
         && !manager.is_tls()
         && manager.authority() == admin_address.to_string()
@@ -119,7 +125,37 @@ pub(super) fn read(root: &Table<'_>) -> Read {
         );
     }
     let keys = proxy.as_ref().map(access::read).unwrap_or_default();
-    (config, AdminConfig { listen: admin_address }, pool_idle, keys)
+    let admin = admin_config(admin.as_ref(), admin_address);
+    // One token for all of a fleet is the usual case.
+    config.manager_token_file = config.manager_token_file.or_else(|| admin.token_file.clone());
+    (config, admin, pool_idle, keys)
+}
+
+fn admin_config(table: Option<&Table<'_>>, listen: SocketAddr) -> AdminConfig {
+    let file = table.and_then(|table| table.get::<PathBuf>("token_file"));
+    let public = table.and_then(|table| table.get::<bool>("public_metrics"));
+    if let (Some(table), None) = (table, &file) {
+        if !listen.ip().to_canonical().is_loopback()
+            && let Some(found) = table.get::<SocketAddr>("listen")
+        {
+            let rule = format!(
+                "`listen` of [admin] ({listen}) is open to other machines, and whoever reaches it could change the \
+                 fleet: set `token_file`, or listen on 127.0.0.1"
+            );
+            table.sink().error(found.at, rule);
+        }
+        if public.as_ref().is_some_and(|found| found.value) {
+            table.warn_at(
+                "public_metrics",
+                "`public_metrics` does nothing without `token_file`".into(),
+            );
+        }
+    }
+    AdminConfig {
+        listen,
+        token_file: file.map(|found| found.value),
+        public_metrics: public.is_some_and(|found| found.value),
+    }
 }
 
 fn proxy_config(
@@ -165,6 +201,9 @@ fn proxy_config(
             .map(|found| found.value.into_iter().map(|network| network.value).collect())
             .unwrap_or_default(),
         manager: table.and_then(|table| table.get("manager")).map(|found| found.value),
+        manager_token_file: table
+            .and_then(|table| table.get("manager_token_file"))
+            .map(|found| found.value),
         table_path: table
             .map_or_else(default_table, |table| table.or("table_path", default_table())),
         drain_timeout: span("drain_timeout", Span::Any, 600),

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::CONTENT_TYPE;
+use http::header::{AUTHORIZATION, CONTENT_TYPE};
 use http::{Method, Request, StatusCode};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::client::legacy::Client;
@@ -19,6 +19,7 @@ use thiserror::Error;
 use super::router::Router;
 use crate::runtime::rng;
 use crate::runtime::tasks::Tasks;
+use crate::runtime::tokens::SentToken;
 use crate::types::Address;
 use crate::types::report::ProxyReport;
 use crate::types::table::RoutingTable;
@@ -45,6 +46,8 @@ const LARGEST_TABLE: usize = 64 << 20;
 pub struct LinkOptions {
     /// The manager's admin listener.
     pub manager: Address,
+    /// What it wants to be sent, if it wants a token.
+    pub token: Option<SentToken>,
     /// The file that the last table is kept in.
     pub table_path: PathBuf,
 }
@@ -53,6 +56,10 @@ pub struct LinkOptions {
 enum LinkError {
     #[error("no answer within {0:?}")]
     TimedOut(Duration),
+    #[error(
+        "the manager wants a token, and not the one that is sent: set [proxy] manager_token_file"
+    )]
+    Unauthenticated,
     #[error("the manager answered {0}")]
     Status(StatusCode),
     #[error(transparent)]
@@ -83,8 +90,8 @@ pub fn start(options: &LinkOptions, router: &Arc<Router>, tasks: &Tasks) -> io::
 }
 
 /// Starts following and reporting to `manager`, for a proxy that drains: it keeps no table.
-pub fn join(manager: Address, router: &Arc<Router>, tasks: &Tasks) {
-    let options = LinkOptions { manager, table_path: PathBuf::new() };
+pub fn join(manager: Address, token: Option<SentToken>, router: &Arc<Router>, tasks: &Tasks) {
+    let options = LinkOptions { manager, token, table_path: PathBuf::new() };
     Link { options, router: Arc::clone(router), client: client() }.run(tasks);
 }
 
@@ -229,12 +236,15 @@ impl Link {
         body: Bytes,
         limit: Duration,
     ) -> Result<Option<Bytes>, LinkError> {
-        let request = Request::builder()
+        let mut request = Request::builder()
             .method(method)
             .uri(format!("{}{path}", self.options.manager))
             .header(CONTENT_TYPE, "application/json")
             .body(Full::new(body))
             .map_err(|error| LinkError::Body(error.to_string()))?;
+        if let Some(token) = &self.options.token {
+            request.headers_mut().insert(AUTHORIZATION, token.header());
+        }
         let exchange = async {
             let response = self.client.request(request).await?;
             match response.status() {
@@ -244,10 +254,24 @@ impl Link {
                     .await
                     .map(|body| Some(body.to_bytes()))
                     .map_err(|error| LinkError::Body(error.to_string())),
+                StatusCode::UNAUTHORIZED => {
+                    self.look_for_another_token().await;
+                    Err(LinkError::Unauthenticated)
+                }
                 status => Err(LinkError::Status(status)),
             }
         };
         tokio::time::timeout(limit, exchange).await.map_err(|_| LinkError::TimedOut(limit))?
+    }
+}
+
+impl Link {
+    /// The manager's may have been replaced; the next try has what is in the file now.
+    async fn look_for_another_token(&self) {
+        let Some(token) = self.options.token.clone() else { return };
+        if let Ok(Err(error)) = tokio::task::spawn_blocking(move || token.refresh()).await {
+            tracing::warn!(%error, "cannot read the manager's token again");
+        }
     }
 }
 

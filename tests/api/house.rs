@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use forebay::api::{self, ApiState, ReloadError, ReloadOutcome};
+use forebay::cli::Admin;
 use forebay::control::{
     Limits, ManagedProvider, Manager, ManagerError, ManagerHandle, ManagerOptions, OnExit,
 };
@@ -82,8 +83,8 @@ impl House {
         Self { handle, router, address, manager, api, stop }
     }
 
-    pub(crate) fn admin(&self) -> String {
-        format!("http://{}", self.address)
+    pub(crate) fn admin(&self) -> Admin {
+        Admin { url: format!("http://{}", self.address), token: None }
     }
 
     pub(crate) async fn get(&self, path: &str) -> (u16, Value) {
@@ -117,7 +118,7 @@ impl House {
         let client = Client::builder(TokioExecutor::new()).build_http::<Full<Bytes>>();
         let mut request = Request::builder()
             .method(Method::from_bytes(method.as_bytes()).expect("a method"))
-            .uri(format!("{}{path}", self.admin()));
+            .uri(format!("{}{path}", self.admin().url));
         for (name, value) in headers {
             request = request.header(*name, *value);
         }

@@ -174,11 +174,24 @@ pub struct Forebay {
 impl Forebay {
     /// `forebay serve` with `{proxy}` and `{admin}` in the config replaced by free addresses.
     pub fn serve(config: &str) -> Self {
+        Self::serve_with(config, &[])
+    }
+
+    /// The same with further files beside the config.
+    pub fn serve_with(config: &str, files: &[(&str, &str)]) -> Self {
+        Self::start_with("serve", config, files)
+    }
+
+    /// The same for any of the commands that serve.
+    pub fn start_with(command: &str, config: &str, files: &[(&str, &str)]) -> Self {
         let dir = tempfile::tempdir().expect("dir");
+        for (name, text) in files {
+            std::fs::write(dir.path().join(name), text).expect("written");
+        }
         let (proxy, admin) = (local(free_port()), local(free_port()));
         let path = dir.path().join("forebay.toml");
         write_config(&path, config, proxy, admin);
-        let args = vec!["serve".into(), "--config".into(), path.display().to_string()];
+        let args = vec![command.to_owned(), "--config".into(), path.display().to_string()];
         let process = start(&args, dir.path());
         let forebay = Self { process, proxy, admin, dir, args };
         for listener in [admin, proxy] {
@@ -317,8 +330,14 @@ impl Forebay {
 
     /// Runs a subcommand of the binary against this one's manager.
     pub fn cli(&self, args: &[&str]) -> std::process::Output {
+        self.cli_with(args, &[])
+    }
+
+    /// With further environment variables.
+    pub fn cli_with(&self, args: &[&str], env: &[(&str, &str)]) -> std::process::Output {
         Command::new(env!("CARGO_BIN_EXE_forebay"))
             .args(args)
+            .envs(env.iter().copied())
             .env("FOREBAY_ADMIN", format!("http://{}", self.admin))
             .output()
             .expect("the binary runs")
