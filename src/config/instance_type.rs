@@ -7,8 +7,8 @@ use super::limits;
 use super::mistake::Sink;
 use super::provider::{Kind, Providers};
 use super::reader::{Located, Table};
-use super::suggest;
 use super::values::shortened;
+use super::{signals, suggest};
 use crate::types::spec::{Engine, InstanceTypeSpec, OnClientAbort};
 use crate::types::{Address, InstanceTypeName, Protocol, ProviderName};
 
@@ -119,6 +119,7 @@ fn instance_type(
         price_per_hour: amount("price_per_hour"),
         watts: amount("watts"),
         engine: engine.map(|found| found.value),
+        signals: signals::read(table, kind),
         // Last, so that every key has been read before an incomplete type is given up.
         provider: provider?.value.clone(),
     };

@@ -19,6 +19,7 @@ mod reader;
 mod requests;
 mod scaling;
 mod schedule;
+mod signals;
 mod suggest;
 mod syntax;
 mod telemetry;

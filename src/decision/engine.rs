@@ -67,6 +67,10 @@ pub enum OnStop {
 /// counts (they were renamed). None: there is no such metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Metrics {
+    /// The path of a GET that tells them; none: it tells none.
+    pub path: Option<&'static str>,
+    /// Their port, where it is not the one that requests go to.
+    pub port: Option<u16>,
     /// Requests that it works on.
     pub running: &'static [Gauge],
     /// Requests that wait in it.
@@ -141,6 +145,8 @@ const VLLM: Profile = Profile {
     on_stop: OnStop::Aborts { drain_flag: Some("--shutdown-timeout") },
     metrics: Metrics {
         // vllm-project/vllm, docs/design/metrics.md; `gpu_cache_usage_perc` before V1. Fractions of 1.
+        path: Some("/metrics"),
+        port: None,
         running: &[gauge("vllm:num_requests_running")],
         waiting: &[gauge("vllm:num_requests_waiting")],
         kv_use: &[gauge("vllm:kv_cache_usage_perc"), gauge("vllm:gpu_cache_usage_perc")],
@@ -169,6 +175,8 @@ const SGLANG: Profile = Profile {
     on_stop: OnStop::Finishes,
     metrics: Metrics {
         // sgl-project/sglang, docs/references/production_metrics.md.
+        path: Some("/metrics"),
+        port: None,
         running: &[gauge("sglang:num_running_reqs")],
         waiting: &[gauge("sglang:num_queue_reqs")],
         kv_use: &[gauge("sglang:token_usage")],
@@ -193,6 +201,8 @@ const TGI: Profile = Profile {
     on_stop: OnStop::Finishes,
     metrics: Metrics {
         // The same repository, docs/source/reference/metrics.md.
+        path: Some("/metrics"),
+        port: None,
         running: &[gauge("tgi_batch_current_size")],
         waiting: &[gauge("tgi_queue_size")],
         kv_use: &[],
@@ -217,8 +227,14 @@ const TRITON: Profile = Profile {
     on_stop: OnStop::Finishes,
     metrics: Metrics {
         // triton-inference-server/server, docs/user_guide/metrics.md and tensorrtllm_backend; on port 8002.
+        path: Some("/metrics"),
+        port: Some(8002),
         running: &[labelled("nv_trt_llm_request_metrics", "request_type", "scheduled")],
-        waiting: &[gauge("nv_inference_pending_request_count")],
+        // What waits in the batch manager of TensorRT-LLM; without it, in Triton's own queues.
+        waiting: &[
+            labelled("nv_trt_llm_request_metrics", "request_type", "waiting"),
+            gauge("nv_inference_pending_request_count"),
+        ],
         kv_use: &[labelled("nv_trt_llm_kv_cache_block_metrics", "kv_cache_block_type", "fraction")],
         flag: None,
     },
@@ -250,6 +266,8 @@ const LLAMA_CPP: Profile = Profile {
     on_stop: OnStop::Aborts { drain_flag: None },
     metrics: Metrics {
         // tools/server/server-task.cpp. The KV cache's share was removed; `/slots` tells which slots are taken.
+        path: Some("/metrics"),
+        port: None,
         running: &[gauge("llamacpp:requests_processing")],
         waiting: &[gauge("llamacpp:requests_deferred")],
         kv_use: &[],
@@ -270,7 +288,14 @@ const OPENAI: Profile = Profile {
     keep_alive: None,
     closes_after_stream: false,
     on_stop: OnStop::Unknown,
-    metrics: Metrics { running: &[], waiting: &[], kv_use: &[], flag: None },
+    metrics: Metrics {
+        path: None,
+        port: None,
+        running: &[],
+        waiting: &[],
+        kv_use: &[],
+        flag: None,
+    },
 };
 
 /// Bytes of an event beyond which it is no short error.
@@ -339,15 +364,6 @@ fn error_code(data: &str) -> Option<u64> {
 mod tests {
     use super::*;
 
-    const ALL: [Engine; 6] = [
-        Engine::Vllm,
-        Engine::Sglang,
-        Engine::Tgi,
-        Engine::Triton,
-        Engine::LlamaCpp,
-        Engine::OpenAi,
-    ];
-
     #[test]
     fn the_table() {
         use std::fmt::Write as _;
@@ -359,7 +375,7 @@ mod tests {
             shown.collect::<Vec<_>>().join(" or ")
         };
         let mut table = String::new();
-        for engine in ALL {
+        for engine in Engine::ALL {
             let Profile { name, health_path, on_stop, metrics, .. } = profile(engine);
             let p = profile(engine);
             let bad: Vec<_> = p.misleading_paths.iter().map(|(path, _)| *path).collect();
@@ -371,6 +387,8 @@ mod tests {
             let closes = p.closes_after_stream;
             writeln!(table, "  idle {idle:?}, closes after a stream {closes}").expect("text");
             writeln!(table, "  on SIGTERM {on_stop:?}").expect("text");
+            let (path, port) = (metrics.path.unwrap_or("nowhere"), metrics.port);
+            writeln!(table, "  metrics at {path}, port {port:?}").expect("text");
             writeln!(table, "  running {}", names(metrics.running)).expect("text");
             writeln!(table, "  waiting {}", names(metrics.waiting)).expect("text");
             writeln!(table, "  kv {}, by {:?}", names(metrics.kv_use), metrics.flag).expect("text");
@@ -380,7 +398,7 @@ mod tests {
 
     #[test]
     fn profiles_make_sense() {
-        for engine in ALL {
+        for engine in Engine::ALL {
             let profile = profile(engine);
             let name = profile.name;
             assert!(profile.health_path.starts_with('/'), "{name}");
@@ -425,7 +443,7 @@ mod tests {
         ] {
             let said = first_event_says_not_run(Some(Engine::Sglang), text.as_bytes());
             assert_eq!(said, says, "{text:?}");
-            for other in ALL.into_iter().filter(|engine| *engine != Engine::Sglang) {
+            for other in Engine::ALL.into_iter().filter(|engine| *engine != Engine::Sglang) {
                 assert!(!first_event_says_not_run(Some(other), text.as_bytes()), "{text:?}");
             }
             assert!(!first_event_says_not_run(None, text.as_bytes()), "{text:?}");

@@ -8,6 +8,7 @@
 //!   [`predict`] learns how fast each is.
 //! * [`controller`] is the manager's brain: events in, actions out. [`plan`] decides one round of it.
 //! * [`scale`] turns what was measured into a size: the series, the expressions, the scaling policies.
+//! * [`signals`] reads what instances tell of themselves.
 //! * [`check`] validates any plan and routing table, apart from whoever made it.
 
 pub mod admit;
@@ -24,3 +25,4 @@ pub mod rate;
 pub mod route;
 pub mod scale;
 pub mod session;
+pub mod signals;

@@ -93,6 +93,7 @@ fn draw_type(rng: &mut Rng, provider: &str) -> InstanceTypeSpec {
         watts: None,
         engine: None,
         on_client_abort: OnClientAbort::default(),
+        signals: Default::default(),
     }
 }
 

@@ -226,6 +226,7 @@ mod tests {
             addresses: vec![],
             price_per_hour: Some(2.5),
             watts: Some(700.0),
+            signals: Default::default(),
         };
         let name = InstanceTypeName::new("p5").expect("valid");
         FleetSpec { instance_types: [(name, kind)].into(), endpoints: vec![] }

@@ -14,6 +14,7 @@ mod network;
 pub mod record;
 pub mod report;
 pub mod scaling;
+pub mod signals;
 pub mod spec;
 pub mod status;
 pub mod table;

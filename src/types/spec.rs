@@ -69,6 +69,45 @@ pub struct InstanceTypeSpec {
     pub watts: Option<f64>,
     /// Which engine its workers are; `None`: not told, so nothing engine-specific is assumed.
     pub engine: Option<Engine>,
+    /// Where its instances are asked for their own view of their load.
+    pub signals: SignalSpec,
+}
+
+/// Where and how often instances are asked for [`Signals`](super::signals::Signals).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SignalSpec {
+    /// Between two questions to one instance; zero: never.
+    pub interval: Duration,
+    /// The path of the engine's metrics; `None`: the engine's own, and without an engine none.
+    pub path: Option<String>,
+    /// Their port, where it is not the one that requests go to; `None`: the engine's own.
+    pub port: Option<u16>,
+    /// Who tells of the GPUs, beside what the engine says.
+    pub gpu: Option<GpuSource>,
+    /// Which of the GPUs that are told of are an instance's own: those whose labels have these values, in
+    /// which `{instance}` and `{host}` are filled in. None: all.
+    pub gpu_labels: BTreeMap<String, String>,
+}
+
+impl Default for SignalSpec {
+    fn default() -> Self {
+        Self {
+            interval: Duration::from_secs(15),
+            path: None,
+            port: None,
+            gpu: None,
+            gpu_labels: BTreeMap::new(),
+        }
+    }
+}
+
+/// Who tells of an instance's GPUs.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum GpuSource {
+    /// An exporter in the Prometheus format at this URL, in which `{host}` is filled in.
+    Exporter(String),
+    /// The program `nvidia-smi` on the manager's machine, which is also the instances'.
+    NvidiaSmi,
 }
 
 /// The inference engine behind a worker: which health path, overload answers, metric names and drain
@@ -93,6 +132,12 @@ pub enum Engine {
     /// Any other that speaks the `/v1` API.
     #[serde(rename = "openai")]
     OpenAi,
+}
+
+impl Engine {
+    /// All of them.
+    pub const ALL: [Self; 6] =
+        [Self::Vllm, Self::Sglang, Self::Tgi, Self::Triton, Self::LlamaCpp, Self::OpenAi];
 }
 
 /// An endpoint: a name with one or more variants behind it.

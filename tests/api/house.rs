@@ -227,5 +227,6 @@ fn kind() -> InstanceTypeSpec {
         addresses: vec![],
         price_per_hour: Some(1.0),
         watts: None,
+        signals: Default::default(),
     }
 }

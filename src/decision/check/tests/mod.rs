@@ -36,6 +36,7 @@ fn spec() -> FleetSpec {
         watts: None,
         engine: None,
         on_client_abort: OnClientAbort::default(),
+        signals: Default::default(),
     };
     let kinds = ["best", "next"].map(|name| (name.parse().expect("a name"), kind.clone()));
     let endpoint = EndpointSpec { name: key().endpoint, variants: vec![variant_spec()] };

@@ -94,6 +94,7 @@ pub(crate) fn fleet(endpoints: &[(&str, VariantSpec)]) -> Arc<FleetSpec> {
                 addresses: Vec::new(),
                 price_per_hour: Some(2.5),
                 watts: None,
+                signals: Default::default(),
             };
             spec.instance_types.insert(pool.instance_type.clone(), kind);
         }
