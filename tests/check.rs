@@ -394,6 +394,90 @@ fn mistakes_in_instance_types() {
 }
 
 #[test]
+fn mistakes_in_where_instances_tell_their_load() {
+    let p5 = "max_concurrency = 20";
+    let onprem = "[instance_type.\"onprem\"]";
+    assert_cases(&[
+        (
+            p5,
+            "scrape_interval = 15",
+            &[
+                "0:19: error: `scrape_interval` must be a duration with a unit: write \"15s\" if 15 seconds are meant",
+            ],
+        ),
+        (
+            p5,
+            "scrape_interval = \"50ms\"",
+            &[
+                "0:19: warning: `scrape_interval` is below 1s: engines tell their metrics with the same threads that serve requests",
+            ],
+        ),
+        (
+            p5,
+            "scrape_interval = \"0s\"\nmetrics_port = 9",
+            &["1:1: warning: `metrics_port` has no effect with `scrape_interval = \"0s\"`"],
+        ),
+        (
+            p5,
+            "metrics_path = \"metrics\"",
+            &["0:16: error: `metrics_path` must be the path of a GET, such as \"/metrics\""],
+        ),
+        (p5, "metrics_port = 0", &["0:16: error: `metrics_port` must be 1 to 65535, not 0"]),
+        (
+            p5,
+            "metrics_port = 65536",
+            &["0:16: error: `metrics_port` must be 1 to 65535, not 65536"],
+        ),
+        (
+            p5,
+            "gpu_metrics = \"nvidia_smi\"",
+            &[
+                "0:15: error: `gpu_metrics` must be \"nvidia-smi\" or the URL of an exporter, such as \"http://{host}:9400/metrics\", over plain http, not \"nvidia_smi\"",
+            ],
+        ),
+        (
+            p5,
+            "gpu_metrics = \"https://{host}:9400/metrics\"",
+            &[
+                "0:15: error: `gpu_metrics` must be \"nvidia-smi\" or the URL of an exporter, such as \"http://{host}:9400/metrics\", over plain http, not \"https://{host}:9400/metrics\"",
+            ],
+        ),
+        (
+            p5,
+            "gpu_metrics = \"http://{node}:9400/metrics\"",
+            &[
+                "0:15: error: `gpu_metrics` may have {host} in braces, and nothing else",
+                "0:15: error: `gpu_metrics` must be \"nvidia-smi\" or the URL of an exporter, such as \"http://{host}:9400/metrics\", over plain http, not \"http://{node}:9400/metrics\"",
+            ],
+        ),
+        (
+            onprem,
+            "[instance_type.\"onprem\"]\ngpu_metrics = \"nvidia-smi\"",
+            &[
+                "1:15: error: `gpu_metrics` \"nvidia-smi\" asks the manager's own machine, where servers of a static provider need not run; write the URL of an exporter there",
+            ],
+        ),
+        (
+            p5,
+            "gpu_labels.pod = \"{instance}\"",
+            &["0:12: error: `gpu_labels` pick among what `gpu_metrics` tells; name that too"],
+        ),
+        (
+            p5,
+            "gpu_metrics = \"nvidia-smi\"\ngpu_labels.gpu = \"{index}\"",
+            &[
+                "1:18: error: `gpu_labels` may have {instance} and {host} in braces, and nothing else",
+            ],
+        ),
+        (
+            p5,
+            "gpu_metrics = \"nvidia-smi\"\ngpu_labels.gpu = 0",
+            &["1:18: error: `gpu_labels.gpu` must be a text in quotes, not the number 0"],
+        ),
+    ]);
+}
+
+#[test]
 fn mistakes_in_endpoints_and_variants() {
     assert_cases(&[
         (

@@ -138,6 +138,7 @@ fn defaults_are_the_documented_ones() {
         (a100.max_concurrency, a100.copies, a100.capacity, a100.engine),
         (256, 1, None, None)
     );
+    assert_eq!(a100.signals.interval, Duration::from_secs(15));
     assert_eq!(variant.min_instance_count, 1);
     assert_eq!(variant.provision_timeout, Duration::from_secs(1_200));
     assert_eq!(variant.startup_timeout, Duration::from_secs(600));
@@ -249,4 +250,7 @@ fn commented_keys_of_the_reference_are_valid_too() {
     assert_eq!(only_variant(&config).scale_to_zero_after, Some(Duration::from_secs(900)));
     let p5 = &config.fleet.instance_types["ml.p5.48xlarge"];
     assert!(p5.engine.is_some() && p5.price_per_hour.is_some() && p5.watts.is_some());
+    let signals = &p5.signals;
+    assert_eq!((signals.path.as_deref(), signals.port), (Some("/metrics"), Some(8002)));
+    assert!(signals.gpu.is_some() && signals.gpu_labels["pod"] == "{instance}");
 }

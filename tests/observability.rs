@@ -20,7 +20,7 @@ use opentelemetry_proto::tonic::trace::v1::Span;
 use prost::Message;
 use serde_json::Value as Json;
 use support::http::{self, Client};
-use support::{Forebay, Worker, eventually, free_port, local};
+use support::{Forebay, Worker, by_hand, eventually, free_port, local};
 
 const CHAT: &str = r#"{"model":"m","messages":[{"role":"user","content":"hi"}]}"#;
 const STREAM: &str = r#"{"model":"m","stream":true,"messages":[{"role":"user","content":"hi"}]}"#;
@@ -630,13 +630,19 @@ fn rules_are_accepted_and_fire_when_they_should() {
 /// Metrics of a Forebay that has served something, without the suffixes of histograms.
 fn real_metrics() -> Vec<String> {
     let receiver = Receiver::start(&[]);
-    let worker = Worker::start(&["--first-token", "300ms"]);
+    let worker = Worker::start(&["--first-token", "300ms", "--max-concurrency", "1"]);
+    let gpus = by_hand::start(|_, stream| {
+        let page = include_str!("../src/decision/signals/testdata/dcgm.txt");
+        let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", page.len());
+        drop(stream.write_all((head + page).as_bytes()));
+    });
     let telemetry = receiver.config("trace_sample = 1.0\naccess_log = \"access.jsonl\"");
     let mut config = String::from("[proxy]\nlisten = \"{proxy}\"\n[admin]\nlisten = \"{admin}\"\n");
     config += &format!("[telemetry]\n{telemetry}\n");
     config += &format!(
         "[provider.p]\nkind = \"static\"\n[instance_type.t]\nprovider = \"p\"\nmax_concurrency = 1\n\
          addresses = [\"http://{}\"]\nprice_per_hour = 2.0\nwatts = 700.0\n\
+         engine = \"vllm\"\nscrape_interval = \"100ms\"\ngpu_metrics = \"http://{gpus}/metrics\"\n\
          [[endpoint]]\nname = \"e\"\n[[endpoint.variant]]\nname = \"v\"\nmodel = \"m\"\n\
          min_instance_count = 1\n[[endpoint.variant.pool]]\ninstance_type = \"t\"\n",
         worker.address
@@ -648,7 +654,11 @@ fn real_metrics() -> Vec<String> {
             scope.spawn(|| http::post(forebay.proxy, PATH, &[JSON], CHAT));
         }
     });
-    let text = http::get(forebay.admin, "/metrics").text();
+    let text = eventually("it has told of its load and of its GPUs", || {
+        let text = http::get(forebay.admin, "/metrics").text();
+        let told = ["forebay_gpu_utilization_ratio{", "forebay_kv_cache_utilization_ratio{"];
+        told.iter().all(|name| text.contains(name)).then_some(text)
+    });
     let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
     types.filter_map(|line| line.split(' ').next().map(str::to_owned)).collect()
 }

@@ -9,6 +9,7 @@ use tokio::time::timeout;
 
 use super::ApiState;
 use super::error::ApiError;
+use crate::telemetry::signals;
 
 /// How long a scrape waits for the manager.
 const STATUS_TIME: Duration = Duration::from_secs(1);
@@ -30,10 +31,12 @@ pub(super) async fn ready(State(state): State<ApiState>) -> Result<&'static str,
 }
 
 pub(super) async fn metrics(State(state): State<ApiState>) -> Result<impl IntoResponse, ApiError> {
+    let mut told = String::new();
     if let Some(manager) = &state.manager {
         // One that only stands by has no fleet to show, and one that hangs must not hide the traffic.
         if let Ok(Ok(status)) = timeout(STATUS_TIME, manager.status()).await {
             state.fleet_metrics.refresh(&status, &manager.spec());
+            told = signals::render(&status);
         }
     }
     for refresh in &state.refresh {
@@ -43,5 +46,5 @@ pub(super) async fn metrics(State(state): State<ApiState>) -> Result<impl IntoRe
         handle.run_upkeep();
         handle.render()
     });
-    Ok(([(header::CONTENT_TYPE, PROMETHEUS_TEXT)], text.unwrap_or_default()))
+    Ok(([(header::CONTENT_TYPE, PROMETHEUS_TEXT)], text.unwrap_or_default() + &told))
 }

@@ -45,7 +45,7 @@ pub(super) fn read(table: &Table<'_>, kind: Option<Kind>) -> SignalSpec {
             table.warn_at(key, format!("`{key}` has no effect with `scrape_interval = \"0s\"`"));
         }
     }
-    let gpu = gpu_metrics.as_ref().and_then(|source| gpu_source(source, kind, sink));
+    let gpu = gpu_metrics.as_ref().map(|source| gpu_source(source, kind, sink));
     if let (Some((first, _)), None) = (labels.first(), &gpu_metrics) {
         sink.error(first.at, "`gpu_labels` pick among what `gpu_metrics` tells; name that too");
     }
@@ -62,14 +62,14 @@ pub(super) fn read(table: &Table<'_>, kind: Option<Kind>) -> SignalSpec {
     }
 }
 
-fn gpu_source(source: &Located<String>, kind: Option<Kind>, sink: &Sink<'_>) -> Option<GpuSource> {
+fn gpu_source(source: &Located<String>, kind: Option<Kind>, sink: &Sink<'_>) -> GpuSource {
     if source.as_str() == NVIDIA_SMI {
         if kind == Some(Kind::Static) {
             let rule = "`gpu_metrics` \"nvidia-smi\" asks the manager's own machine, where servers of a static \
                         provider need not run; write the URL of an exporter there";
             sink.error(source.at, rule);
         }
-        return Some(GpuSource::NvidiaSmi);
+        return GpuSource::NvidiaSmi;
     }
     check_placeholders("`gpu_metrics`", source, &[HOST], sink);
     let example = source.replace(HOST, "host");
@@ -84,7 +84,7 @@ fn gpu_source(source: &Located<String>, kind: Option<Kind>, sink: &Sink<'_>) -> 
         );
         sink.error(source.at, rule);
     }
-    Some(GpuSource::Exporter(source.value.clone()))
+    GpuSource::Exporter(source.value.clone())
 }
 
 fn check_placeholders(key: &str, text: &Located<String>, known: &[&str], sink: &Sink<'_>) {

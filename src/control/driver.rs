@@ -13,6 +13,7 @@ use super::durable::Durable;
 use super::handle::{Command, HandleError, Phase, Reports};
 use super::lease::Lease;
 use super::probe::{Probe, Prober};
+use super::scrape::Scraper;
 use super::{Clock, ManagerError};
 use crate::decision::check::check_table;
 use crate::decision::controller::{Action, Controller, Event};
@@ -36,6 +37,7 @@ pub(super) struct Driver {
     pub(super) lease: Lease,
     pub(super) calls: Calls,
     pub(super) prober: Prober,
+    pub(super) scraper: Scraper,
     pub(super) crash: Arc<CrashPoints>,
     pub(super) events: mpsc::Receiver<Event>,
     pub(super) commands: mpsc::Receiver<Command>,

@@ -15,6 +15,7 @@ use super::durable::Durable;
 use super::handle::{Command, Ends, HandleError, Phase};
 use super::lease::{Lease, Terms};
 use super::probe::Prober;
+use super::scrape::Scraper;
 use super::{ManagerError, ManagerHandle, ManagerOptions, OnExit};
 use crate::decision::controller::Controller;
 use crate::runtime::tasks::Tasks;
@@ -149,6 +150,7 @@ async fn act(
     };
     driver.calls.stop().await;
     driver.prober.stop().await;
+    driver.scraper.stop().await;
     match end? {
         OnExit::Keep => Ok(()),
         OnExit::Stop => tokio::select! {
@@ -170,8 +172,11 @@ fn driver(
     ends.phase.send_replace(Phase::Acting { lease: lease.clone(), unlisted });
     let (sender, events) = mpsc::channel(EVENTS);
     let crash = Arc::new(crash);
-    let calls = Calls::new(providers, limits, sender.clone(), crash.clone(), FleetMetrics::new());
+    let metrics = FleetMetrics::new();
+    let calls = Calls::new(providers, limits, sender.clone(), crash.clone(), metrics.clone());
     calls.listen_for_nudges();
+    let scraper =
+        Scraper::start(ends.tables.subscribe(), ends.spec.subscribe(), sender.clone(), metrics);
     Driver {
         controller: Controller::new(lease.epoch(), clock.now(), spec, stored, seed),
         clock,
@@ -179,6 +184,7 @@ fn driver(
         lease: lease.clone(),
         calls,
         prober: Prober::new(sender),
+        scraper,
         crash,
         events,
         commands: ends.commands,

@@ -176,7 +176,7 @@ fn serving(body: &[u8]) -> Result<(), String> {
 }
 
 /// An error with all its causes.
-fn whole(error: &dyn std::error::Error) -> String {
+pub(super) fn whole(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

@@ -28,6 +28,8 @@ pub const PROVIDER_ERRORS: &str = "forebay_provider_errors_total";
 pub const FLEET_PRICE: &str = "forebay_fleet_price_per_hour";
 /// What the running instances draw.
 pub const FLEET_POWER: &str = "forebay_fleet_power_watts";
+/// Questions to instances for their own view of their load.
+pub const SCRAPES: &str = "forebay_scrapes_total";
 /// Proxies that report.
 pub const PROXY_COUNT: &str = "forebay_proxies";
 
@@ -66,6 +68,11 @@ impl FleetMetrics {
             Unit::Count,
             "Failed calls of a provider by kind of error."
         );
+        describe_counter!(
+            SCRAPES,
+            Unit::Count,
+            "Scrapes of engines' and GPU exporters' metrics by outcome."
+        );
         describe_gauge!(
             FLEET_PRICE,
             "Cost per hour of a pool's running instances, in the currency of the config."
@@ -95,6 +102,21 @@ impl FleetMetrics {
             Label::from_static_parts("kind", error.kind()),
         ];
         self.counter((PROVIDER_ERRORS, labels)).increment(1);
+    }
+
+    /// Counts a scrape of an instance of `kind`: of its `engine`, or of its `gpu`s.
+    pub fn scraped(
+        &self,
+        variant: &VariantKey,
+        kind: &InstanceTypeName,
+        source: &'static str,
+        is_ok: bool,
+    ) {
+        let mut labels = labels(&variant.endpoint, variant.variant.as_str(), kind.as_str());
+        labels.push(Label::from_static_parts("source", source));
+        let outcome = if is_ok { "ok" } else { "failed" };
+        labels.push(Label::from_static_parts("outcome", outcome));
+        self.counter((SCRAPES, labels)).increment(1);
     }
 
     /// Makes the gauges show `status`. `spec` has what instance types cost and draw.

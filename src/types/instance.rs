@@ -92,6 +92,12 @@ impl Address {
         &self.authority
     }
 
+    /// `host`, in brackets where it is an IPv6 address.
+    #[must_use]
+    pub fn host(&self) -> &str {
+        self.authority.rsplit_once(':').map_or(&self.authority, |(host, _)| host)
+    }
+
     /// Whether TLS is spoken there.
     #[must_use]
     pub fn is_tls(&self) -> bool {
@@ -161,6 +167,9 @@ mod tests {
         ] {
             assert_eq!(text.parse::<Address>().map(|a| a.to_string()), Ok(shown.to_owned()));
         }
+        let host = |text: &str| text.parse::<Address>().map(|a| a.host().to_owned());
+        assert_eq!(host("http://gpu-1:9001"), Ok("gpu-1".to_owned()));
+        assert_eq!(host("http://[::1]:80"), Ok("[::1]".to_owned()));
         for bad in ["127.0.0.1:9001", "ftp://x:1", "http://x:1/path", "http://u@x:1", "http://", ""]
         {
             assert!(bad.parse::<Address>().is_err(), "{bad}");

@@ -23,17 +23,35 @@ pub enum Metric {
     FirstChunkLatency,
     /// Requests that wait for a slot of the variant.
     QueueDepth,
+    /// How busy the GPUs of an instance are, in percent, averaged over them.
+    #[serde(rename = "GPUUtilization")]
+    GpuUtilization,
+    /// How much of the GPUs' memory of an instance is in use, in percent.
+    #[serde(rename = "GPUMemoryUtilization")]
+    GpuMemoryUtilization,
+    /// How much of an engine's KV cache is in use, in percent.
+    #[serde(rename = "KVCacheUtilization")]
+    KvCacheUtilization,
+    /// Requests that an engine works on, as it tells itself.
+    RunningRequests,
+    /// Requests that wait in an engine, as it tells itself.
+    WaitingRequests,
 }
 
 impl Metric {
     /// All of them, by name.
-    pub const ALL: [(&'static str, Self); 6] = [
+    pub const ALL: [(&'static str, Self); 11] = [
         ("ConcurrentRequestsPerModel", Self::ConcurrentRequestsPerModel),
         ("InstanceCount", Self::InstanceCount),
         ("Invocations", Self::Invocations),
         ("ModelLatency", Self::ModelLatency),
         ("FirstChunkLatency", Self::FirstChunkLatency),
         ("QueueDepth", Self::QueueDepth),
+        ("GPUUtilization", Self::GpuUtilization),
+        ("GPUMemoryUtilization", Self::GpuMemoryUtilization),
+        ("KVCacheUtilization", Self::KvCacheUtilization),
+        ("RunningRequests", Self::RunningRequests),
+        ("WaitingRequests", Self::WaitingRequests),
     ];
 
     /// Its name.

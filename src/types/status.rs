@@ -4,6 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::record::EventRecord;
+use super::signals::Signals;
 use super::table::TableVersion;
 use super::{
     Address, EndpointName, Generation, InstanceId, InstanceState, InstanceTypeName, ModelName,
@@ -113,6 +114,12 @@ pub struct InstanceStatus {
     pub asked_at: Timestamp,
     /// Why it leaves, if it does.
     pub reason: Option<String>,
+    /// What it told of its own load lately.
+    #[serde(default, skip_serializing_if = "Signals::is_empty")]
+    pub signals: Signals,
+    /// Why it did not tell all of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signals_problem: Option<String>,
 }
 
 /// A proxy that reports.

@@ -97,6 +97,12 @@ impl Desk {
         }
     }
 
+    /// The share of a pretended KV cache in use, in which every slot has an equal part.
+    pub(super) fn cache_use(&self) -> Option<f64> {
+        let slots = self.slots.as_ref()?.count;
+        Some(self.running.load(Ordering::Relaxed) as f64 / slots as f64)
+    }
+
     pub(super) fn counts(&self) -> Counts {
         Counts {
             running: self.running.load(Ordering::Relaxed),
@@ -115,15 +121,19 @@ impl Desk {
         let counts = self.counts();
         let model = model.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
         let mut text = String::with_capacity(1024);
-        let mut row = |name: &str, kind: &str, help: &str, value: u64| {
+        let mut row = |name: &str, kind: &str, help: &str, value: f64| {
             // Writing to a String cannot fail.
             let _ = write!(
                 text,
                 "# HELP {name} {help}\n# TYPE {name} {kind}\n{name}{{model_name=\"{model}\"}} {value}\n"
             );
         };
-        row("vllm:num_requests_running", "gauge", "Requests in a slot.", counts.running as u64);
-        row("vllm:num_requests_waiting", "gauge", "Requests in the queue.", counts.waiting as u64);
+        row("vllm:num_requests_running", "gauge", "Requests in a slot.", counts.running as f64);
+        row("vllm:num_requests_waiting", "gauge", "Requests in the queue.", counts.waiting as f64);
+        if let Some(use_of_cache) = self.cache_use() {
+            let help = "KV-cache usage: each slot has its share. 1 means 100 percent usage.";
+            row("vllm:kv_cache_usage_perc", "gauge", help, use_of_cache);
+        }
         let counters = [
             ("started", "Requests that arrived.", counts.started),
             ("completed", "Requests answered in full.", counts.completed),
@@ -131,7 +141,7 @@ impl Desk {
             ("failed", "Requests that were refused or failed as told.", counts.failed),
         ];
         for (what, help, value) in counters {
-            row(&format!("forebay_worker_requests_{what}_total"), "counter", help, value);
+            row(&format!("forebay_worker_requests_{what}_total"), "counter", help, value as f64);
         }
         text
     }
@@ -314,6 +324,7 @@ mod tests {
         let text = desk.prometheus("a\"b");
         assert!(text.contains("vllm:num_requests_running{model_name=\"a\\\"b\"} 1\n"), "{text}");
         assert!(text.contains("vllm:num_requests_waiting{model_name=\"a\\\"b\"} 0\n"), "{text}");
+        assert!(text.contains("vllm:kv_cache_usage_perc{model_name=\"a\\\"b\"} 1\n"), "{text}");
         assert!(text.contains("forebay_worker_requests_started_total{"), "{text}");
     }
 }

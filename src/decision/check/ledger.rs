@@ -164,7 +164,7 @@ impl Ledger {
                 }
             }
             Event::Reconfigured(spec) => self.spec = Arc::clone(spec),
-            Event::ProviderNudged(_) => {}
+            Event::ProviderNudged(_) | Event::Signals { .. } => {}
         }
     }
 

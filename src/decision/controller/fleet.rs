@@ -8,6 +8,8 @@ use crate::types::record::{CapacityKey, InstanceRecord};
 use crate::types::table::TableVersion;
 use crate::types::{InstanceId, InstanceState, ProviderName, Timestamp, VariantKey};
 
+use super::signals::Told;
+
 /// Where the launch of an instance stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Launch {
@@ -67,6 +69,8 @@ pub(super) struct Instance {
     pub(super) worked_at: Option<Timestamp>,
     /// The first published table without it, once it drains.
     pub(super) out_since: Option<TableVersion>,
+    /// What it told of its own load.
+    pub(super) told: Told,
 }
 
 /// A list's number that no list reaches: silence proves nothing.
@@ -85,6 +89,7 @@ impl Instance {
             interruption: None,
             worked_at: None,
             out_since: None,
+            told: Told::default(),
         }
     }
 

@@ -9,7 +9,7 @@
 //! # Where to read
 //! * `machine`: the life of an instance, one table. `life` applies it and does what each edge entails.
 //! * `start`: what is restored, and how a new spec is taken over.
-//! * `listed`, `launched`, `health`, `drain`, `demand`: what each kind of event means.
+//! * `listed`, `launched`, `health`, `drain`, `demand`, `signals`: what each kind of event means.
 //! * `round`: carries out a [`crate::decision::plan::Plan`] for one variant. All sizes, turns and orders
 //!   of leaving are decided in the planner.
 //! * `commit`: one handled event becomes one `Persist`, one `Publish` if the table changed, and then the
@@ -44,6 +44,7 @@
 //!   `max_concurrency` also to running instances. Models and copies of running instances stay as they
 //!   were launched (changing those is a deployment). Instances of a removed pool leave once they are
 //!   replaced, those of a removed variant at once.
+//! * **Signals advise.** What instances tell of their own load is measured and shown; none is replaced for it.
 //! * **Scaling policies** change the desired number at the end of their periods, never to zero: `scaling`.
 //! * **Demand is latched.** A request at a variant at zero wakes it once, sized to the need; it goes back
 //!   to zero only after it has served, and then only without a request for `scale_to_zero_after`.
@@ -66,6 +67,7 @@ mod providers;
 mod round;
 mod scaling;
 mod schedule;
+mod signals;
 mod start;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -82,6 +84,7 @@ use thiserror::Error;
 use crate::types::launch::{LaunchBatch, LaunchOutcome, ProviderInstance};
 use crate::types::record::{CapacityKey, CapacityRecord, Change, StoredState};
 use crate::types::report::ProxyReport;
+use crate::types::signals::Signals;
 use crate::types::spec::{FleetSpec, HealthCheck};
 use crate::types::status::{Explanation, FleetStatus};
 use crate::types::table::RoutingTable;
@@ -148,6 +151,17 @@ pub enum Event {
     },
     /// A proxy's picture.
     Reported(ProxyReport),
+    /// An instance was asked for its own view of its load.
+    Signals {
+        /// Which instance.
+        instance: InstanceId,
+        /// Which start of it.
+        generation: Generation,
+        /// What it told, as far as it did.
+        signals: Signals,
+        /// Why something is missing.
+        problem: Option<String>,
+    },
     /// The operator wants another fleet from now on.
     Reconfigured(Arc<FleetSpec>),
     /// A provider has news (an instance ended, an address is known): list it soon.
@@ -294,6 +308,9 @@ impl Controller {
                 self.probed(now, &instance, generation, result);
             }
             Event::Reported(report) => self.reported(now, &report),
+            Event::Signals { instance, generation, signals, problem } => {
+                self.signalled(now, &instance, generation, signals, problem);
+            }
             Event::ProviderNudged(provider) => self.hasten_list(now, &provider),
             Event::Reconfigured(spec) => self.adopt_spec(now, &spec),
         }

@@ -44,14 +44,17 @@ impl Controller {
         }
     }
 
-    /// Requests at each type's instances in service, and requests that wait.
+    /// Requests at each type's instances in service, requests that wait, and what instances tell.
     pub(super) fn sample(&mut self, now: Timestamp) {
         self.timers.set(Waiter::Sample, Some(next(now, self.sample_every)));
+        let keys: Vec<VariantKey> = self.variants.keys().cloned().collect();
+        for key in &keys {
+            self.sample_signals(now, key);
+        }
         // What nobody has reported is not known to be nothing.
         if !self.proxies.values().any(|proxy| proxy.live) {
             return;
         }
-        let keys: Vec<VariantKey> = self.variants.keys().cloned().collect();
         for key in keys {
             let mut types: BTreeMap<InstanceTypeName, (u32, u64)> = BTreeMap::new();
             for instance in self.fleet.of(&key) {

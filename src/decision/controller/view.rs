@@ -21,7 +21,7 @@ impl Controller {
             endpoints: self
                 .endpoint_names()
                 .into_iter()
-                .map(|name| self.view_endpoint(name))
+                .map(|name| self.view_endpoint(now, name))
                 .collect(),
             table_version: self.table.version,
             proxies: self
@@ -74,7 +74,7 @@ impl Controller {
         found
     }
 
-    fn view_endpoint(&self, name: EndpointName) -> EndpointStatus {
+    fn view_endpoint(&self, now: Timestamp, name: EndpointName) -> EndpointStatus {
         let variants = self.variants_of(&name);
         let status = if variants.iter().all(|(_, v)| !v.configured) {
             "Deleting"
@@ -85,7 +85,7 @@ impl Controller {
         } else {
             "InService"
         };
-        let variants = variants.into_iter().map(|(k, v)| self.view_variant(k, v)).collect();
+        let variants = variants.into_iter().map(|(k, v)| self.view_variant(now, k, v)).collect();
         EndpointStatus { name, status: status.to_owned(), variants }
     }
 
@@ -98,7 +98,7 @@ impl Controller {
         count(self.fleet.of(key).filter(|i| i.state() == InstanceState::InService))
     }
 
-    fn view_variant(&self, key: &VariantKey, variant: &Variant) -> VariantStatus {
+    fn view_variant(&self, now: Timestamp, key: &VariantKey, variant: &Variant) -> VariantStatus {
         let mut instances: Vec<_> = self.fleet.of(key).collect();
         instances.sort_by_key(|i| (i.record.priority, i.record.generation));
         let prices = instances
@@ -115,7 +115,7 @@ impl Controller {
             price_per_hour,
             scaling: variant.policy_status(),
             pools: self.view_pools(key, variant.spec.as_deref()),
-            instances: instances.into_iter().map(|i| self.view_instance(i)).collect(),
+            instances: instances.into_iter().map(|i| self.view_instance(now, i)).collect(),
         }
     }
 
@@ -138,7 +138,7 @@ impl Controller {
         pools.into_iter().map(view).collect()
     }
 
-    fn view_instance(&self, instance: &Instance) -> InstanceStatus {
+    fn view_instance(&self, now: Timestamp, instance: &Instance) -> InstanceStatus {
         let record = &instance.record;
         InstanceStatus {
             id: record.id.clone(),
@@ -152,6 +152,8 @@ impl Controller {
             model: record.model.clone(),
             asked_at: record.asked_at,
             reason: record.leaving_because.clone(),
+            signals: self.signals(now, instance),
+            signals_problem: instance.told.problem().map(str::to_owned),
         }
     }
 
@@ -185,6 +187,7 @@ impl Controller {
         lines.extend(variant.waiting.as_ref().map(|w| format!("{key} {w}")));
         lines.extend(self.explain_policies(variant));
         lines.extend(variant.explain_schedule(now));
+        lines.extend(self.explain_signals(key));
         for pool in variant.spec.iter().flat_map(|s| &s.pools) {
             let memory = self.capacity_key(pool).and_then(|c| self.capacities.get(&c));
             lines.extend(memory.map(|c| {

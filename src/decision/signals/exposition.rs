@@ -40,14 +40,11 @@ impl<'a> Sample<'a> {
 }
 
 /// The samples of `page` whose name `is_wanted`.
-pub fn samples<'a>(
-    page: &'a str,
-    is_wanted: impl Fn(&str) -> bool,
-) -> impl Iterator<Item = Sample<'a>> {
+pub fn samples(page: &str, is_wanted: impl Fn(&str) -> bool) -> impl Iterator<Item = Sample<'_>> {
     page.lines().filter_map(move |line| sample(line, &is_wanted))
 }
 
-fn sample<'a>(line: &'a str, is_wanted: impl Fn(&str) -> bool) -> Option<Sample<'a>> {
+fn sample(line: &str, is_wanted: impl Fn(&str) -> bool) -> Option<Sample<'_>> {
     let (name, rest) = identifier(blank(line), |byte| byte == b':')?;
     if !is_wanted(name) {
         return None;
@@ -136,7 +133,10 @@ mod tests {
 
     use super::*;
 
-    fn read(page: &str) -> Vec<(String, Vec<(String, String)>, f64)> {
+    /// A name, labels and a value.
+    type Read = (String, Vec<(String, String)>, f64);
+
+    fn read(page: &str) -> Vec<Read> {
         let all = samples(page, |_| true);
         all.map(|sample| {
             let labels = sample.labels().map(|(name, value)| (name.to_owned(), value.into_owned()));
@@ -145,7 +145,7 @@ mod tests {
         .collect()
     }
 
-    fn one(line: &str) -> Option<(String, Vec<(String, String)>, f64)> {
+    fn one(line: &str) -> Option<Read> {
         let mut all = read(line);
         assert!(all.len() <= 1, "{all:?}");
         all.pop()

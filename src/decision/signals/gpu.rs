@@ -2,8 +2,8 @@
 //! the mean over its GPUs; of memory it is the share of all of it.
 //!
 //! Sources: NVIDIA/dcgm-exporter, etc/default-counters.csv (utilisation in percent, framebuffer in MiB);
-//! triton-inference-server/server, docs/user_guide/metrics.md (shares of 1, bytes); `nvidia-smi
-//! --help-query-gpu` (percent, MiB, `[N/A]` and the like where a device does not tell).
+//! triton-inference-server/server, `docs/user_guide/metrics.md` (shares of 1, bytes);
+//! `nvidia-smi --help-query-gpu` (percent, MiB, `[N/A]` and the like where a device does not tell).
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -27,7 +27,7 @@ const MEMORY: [(&str, Memory); 5] = [
     ("nv_gpu_memory_used_bytes", Memory::Used),
     ("nv_gpu_memory_total_bytes", Memory::Total),
 ];
-/// What DCGM says for a field that a device does not have, and more for the reasons (dcgm_fields.h,
+/// What DCGM says for a field that a device does not have, and more for the reasons (`dcgm_fields.h`,
 /// `DCGM_INT32_BLANK`).
 const DCGM_BLANK: f64 = 2_147_483_632.0;
 /// What names a GPU, or an instance of one.

@@ -10,6 +10,7 @@ mod races;
 mod reload;
 mod scaling;
 mod scarcity;
+mod signals;
 pub(crate) mod specs;
 mod world;
 mod zero;

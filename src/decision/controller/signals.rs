@@ -1,0 +1,104 @@
+//! What instances tell of themselves: kept per instance while it is fresh, measured beside what proxies
+//! count, shown. Nothing else follows from it: an instance is replaced for its probes and its traffic, never
+//! for what a scrape says or for one that fails.
+
+use std::time::Duration;
+
+use crate::types::scaling::Metric;
+use crate::types::signals::Signals;
+use crate::types::{Generation, InstanceId, InstanceState, Timestamp, VariantKey};
+
+use super::Controller;
+use super::fleet::Instance;
+
+/// A scraped value counts for so many intervals, and for a while more, so that a scrape that fails or comes late
+/// leaves no gap.
+const FRESH_INTERVALS: u32 = 3;
+const FRESH_BEYOND: Duration = Duration::from_secs(10);
+/// The longest piece of a problem's words that is kept.
+const WORDS: usize = 300;
+
+/// What an instance last told.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Told {
+    scraped: Option<(Timestamp, Signals)>,
+    /// Why the last scrape did not bring everything.
+    problem: Option<String>,
+}
+
+impl Controller {
+    /// A scrape has ended.
+    pub(super) fn signalled(
+        &mut self,
+        now: Timestamp,
+        id: &InstanceId,
+        generation: Generation,
+        signals: Signals,
+        problem: Option<String>,
+    ) {
+        let Some(instance) = self.fleet.get_mut(id) else { return };
+        if instance.record.generation != generation {
+            return;
+        }
+        if !signals.is_empty() {
+            instance.told.scraped = Some((now, signals));
+        }
+        instance.told.problem = problem.map(|mut words| {
+            words.truncate(words.floor_char_boundary(WORDS));
+            words
+        });
+    }
+
+    /// What an instance told lately.
+    pub(super) fn signals(&self, now: Timestamp, instance: &Instance) -> Signals {
+        let kind = self.spec.instance_types.get(&instance.record.instance_type);
+        let interval = kind.map_or(Duration::ZERO, |kind| kind.signals.interval);
+        let fresh_for = interval.saturating_mul(FRESH_INTERVALS).saturating_add(FRESH_BEYOND);
+        let fresh = instance.told.scraped.filter(|(at, _)| now.since(*at) <= fresh_for);
+        fresh.map(|(_, signals)| signals).unwrap_or_default()
+    }
+
+    /// One sample of each value of each instance in service.
+    pub(super) fn sample_signals(&mut self, now: Timestamp, key: &VariantKey) {
+        let told: Vec<_> = self
+            .fleet
+            .of(key)
+            .filter(|instance| instance.state() == InstanceState::InService)
+            .map(|instance| (instance.record.instance_type.clone(), self.signals(now, instance)))
+            .collect();
+        let Some(variant) = self.variants.get_mut(key) else { return };
+        for (kind, signals) in told {
+            for (metric, value) in metrics(&signals) {
+                variant.measured.record(now, metric, Some(&kind), value);
+            }
+        }
+    }
+
+    /// A line for each instance whose last scrape did not bring everything.
+    pub(super) fn explain_signals(&self, key: &VariantKey) -> Vec<String> {
+        let lines = self.fleet.of(key).filter_map(|instance| {
+            let problem = instance.told.problem.as_ref()?;
+            Some(format!("{} does not tell all of its load: {problem}", instance.record.id))
+        });
+        lines.collect()
+    }
+}
+
+impl Told {
+    pub(super) fn problem(&self) -> Option<&str> {
+        self.problem.as_deref()
+    }
+}
+
+/// What is measured of signals, in the units of the metrics: shares are percentages, as CloudWatch has them.
+fn metrics(signals: &Signals) -> impl Iterator<Item = (Metric, f64)> {
+    let percent = |share: f64| share * 100.0;
+    let all = [
+        (Metric::RunningRequests, signals.running),
+        (Metric::WaitingRequests, signals.waiting),
+        (Metric::KvCacheUtilization, signals.kv_cache.map(percent)),
+        (Metric::GpuUtilization, signals.gpu.map(percent)),
+        (Metric::GpuMemoryUtilization, signals.gpu_memory.map(percent)),
+    ];
+    all.into_iter().filter_map(|(metric, value)| Some((metric, value?)))
+}
