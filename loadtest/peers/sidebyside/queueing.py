@@ -1,0 +1,101 @@
+"""Rows 7 to 9: what a mixed fleet's clients wait.
+
+Two workers with 20 slots and three with 8 slots that are 1.8 times slower. Requests arrive at random whether or
+not those before are answered; their work is log-normal. Every proxy has a fleet and a load of its own, all with
+the same arrivals, at the same time. The wait is from the sending of a request to the moment when a worker's slot
+begins with it, wherever it spent that time; the ideal is simulated on the very arrivals of each.
+"""
+
+import csv
+
+from . import load
+from .figures import Figure
+from .ideal import central_queue
+from .load import start_workers
+from .machine import free_ports
+from .proxies import (ENVOY, FOREBAY, HAPROXY, NGINX, SMG, VLLM_ROUTER, Setting, Worker)
+
+FAST, SLOW, SLOWNESS = 20, 8, 1.8
+# Milliseconds of work of a request on a fast slot, in the mean.
+WORK_MS = 200
+
+PROXIES = [FOREBAY, FOREBAY.variant("forebay-predicted", routing="PREDICTED_LATENCY"), HAPROXY,
+           HAPROXY.variant("haproxy-by-hand", by_hand=True), NGINX, ENVOY,
+           ENVOY.variant("envoy-full-scan", full_scan=True), VLLM_ROUTER, SMG]
+# Without a queue: as many slots as anybody could want, so all excess waits at the workers.
+BURST_PROXIES = [FOREBAY, FOREBAY.variant("forebay-no-queue", slots=100_000), HAPROXY,
+                 HAPROXY.variant("haproxy-by-hand", by_hand=True), NGINX]
+
+
+FIGURES = [
+    Figure("wait", "p99 of the wait", "ms"), Figure("ideal_wait", "the ideal's", "ms"),
+    Figure("total", "p99 of the total", "ms", 0), Figure("to_ideal", "to the ideal's", "×", 3),
+    Figure("mean_to_ideal", "mean to the ideal's", "×", 3), Figure("errors", "errors", "", 0)]
+
+
+def fleet():
+    ports = free_ports(5)
+    return [Worker(p, FAST) for p in ports[:2]] + [Worker(p, SLOW, SLOWNESS) for p in ports[2:]]
+
+
+def capacity(workers):
+    """Requests a second."""
+    return sum(w.slots / w.slowness for w in workers) / WORK_MS * 1000
+
+
+def percentile(values, share):
+    values = sorted(values)
+    return values[min(int(len(values) * share), len(values) - 1)]
+
+
+def judge(path, workers):
+    """A proxy's figures, from what became of each request."""
+    with open(path, encoding="utf-8") as file:
+        requests = [{name: int(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    good = [r for r in requests if r["status"] == 200]
+    waits = [max(0, r["began_us"] - r["sent_us"]) / 1e3 for r in good]
+    totals = [(r["ended_us"] - r["sent_us"]) / 1e3 for r in good]
+    ideal = central_queue([(r["sent_us"] / 1e3, r["work_us"] / 1e3) for r in requests], workers)
+    ideal_wait = percentile([wait for wait, _ in ideal], 0.99)
+    ideal_total = percentile([total for _, total in ideal], 0.99)
+    return {
+        "wait": percentile(waits, 0.99),
+        "ideal_wait": ideal_wait,
+        "total": percentile(totals, 0.99),
+        "to_ideal": percentile(totals, 0.99) / ideal_total,
+        "mean_to_ideal": (sum(totals) / len(totals)) / (sum(total for _, total in ideal) / len(ideal)),
+        "errors": len(requests) - len(good),
+    }
+
+
+def steady(share, **how):
+    """All proxies at this share of the fleet's capacity, a seed each round."""
+    def alone(options, directory, proxies):
+        started, loads, seconds = [], [], options.seconds * 20
+        try:
+            fleets = {}
+            for proxy in proxies:
+                workers = fleets[proxy.name] = fleet()
+                started += start_workers(directory, workers)
+                one = proxy.start(Setting(workers, directory))
+                started.append(one.process)
+                one.wait(load.body())
+                loads.append((proxy.name, one.port))
+            results = {proxy.name: [] for proxy in proxies}
+            for turn in range(options.rounds):
+                running = []
+                for name, port in loads:
+                    path = directory / f"{name}-{turn}.csv"
+                    command = dict(rate=capacity(fleets[name]) * share, seconds=seconds, work_us=WORK_MS * 1000,
+                                   seed=turn + 1, requests=path, **how)
+                    running.append((name, path, load.start("open", port, **command)))
+                for name, path, process in running:
+                    load.finish(process)
+                    results[name].append(judge(path, fleets[name]))
+                print(f"  round {turn + 1}: " + "  ".join(
+                    f"{name} {rounds[-1]['wait']:.1f}" for name, rounds in results.items()), flush=True)
+            return results
+        finally:
+            for process in reversed(started):
+                process.end()
+    return alone
