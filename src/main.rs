@@ -39,6 +39,18 @@ enum Command {
         /// Everything random follows from it; the same seed makes the same run
         #[arg(long, value_name = "N")]
         seed: u64,
+        /// Play the fleet of this config in the same world as well, and print both side by side
+        #[arg(long, value_name = "CONFIG")]
+        compare: Option<PathBuf>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+        /// Print the figures alone, not what happened
+        #[arg(long, conflicts_with_all = ["json", "compare"])]
+        summary: bool,
+        /// Write a picture of the fleet over time
+        #[arg(long, value_name = "FILE")]
+        svg: Option<PathBuf>,
     },
     /// Show the endpoints, pools and instances of a running manager
     Status {
@@ -154,7 +166,10 @@ fn run(command: Command) -> Result<(), String> {
         Command::ApiKey { stdin: false } => print(cli::new_api_key()),
         Command::ApiKey { stdin: true } => print(cli::digest_of(std::io::stdin().lock())),
         Command::Worker(options) => worker::run(options).map_err(describe),
-        Command::Simulate { scenario, seed } => simulate(&scenario, seed),
+        Command::Simulate { scenario, seed, compare, json, summary, svg } => {
+            let asked = Simulation { scenario, seed, compare, json, summary, svg };
+            simulate(&asked)
+        }
         Command::Status { admin, json } => {
             ask(async |admin| cli::status(admin, json).await, &admin)
         }
@@ -203,14 +218,60 @@ fn check(path: &Path) -> Result<(), String> {
     }
 }
 
+/// What `forebay simulate` is asked for.
+struct Simulation {
+    scenario: PathBuf,
+    seed: u64,
+    compare: Option<PathBuf>,
+    json: bool,
+    summary: bool,
+    svg: Option<PathBuf>,
+}
+
 /// Plays a scenario and prints the report; one that breaks a rule is a failure.
-fn simulate(scenario: &Path, seed: u64) -> Result<(), String> {
-    let name = scenario.display().to_string();
-    let text = std::fs::read_to_string(scenario).map_err(|error| format!("{name}: {error}"))?;
-    let report = sim::simulate(&text, &name, seed).map_err(|error| error.to_string())?;
-    let failure = report.failure.clone();
-    print(Ok::<_, String>(report.to_string()))?;
-    failure.map_or(Ok(()), |failure| Err(format!("seed {seed}: {failure}")))
+fn simulate(asked: &Simulation) -> Result<(), String> {
+    let read = |path: &Path| std::fs::read_to_string(path).map_err(|error| error.to_string());
+    let named = |path: &Path| {
+        let name = path.display().to_string();
+        read(path).map(|text| (text, name.clone())).map_err(|error| format!("{name}: {error}"))
+    };
+    let (text, name) = named(&asked.scenario)?;
+    let folder = asked.scenario.parent().unwrap_or(Path::new(""));
+    let beside = |file: &Path| read(&folder.join(file));
+    let ours = sim::Scenario::parse(&text, &name, &beside).map_err(|error| error.to_string())?;
+    let mut played = vec![(name, ours.clone())];
+    if let Some(path) = &asked.compare {
+        let (text, name) = named(path)?;
+        let theirs = ours.with_policy(&text, &name).map_err(|error| error.to_string())?;
+        played.push((name, theirs));
+    }
+    let reports: Vec<(&str, sim::Report)> = played
+        .iter()
+        .map(|(name, scenario)| (name.as_str(), sim::play(scenario, asked.seed)))
+        .collect();
+    let shown: Vec<(&str, &sim::Report)> = reports.iter().map(|(n, report)| (*n, report)).collect();
+    if let Some(path) = &asked.svg {
+        let written = std::fs::write(path, sim::picture(&shown));
+        written.map_err(|error| format!("{}: {error}", path.display()))?;
+    }
+    let text = match shown.as_slice() {
+        [(_, report)] if asked.json => serde_json::to_string_pretty(report).map_err(describe)?,
+        all if asked.json => {
+            let named = |(name, report)| serde_json::json!({ "name": name, "report": report });
+            let all: Vec<_> = all.iter().copied().map(named).collect();
+            serde_json::to_string_pretty(&all).map_err(describe)?
+        }
+        [ours, theirs] => sim::compare(*ours, *theirs),
+        [(_, report), ..] if asked.summary => report.summary().to_string(),
+        [(_, report), ..] => report.to_string(),
+        [] => String::new(),
+    };
+    print(Ok::<_, String>(text))?;
+    let failed = shown.iter().find_map(|(name, report)| {
+        let failure = report.failure.as_ref()?;
+        Some(format!("{name}, seed {}: {failure}", asked.seed))
+    });
+    failed.map_or(Ok(()), Err)
 }
 
 fn counted(count: usize, what: &str) -> String {

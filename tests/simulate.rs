@@ -13,7 +13,7 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use forebay::sim::{Outcome, Profile, run, run_traced, simulate};
+use forebay::sim::{Outcome, Profile, run, run_traced};
 
 /// Failures after which no more seeds are played.
 const ENOUGH: usize = 20;
@@ -153,39 +153,4 @@ fn one_seed_is_one_world() {
         let profile = Profile::of_seed(seed);
         assert_eq!(run_traced(seed, profile, 1000), run_traced(seed, profile, 1000));
     }
-}
-
-/// The scenarios that are shipped, by file name.
-fn scenarios() -> Vec<(String, String)> {
-    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("config/scenarios");
-    let entries = std::fs::read_dir(folder).expect("config/scenarios");
-    let mut found: Vec<_> = entries
-        .map(|entry| entry.expect("an entry").path())
-        .map(|path| {
-            let text = std::fs::read_to_string(&path).expect("a scenario");
-            (path.file_name().expect("a name").to_string_lossy().into_owned(), text)
-        })
-        .collect();
-    found.sort();
-    found
-}
-
-#[test]
-fn shipped_scenarios_play_without_breaking_a_rule() {
-    let scenarios = scenarios();
-    assert!(scenarios.len() >= 3);
-    for (name, text) in scenarios {
-        for seed in 1..=5 {
-            let report = simulate(&text, &name, seed).unwrap_or_else(|error| panic!("{error}"));
-            assert_eq!(report.failure, None, "{name} seed {seed}:\n{report}");
-            assert_eq!(report, simulate(&text, &name, seed).expect("the same"), "{name}");
-        }
-    }
-}
-
-#[test]
-fn the_drought_is_told_as_before() {
-    let text = include_str!("../config/scenarios/drought.toml");
-    let report = simulate(text, "drought.toml", 1).expect("a scenario");
-    insta::assert_snapshot!("drought", report.to_string());
 }

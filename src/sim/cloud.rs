@@ -18,6 +18,8 @@ const SLOTS: u16 = 50_000;
 pub(super) struct Cloud {
     setup: CloudSetup,
     pub(super) rejecting: BTreeSet<InstanceTypeName>,
+    /// Providers that run nothing until then.
+    pub(super) out_until: BTreeMap<ProviderName, Timestamp>,
     /// Every instance ever launched whose end has not been forgotten yet.
     pub(super) machines: BTreeMap<InstanceId, Machine>,
     /// Addresses in use; the lowest free one is taken next, so that they are used again.
@@ -36,6 +38,7 @@ pub(super) struct Machine {
     slot: u16,
     address: Address,
     address_from: Timestamp,
+    pub(super) launched_at: Timestamp,
     running_at: Timestamp,
     /// When it would be healthy first; `None`: never.
     healthy_at: Option<Timestamp>,
@@ -64,6 +67,11 @@ impl Machine {
         self.ended.is_none() && self.stopping_at.is_none()
     }
 
+    /// Whether it has not ended.
+    pub(super) fn runs(&self) -> bool {
+        self.ended.is_none()
+    }
+
     /// Whether it could serve a request.
     pub(super) fn serves(&self, now: Timestamp) -> bool {
         self.ended.is_none() && !self.dead && self.healthy_at.is_some_and(|at| at <= now)
@@ -90,6 +98,7 @@ impl Cloud {
         Self {
             setup,
             rejecting: BTreeSet::new(),
+            out_until: BTreeMap::new(),
             machines: BTreeMap::new(),
             addresses: BTreeSet::new(),
             refusals: BTreeMap::new(),
@@ -146,6 +155,11 @@ impl Cloud {
         if self.rejecting.contains(kind) {
             return Err(ProviderError::Rejected { reason: format!("no image for {kind}") });
         }
+        if self.out_until.get(provider).is_some_and(|until| *until > now) {
+            *self.refusals.entry(kind.clone()).or_default() += 1;
+            let reason = format!("{provider} runs nothing");
+            return Err(ProviderError::InsufficientCapacity { reason });
+        }
         let running = self.running(kind);
         if self.available(kind).is_some_and(|available| running >= available) {
             *self.refusals.entry(kind.clone()).or_default() += 1;
@@ -185,6 +199,7 @@ impl Cloud {
             slot,
             address: Address::http(socket),
             address_from: if self.setup.address_at_grant { now } else { running_at },
+            launched_at: now,
             running_at,
             healthy_at: (!rng.chance(faults.never_healthy)).then_some(now + startup),
             sick_until: Timestamp(0),

@@ -11,7 +11,8 @@ use crate::decision::controller::{Action, Controller, Event, PROXY_LEASE};
 use crate::types::launch::{LaunchBatch, LaunchOutcome};
 use crate::types::record::Change;
 use crate::types::{
-    Address, Generation, InstanceId, InstanceState, ProviderError, ProviderName, Timestamp,
+    Address, Generation, InstanceId, InstanceState, InstanceTypeName, ProviderError, ProviderName,
+    Timestamp,
 };
 
 /// Actions in one turn before the manager is said to have no limit.
@@ -141,6 +142,9 @@ impl World {
                 for change in &changes {
                     self.follow(change);
                 }
+                if let Some(usage) = &mut self.usage {
+                    usage.commit(self.now, &changes, &self.fleet);
+                }
                 self.store.commit(&changes);
             }
             Action::List(provider) => self.call(CallKind::List(provider)),
@@ -162,7 +166,13 @@ impl World {
     fn follow(&mut self, change: &Change) {
         match change {
             Change::Log(event) => {
-                self.tell_story(|| format!("{}: {}", event.kind, event.message));
+                let several = self.fleet.variants().nth(1).is_some();
+                self.tell_story(|| match (&event.endpoint, &event.variant) {
+                    (Some(endpoint), Some(variant)) if several => {
+                        format!("{endpoint}/{variant} {}: {}", event.kind, event.message)
+                    }
+                    _ => format!("{}: {}", event.kind, event.message),
+                });
             }
             Change::PutInstance(record) if record.state == InstanceState::InService => {
                 self.served.insert(record.variant.clone());
@@ -260,7 +270,10 @@ impl World {
 
     fn launch(&mut self, provider: &ProviderName, batch: &LaunchBatch) -> Vec<LaunchOutcome> {
         let faults = self.setup.faults;
+        let known = |id: &&InstanceId| !self.cloud.machines.contains_key(*id);
+        let new: Vec<InstanceId> = batch.instances.iter().filter(known).cloned().collect();
         let outcomes = self.cloud.launch(self.now, provider, batch, faults, &mut self.rng);
+        self.lend(&batch.instance_type, new);
         for id in &batch.instances {
             if let Some(at) = self.cloud.machines.get(id).and_then(|machine| machine.dies_at) {
                 let (instance, reason) = (id.clone(), "exit code 1");
@@ -269,6 +282,16 @@ impl World {
         }
         self.note(|| format!("cloud {}", show_outcomes(&outcomes)));
         outcomes
+    }
+
+    /// Draws when lent instances will be taken back.
+    fn lend(&mut self, kind: &InstanceTypeName, instances: Vec<InstanceId>) {
+        let Some(life) = self.setup.spot.get(kind).and_then(|spot| spot.mean_life) else { return };
+        for instance in instances.into_iter().filter(|id| self.cloud.machines.contains_key(id)) {
+            // Exponential: an instance that has run for long is as safe as a new one.
+            let factor = -(1.0 - self.spot_rng.unit()).ln();
+            self.agenda.enter(self.now + life.mul_f64(factor), Due::Reclaimed { instance });
+        }
     }
 
     fn terminate(&mut self, instance: &InstanceId) -> Result<(), ProviderError> {

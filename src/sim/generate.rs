@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::fleets;
 use super::rng::Rng;
 use super::setup::{CloudSetup, Faults, Happening, Load, Setup, Span};
+use super::traffic::TrafficSetup;
 use crate::types::spec::FleetSpec;
 use crate::types::{InstanceTypeName, VariantKey};
 
@@ -131,6 +132,8 @@ pub(super) fn setup(seed: u64, profile: Profile) -> Setup {
         report_every: Duration::from_millis(rng.between(1000, 2600).into()),
         message: (Duration::from_millis(1), Duration::from_millis(1 + quick)),
         load: load(rng, trouble.zero),
+        traffic: TrafficSetup::default(),
+        spot: std::collections::BTreeMap::new(),
         script: script.lines,
         length,
         fleet,
@@ -182,7 +185,7 @@ fn write_script(script: &mut Script, fleet: &Arc<FleetSpec>, trouble: Trouble, r
     script.write(trouble.drains, rng, |rng| Happening::Drain { pick: rng.next() });
     script.write(trouble.interruptions, rng, |rng| {
         let notice = seconds(rng, 0, 120);
-        Happening::Interrupt { pick: rng.next(), notice }
+        Happening::Interrupt { pick: rng.next(), kind: None, notice }
     });
     script.write(trouble.proxies, rng, proxy_trouble);
     write_configs(script, fleet, trouble.configs, rng);

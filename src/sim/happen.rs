@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
+use std::time::Duration;
+
 use super::setup::Happening;
 use super::world::{Due, World};
 use crate::decision::controller::Event;
 use crate::types::spec::FleetSpec;
-use crate::types::{InstanceId, VariantKey};
+use crate::types::{InstanceId, InstanceTypeName, ProviderName, VariantKey};
 
 impl World {
     /// One line of the script.
@@ -16,6 +18,10 @@ impl World {
             Happening::Capacity(kind, available) => {
                 self.cloud.set_available(&kind, Some(available));
             }
+            Happening::SpotCapacity(kind, available, notice) => {
+                self.shrink_spot(&kind, available, notice);
+            }
+            Happening::Outage(provider, lasts) => self.begin_outage(&provider, lasts),
             Happening::Rejecting(kind, true) => drop(self.cloud.rejecting.insert(kind)),
             Happening::Rejecting(kind, false) => drop(self.cloud.rejecting.remove(&kind)),
             Happening::Desired(key, count) => self.set_desired(&key, count),
@@ -44,15 +50,11 @@ impl World {
                     self.with_machine(&instance, |machine| machine.sick_until = until);
                 }
             }
-            Happening::Interrupt { pick, notice } => {
-                if let Some(instance) = self.pick_living(pick) {
-                    let at = self.now + notice;
-                    self.with_machine(&instance, |machine| machine.interruption_at = Some(at));
-                    let reason = "interrupted";
-                    self.agenda.enter(at, Due::MachineEnds { instance, reason });
+            Happening::Interrupt { pick, kind, notice } => {
+                if let Some(instance) = self.pick_living_of(kind.as_ref(), pick) {
+                    self.interrupt(instance, notice);
                 }
             }
-            Happening::Load(load) => self.setup.load = load,
             Happening::Faults(faults) => self.setup.faults = faults,
             proxy => self.happen_to_proxy(&proxy),
         }
@@ -120,6 +122,56 @@ impl World {
         self.commanding = false;
     }
 
+    /// A provider takes back what it has lent for a time, if that still runs.
+    pub(super) fn reclaim(&mut self, instance: InstanceId) {
+        let kind = self.cloud.machines.get(&instance).map(|machine| &machine.instance_type);
+        let spot = kind.and_then(|kind| self.setup.spot.get(kind));
+        if let Some(notice) = spot.map(|spot| spot.notice) {
+            self.take_back(instance, notice);
+        }
+    }
+
+    fn take_back(&mut self, instance: InstanceId, notice: Duration) {
+        let machine = self.cloud.machines.get(&instance);
+        if machine.is_some_and(|m| m.lives() && m.interruption_at.is_none()) {
+            self.tell_story(|| format!("cloud: takes an instance away in {notice:?}"));
+            self.interrupt(instance, notice);
+        }
+    }
+
+    fn interrupt(&mut self, instance: InstanceId, notice: Duration) {
+        let at = self.now + notice;
+        self.with_machine(&instance, |machine| machine.interruption_at = Some(at));
+        let reason = "interrupted";
+        self.agenda.enter(at, Due::MachineEnds { instance, reason });
+    }
+
+    /// Fewer are lent from now on: the youngest go.
+    fn shrink_spot(&mut self, kind: &InstanceTypeName, available: u32, notice: Duration) {
+        self.cloud.set_available(kind, Some(available));
+        let mut held: Vec<_> = self
+            .cloud
+            .machines
+            .iter()
+            .filter(|(_, m)| m.lives() && m.interruption_at.is_none() && m.instance_type == *kind)
+            .map(|(id, machine)| (machine.launched_at, id.clone()))
+            .collect();
+        held.sort();
+        for (_, instance) in held.into_iter().skip(available as usize).rev() {
+            self.take_back(instance, notice);
+        }
+    }
+
+    fn begin_outage(&mut self, provider: &ProviderName, lasts: Duration) {
+        self.cloud.out_until.insert(provider.clone(), self.now + lasts);
+        let running = self.cloud.machines.iter().filter(|(_, m)| m.provider == *provider);
+        let running: Vec<InstanceId> =
+            running.filter(|(_, m)| m.runs()).map(|(id, _)| id.clone()).collect();
+        for instance in running {
+            self.machine_ends(&instance, "outage");
+        }
+    }
+
     fn with_machine(
         &mut self,
         instance: &InstanceId,
@@ -132,7 +184,13 @@ impl World {
     }
 
     fn pick_living(&self, pick: u64) -> Option<InstanceId> {
-        let living = self.cloud.machines.iter().filter(|(_, m)| m.lives() && !m.dead);
+        self.pick_living_of(None, pick)
+    }
+
+    fn pick_living_of(&self, kind: Option<&InstanceTypeName>, pick: u64) -> Option<InstanceId> {
+        let living = self.cloud.machines.iter().filter(|(_, m)| {
+            m.lives() && !m.dead && kind.is_none_or(|kind| m.instance_type == *kind)
+        });
         choose(&living.map(|(id, _)| id.clone()).collect::<Vec<_>>(), pick)
     }
 
@@ -157,6 +215,12 @@ fn show(happening: &Happening) -> String {
         Happening::Capacity(kind, count) => {
             format!("cloud: {count} x {kind} to be had from now on")
         }
+        Happening::SpotCapacity(kind, count, _) => {
+            format!("cloud: {count} x {kind} are lent from now on")
+        }
+        Happening::Outage(provider, lasts) => {
+            format!("cloud: {provider} is gone for {}", humantime::format_duration(*lasts))
+        }
         Happening::Rejecting(kind, true) => format!("cloud: launches of {kind} are rejected"),
         Happening::Rejecting(kind, false) => format!("cloud: launches of {kind} are taken again"),
         Happening::Desired(key, count) => format!("operator: scale {key} {count}"),
@@ -175,11 +239,6 @@ fn show(happening: &Happening) -> String {
         Happening::ProxyLeaves { .. } => "proxy: one leaves".into(),
         Happening::ProxyJoins => "proxy: one joins".into(),
         Happening::ProxySilent { lasts, .. } => format!("proxy: one is cut off for {lasts:?}"),
-        Happening::Load(load) if load.burst == 0 => "clients: none from now on".into(),
-        Happening::Load(load) => {
-            let (low, high) = load.every;
-            format!("clients: 1 to {} requests every {low:?} to {high:?}", load.burst)
-        }
         Happening::Faults(faults) => format!("cloud: faults are {faults:?}"),
     }
 }

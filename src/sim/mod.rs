@@ -2,6 +2,10 @@
 //! production: a virtual clock, a pretend cloud with its refusals and faults, workers, proxies, a durable
 //! store, operators, and a manager that dies between any two of its actions. One seed makes all of it.
 //!
+//! Two kinds of worlds are played. Generated ones look for mistakes in the controller: [`run`]. Scenarios are
+//! for people who want to know what a policy comes to: [`Scenario`], [`play`], [`Report`]; their clients send
+//! single requests through the deciders of the proxy ([`traffic`]).
+//!
 //! Start with [`run`]: it plays a generated world ([`Profile`]) and returns an [`Outcome`]. After every
 //! action the checker ([`crate::decision::check`]) is asked, then the world's own truth: nothing is
 //! terminated under running requests, and when the trouble ends the fleet becomes exactly what was asked
@@ -21,14 +25,19 @@ mod settle;
 mod setup;
 mod store;
 mod trace;
+mod traffic;
 mod truth;
+mod usage;
 mod world;
 
 use std::fmt;
 
 pub use generate::Profile;
-pub use report::{Report, TypeFigures, play, simulate};
+pub use report::{
+    Moment, Report, Summary, TypeFigures, VariantFigures, compare, picture, play, simulate,
+};
 pub use scenario::{Scenario, ScenarioError, WorldSpec};
+pub use traffic::tally::{RequestCounts, Waits};
 
 use trace::Trace;
 use world::{START, World};

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::rng::Rng;
+use super::traffic::Gate;
 use crate::types::report::{BackendReport, DemandReport, ProxyReport};
 use crate::types::table::{BackendRoute, RoutingTable, TableVersion};
 use crate::types::{Generation, InstanceId, ProxyId, Timestamp, VariantKey};
@@ -29,6 +30,8 @@ pub(super) struct Proxy {
     bursts: BTreeMap<u64, Burst>,
     next_burst: u64,
     demand: BTreeMap<VariantKey, Demand>,
+    /// The single requests of a scenario's clients; generated worlds have none.
+    pub(super) gate: Gate,
 }
 
 /// Requests that went to one instance together.
@@ -69,6 +72,7 @@ impl Proxy {
             bursts: BTreeMap::new(),
             next_burst: 0,
             demand: BTreeMap::new(),
+            gate: Gate::default(),
         }
     }
 
@@ -77,11 +81,13 @@ impl Proxy {
         self.table.as_ref().map_or_else(TableVersion::default, |table| table.version)
     }
 
-    /// Takes a table if it is newer.
-    pub(super) fn apply(&mut self, table: &Arc<RoutingTable>) {
-        if table.version > self.applied() {
+    /// Takes a table if it is newer; whether it was.
+    pub(super) fn apply(&mut self, table: &Arc<RoutingTable>) -> bool {
+        let newer = table.version > self.applied();
+        if newer {
             self.table = Some(Arc::clone(table));
         }
+        newer
     }
 
     /// Dies: requests and counters are lost, the table is on disk.
@@ -91,6 +97,7 @@ impl Proxy {
         self.heard = None;
         self.bursts.clear();
         self.demand.clear();
+        self.gate = Gate::default();
     }
 
     /// Variants that clients can ask for here.
@@ -186,26 +193,31 @@ impl Proxy {
         self.bursts.remove(&number);
     }
 
-    /// Everything at an instance has failed; how many requests that were.
+    /// Every burst at an instance has failed; how many requests that were.
     pub(super) fn fail(&mut self, instance: &InstanceId) -> u32 {
-        let lost = self.outstanding_at(instance);
+        let lost = self.bursts_at(instance);
         self.bursts.retain(|_, burst| burst.instance != *instance);
         lost
     }
 
     /// Requests at an instance, whichever start of it.
     pub(super) fn outstanding_at(&self, instance: &InstanceId) -> u32 {
+        self.bursts_at(instance) + self.gate.outstanding_at(instance)
+    }
+
+    fn bursts_at(&self, instance: &InstanceId) -> u32 {
         self.bursts.values().filter(|b| b.instance == *instance).map(|b| b.requests).sum()
     }
 
     /// Requests at all instances.
     pub(super) fn outstanding(&self) -> u32 {
-        self.bursts.values().map(|burst| burst.requests).sum()
+        let bursts: u32 = self.bursts.values().map(|burst| burst.requests).sum();
+        bursts + self.gate.outstanding()
     }
 
     /// Requests that wait.
     pub(super) fn queued(&self) -> u32 {
-        self.demand.values().map(|demand| demand.queued).sum()
+        self.demand.values().map(|demand| demand.queued).sum::<u32>() + self.gate.queued()
     }
 
     /// Clients give up waiting.
@@ -214,7 +226,21 @@ impl Proxy {
     }
 
     /// What it tells the manager.
-    pub(super) fn report(&self) -> ProxyReport {
+    pub(super) fn report(&mut self) -> ProxyReport {
+        let (backends, variants) =
+            if self.gate.routes() { self.gate.report() } else { self.report_bursts() };
+        ProxyReport {
+            proxy: self.id.clone(),
+            run: self.run,
+            applied: self.applied(),
+            backends,
+            variants,
+            leaving: self.leaving && self.outstanding() == 0,
+            draining_until: None,
+        }
+    }
+
+    fn report_bursts(&self) -> (Vec<BackendReport>, Vec<DemandReport>) {
         let mut counts: BTreeMap<(InstanceId, Generation), u32> = BTreeMap::new();
         let mut outstanding: BTreeMap<&VariantKey, u32> = BTreeMap::new();
         let endpoints = self.table.iter().flat_map(|table| &table.endpoints);
@@ -248,14 +274,6 @@ impl Proxy {
                 DemandReport { variant, queued, outstanding, arrivals, types: Vec::new() }
             })
             .collect();
-        ProxyReport {
-            proxy: self.id.clone(),
-            run: self.run,
-            applied: self.applied(),
-            backends,
-            variants,
-            leaving: self.leaving && self.bursts.is_empty(),
-            draining_until: None,
-        }
+        (backends, variants)
     }
 }

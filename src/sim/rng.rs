@@ -39,6 +39,11 @@ impl Rng {
         self.below(1000) < u64::from(per_mille)
     }
 
+    /// A number from 0 (included) to 1 (excluded); 53 bits fill a double's mantissa.
+    pub(super) fn unit(&mut self) -> f64 {
+        (self.next() >> 11) as f64 / (1_u64 << 53) as f64
+    }
+
     /// A duration from `low` to `high`, in milliseconds.
     pub(super) fn span(&mut self, (low, high): (Duration, Duration)) -> Duration {
         let width = high.saturating_sub(low).as_millis();

@@ -6,8 +6,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::traffic::TrafficSetup;
 use crate::types::spec::FleetSpec;
-use crate::types::{InstanceTypeName, VariantKey};
+use crate::types::{InstanceTypeName, ProviderName, VariantKey};
 
 /// A range of durations, both ends included.
 pub(super) type Span = (Duration, Duration);
@@ -25,7 +26,12 @@ pub(super) struct Setup {
     pub(super) report_every: Duration,
     /// How long a published table or a report is on its way.
     pub(super) message: Span,
+    /// What the clients of generated worlds send.
     pub(super) load: Load,
+    /// What those of scenarios do.
+    pub(super) traffic: TrafficSetup,
+    /// Types that providers only lend.
+    pub(super) spot: BTreeMap<InstanceTypeName, Spot>,
     /// What happens, by time since the start.
     pub(super) script: Vec<(Duration, Happening)>,
     /// How long the script is played.
@@ -58,6 +64,15 @@ pub(super) struct CloudSetup {
     pub(super) quota_share: u32,
     /// Whether a grant names the address at once.
     pub(super) address_at_grant: bool,
+}
+
+/// How a type is lent.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Spot {
+    /// How long an instance is left to us, on average; `None`: until capacity shrinks.
+    pub(super) mean_life: Option<Duration>,
+    /// From the notice to the end.
+    pub(super) notice: Duration,
 }
 
 /// What goes wrong by chance, each in this many of a thousand calls (or launches).
@@ -95,6 +110,10 @@ pub(super) struct Load {
 pub(super) enum Happening {
     /// The cloud runs at most this many instances of a type from now on (those that run go on).
     Capacity(InstanceTypeName, u32),
+    /// As that, and those that run beyond it are taken back after this notice.
+    SpotCapacity(InstanceTypeName, u32, Duration),
+    /// Everything that a provider runs ends, and for a while it runs no more.
+    Outage(ProviderName, Duration),
     /// Launches of a type are rejected from now on, or no more.
     Rejecting(InstanceTypeName, bool),
     /// The operator sets a desired count.
@@ -131,6 +150,8 @@ pub(super) enum Happening {
     Interrupt {
         /// Chooses it.
         pick: u64,
+        /// Only one of this type, if there is one.
+        kind: Option<InstanceTypeName>,
         /// From the notice to the end.
         notice: Duration,
     },
@@ -157,8 +178,6 @@ pub(super) enum Happening {
         /// How long.
         lasts: Duration,
     },
-    /// The load changes.
-    Load(Load),
     /// The chances of faults change.
     Faults(Faults),
 }

@@ -13,6 +13,8 @@ use super::rng::Rng;
 use super::setup::{Happening, Setup};
 use super::store::DurableState;
 use super::trace::Trace;
+use super::traffic::Traffic;
+use super::usage::Usage;
 use crate::decision::controller::Event;
 use crate::types::spec::FleetSpec;
 use crate::types::table::RoutingTable;
@@ -55,6 +57,11 @@ pub(super) struct World {
     pub(super) fault: Option<String>,
     pub(super) trace: Trace,
     pub(super) tally: Tally,
+    pub(super) traffic: Traffic,
+    /// Randomness of what providers take away by themselves, apart from all else.
+    pub(super) spot_rng: Rng,
+    /// Who served for how long, where a report is wanted.
+    pub(super) usage: Option<Usage>,
 }
 
 /// Counts for the outcome.
@@ -94,6 +101,16 @@ pub(super) enum Due {
     MachineEnds { instance: InstanceId, reason: &'static str },
     /// A proxy is back.
     ProxyUp { proxy: usize, renamed: bool },
+    /// A request of a stream comes, or the first of it is to be entered.
+    ClientAsks { stream: usize },
+    /// A request's answer is complete.
+    RequestEnds { request: u64 },
+    /// A request has waited for as long as it may.
+    ClientGivesUp { request: u64 },
+    /// Slots that could not be had at a proxy may be free again.
+    SlotsFree { proxy: usize },
+    /// A provider takes an instance away that it only lent.
+    Reclaimed { instance: InstanceId },
     /// A line of the script.
     Happens(Box<Happening>),
 }
@@ -120,6 +137,9 @@ impl World {
             fault: None,
             trace,
             tally: Tally::default(),
+            traffic: Traffic::new(setup.traffic.clone(), seed),
+            spot_rng: Rng::new(seed ^ 0x5b07_0000_0000_0000),
+            usage: None,
             setup,
         };
         world.agenda.enter(START, Due::Boot);
@@ -128,6 +148,9 @@ impl World {
         }
         for (after, happening) in world.setup.script.clone() {
             world.agenda.enter(START + after, Due::Happens(Box::new(happening)));
+        }
+        for stream in 0..world.traffic.streams() {
+            world.agenda.enter(START, Due::ClientAsks { stream });
         }
         world
     }
@@ -204,6 +227,11 @@ impl World {
             }
             Due::MachineEnds { instance, reason } => self.machine_ends(&instance, reason),
             Due::ProxyUp { proxy, renamed } => self.proxy_up(proxy, renamed),
+            Due::ClientAsks { stream } => self.client_asks(stream),
+            Due::RequestEnds { request } => self.request_ends(request),
+            Due::ClientGivesUp { request } => self.client_gives_up(request),
+            Due::SlotsFree { proxy } => self.fill_all(proxy),
+            Due::Reclaimed { instance } => self.reclaim(instance),
             Due::Happens(happening) => self.happen(*happening),
         }
     }
@@ -240,7 +268,11 @@ impl World {
         if !self.proxies[proxy].up || self.silent(proxy) {
             return;
         }
-        self.proxies[proxy].apply(table);
+        let newer = self.proxies[proxy].apply(table);
+        if newer && self.traffic.streams() > 0 {
+            self.proxies[proxy].gate.apply(self.now, table);
+            self.fill_all(proxy);
+        }
         let sent = self.proxies[proxy].release(&mut self.rng);
         for (number, instance) in sent {
             self.track(proxy, number, &instance);
@@ -336,6 +368,7 @@ impl World {
 
     /// Every request at an instance fails.
     pub(super) fn fail_requests(&mut self, instance: &InstanceId) {
+        self.lose_requests(instance);
         for proxy in 0..self.proxies.len() {
             self.tally.lost += u64::from(self.proxies[proxy].fail(instance));
             self.let_go(proxy);
