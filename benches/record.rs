@@ -25,6 +25,7 @@ fn route() -> BackendRoute {
         copies: 1,
         max_concurrency: 1,
         protocol: Protocol::Http1,
+        tls: None,
         engine: None,
         on_client_abort: forebay::types::spec::OnClientAbort::default(),
     }

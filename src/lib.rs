@@ -13,6 +13,7 @@
 //! | [`sim`] | a deterministic world that drives the same controller |
 //! | [`provider`] | the trait behind which instances come from, and its real implementations |
 //! | [`store`] | durable state behind a small trait |
+//! | [`tls`] | certificates, keys and handshakes, towards clients and towards workers |
 //! | [`config`] | the file: what it may say, and the validated form of it |
 //! | [`proxy`] | the data plane: listeners, the life of a request, upstream connections |
 //! | [`control`] | the control plane: drives the controller, executes its actions, publishes the table |
@@ -46,6 +47,7 @@ pub mod runtime;
 pub mod sim;
 pub mod store;
 pub mod telemetry;
+pub mod tls;
 pub mod types;
 pub mod worker;
 

@@ -30,7 +30,7 @@ enum Command {
     /// Print every mistake in a config with its line
     Check(ConfigFile),
     /// Run a stand-in model server
-    Worker(worker::WorkerOptions),
+    Worker(Box<worker::WorkerOptions>),
     /// Run the real deciders against a simulated cloud and print what happened
     Simulate {
         /// The scenario
@@ -165,7 +165,7 @@ fn run(command: Command) -> Result<(), String> {
         Command::Plan(file) => print(app::plan(&file.config)),
         Command::ApiKey { stdin: false } => print(cli::new_api_key()),
         Command::ApiKey { stdin: true } => print(cli::digest_of(std::io::stdin().lock())),
-        Command::Worker(options) => worker::run(options).map_err(describe),
+        Command::Worker(options) => worker::run(*options).map_err(describe),
         Command::Simulate { scenario, seed, compare, json, summary, svg } => {
             let asked = Simulation { scenario, seed, compare, json, summary, svg };
             simulate(&asked)

@@ -280,15 +280,50 @@ fn mistakes_in_providers() {
 }
 
 #[test]
-fn workers_behind_tls_are_refused_and_not_left_unhealthy() {
+fn mistakes_about_workers_behind_tls() {
     let addresses = "addresses = [\"http://127.0.0.1:9001\", \"http://127.0.0.1:9002\"]";
-    assert_cases(&[(
-        addresses,
-        "addresses = [\"https://a:2\"]",
-        &[
-            "0:14: error: workers are not reached over TLS yet: write the http address of a:2, with `protocol = \"h2c\"` where it speaks HTTP/2",
-        ],
-    )]);
+    assert_cases(&[
+        (
+            addresses,
+            "protocol = \"h2c\"\naddresses = [\"https://a:2\"]",
+            &["1:14: error: `protocol` \"h2c\" needs http, but the address is https://a:2"],
+        ),
+        (
+            addresses,
+            "protocol = \"h2\"\naddresses = [\"https://a:2\"]\n[instance_type.onprem.tls]\nclient_cert = \"a.pem\"",
+            &["2:1: error: [tls] needs `client_key`, the file with the key of `client_cert`"],
+        ),
+        (
+            addresses,
+            "addresses = [\"https://a\"]\n[instance_type.onprem.tls]\nclient_key = \"a.key\"\nserver_name = \"a b\"",
+            &[
+                "1:1: error: [tls] needs `client_cert`, the file with the certificate of `client_key`",
+                "3:15: error: `server_name` must be a host's name or an IP address, without a port, not \"a b\"",
+            ],
+        ),
+        (
+            addresses,
+            "addresses = [\"https://a\"]\n[instance_type.onprem.tls]\nca_file = \"ca.pem\"\nverify = false",
+            &[
+                "2:1: warning: `ca_file` vouches for nobody while `verify` is false",
+                "3:1: warning: `verify` = false: whoever answers at their addresses is believed to be these workers",
+            ],
+        ),
+        (
+            addresses,
+            "addresses = [\"http://a\"]\n[instance_type.onprem.tls]\nca_file = \"ca.pem\"",
+            &[
+                "1:23: error: `tls` is about workers that speak TLS, which are those of a static provider whose `addresses` are https",
+            ],
+        ),
+        (
+            "capacity = 4",
+            "capacity = 4\nprotocol = \"h2\"",
+            &[
+                "1:12: error: `protocol` \"h2\" needs TLS, which workers of a process provider are not reached over; write \"h2c\"",
+            ],
+        ),
+    ]);
 }
 
 #[test]

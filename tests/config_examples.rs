@@ -87,7 +87,7 @@ provider = "local"
 max_concurrency = 8
 [instance_type."onprem.a100"]
 provider = "existing"
-addresses = ["http://127.0.0.1:9001", "http://127.0.0.1:9002"]
+addresses = ["http://127.0.0.1:9001", "https://gpu-1.internal:9443"]
 [[endpoint]]
 name = "my-endpoint"
 [[endpoint.variant]]

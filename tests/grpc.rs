@@ -20,8 +20,10 @@ use bytes::{Buf, BufMut, Bytes};
 use futures_util::{Stream, StreamExt};
 use http::uri::PathAndQuery;
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use support::pki::{self, Authority};
 use support::{DEADLINE, Forebay, eventually};
 use tokio::runtime::Runtime;
+use tokio_rustls::rustls::version::TLS13;
 use tonic::body::Body;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::metadata::MetadataValue;
@@ -191,19 +193,53 @@ struct House {
     state: Arc<State>,
     forebay: Forebay,
     channel: Channel,
+    /// What the config names, where it names any.
+    files: Option<tempfile::TempDir>,
 }
 
 impl House {
     fn new(extra: &str) -> Self {
+        Self::with(|_, address| {
+            let keys = format!("health_grpc_service = \"test.Echo\"\n{extra}");
+            Forebay::in_front_of_types(&[(address, 2, "protocol = \"h2c\"\n")], &keys)
+        })
+    }
+
+    /// The same with TLS between proxy and worker.
+    fn behind_tls() -> Self {
+        let (authority, dir) = (Authority::new(), tempfile::tempdir().expect("dir"));
+        authority.certify(dir.path(), "worker", &["127.0.0.1"]);
+        let ca = dir.path().join("ca.pem");
+        std::fs::write(&ca, authority.pem()).expect("written");
+        let mut house = Self::with(|runtime, address| {
+            let config = pki::server_config(dir.path(), "worker", &[&TLS13], &["h2"]);
+            let address = pki::relay(runtime, config, address);
+            let forebay = Forebay::serve(&format!(
+                "[proxy]\nlisten = \"{{proxy}}\"\n[admin]\nlisten = \"{{admin}}\"\n\
+                 [provider.existing]\nkind = \"static\"\n\
+                 [instance_type.t]\nprovider = \"existing\"\nmax_concurrency = 2\nprotocol = \"h2\"\n\
+                 addresses = [\"https://{address}\"]\n[instance_type.t.tls]\nca_file = \"{}\"\n\
+                 [[endpoint]]\nname = \"e\"\n[[endpoint.variant]]\nname = \"v\"\nmodel = \"m\"\n\
+                 health_grpc_service = \"test.Echo\"\n\
+                 [[endpoint.variant.pool]]\ninstance_type = \"t\"\npriority = 1\n",
+                ca.display()
+            ));
+            forebay.wait_in_service(1);
+            forebay
+        });
+        house.files = Some(dir);
+        house
+    }
+
+    fn with(forebay: impl FnOnce(&Runtime, SocketAddr) -> Forebay) -> Self {
         let runtime = Runtime::new().expect("a runtime");
         let state = Arc::new(State::default());
         state.healthy.store(true, Ordering::Relaxed);
         let address = serve(&runtime, &state);
-        let keys = format!("health_grpc_service = \"test.Echo\"\n{extra}");
-        let forebay = Forebay::in_front_of_types(&[(address, 2, "protocol = \"h2c\"\n")], &keys);
+        let forebay = forebay(&runtime, address);
         let endpoint = Endpoint::try_from(format!("http://{}", forebay.proxy)).expect("a target");
         let channel = runtime.block_on(endpoint.connect()).expect("connects");
-        Self { runtime, state, forebay, channel }
+        Self { runtime, state, forebay, channel, files: None }
     }
 
     fn wait<T>(&self, what: impl Future<Output = T>) -> T {
@@ -241,7 +277,17 @@ impl House {
 
 #[test]
 fn a_call_its_metadata_and_its_status_go_both_ways() {
-    let house = House::new("");
+    goes_both_ways(&House::new(""));
+}
+
+#[test]
+fn a_worker_behind_tls_is_asked_and_called_the_same_way() {
+    let house = House::behind_tls();
+    goes_both_ways(&house);
+    converses(&house);
+}
+
+fn goes_both_ways(house: &House) {
     let mut request = Request::new(Bytes::from_static(b"hello"));
     request.metadata_mut().insert("x-asked", MetadataValue::from_static("this"));
     let answer = house.unary("/test.Echo/Echo", request).expect("an answer");
@@ -258,7 +304,10 @@ fn a_call_its_metadata_and_its_status_go_both_ways() {
 
 #[test]
 fn a_conversation_goes_on_message_by_message_and_ends_with_its_trailers() {
-    let house = House::new("");
+    converses(&House::new(""));
+}
+
+fn converses(house: &House) {
     let (say, said) = tokio::sync::mpsc::unbounded_channel::<Bytes>();
     let said = futures_util::stream::unfold(said, |mut said| async {
         said.recv().await.map(|message| (message, said))

@@ -12,46 +12,14 @@ mod support;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use support::pki::{Authority, client_config};
 use support::{Forebay, Worker, eventually, free_port, local};
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use tokio_rustls::rustls::{
-    ClientConfig, ClientConnection, RootCertStore, StreamOwned, crypto::ring,
-};
-
-/// Somebody who signs certificates.
-struct Authority(CertifiedIssuer<'static, KeyPair>);
-
-impl Authority {
-    fn new() -> Self {
-        let mut params = CertificateParams::new(Vec::new()).expect("no names");
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let key = KeyPair::generate().expect("a key");
-        Self(CertifiedIssuer::self_signed(params, key).expect("a certificate"))
-    }
-
-    fn roots(&self) -> RootCertStore {
-        let mut roots = RootCertStore::empty();
-        roots.add(self.0.der().clone()).expect("a root");
-        roots
-    }
-
-    /// Writes `NAME.pem` and `NAME.key` for these names.
-    fn certify(&self, dir: &Path, file: &str, names: &[&str]) {
-        let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
-        let key = KeyPair::generate().expect("a key");
-        let certificate =
-            CertificateParams::new(names).expect("names").signed_by(&key, &self.0).expect("signed");
-        // The key first: between the two writes the pair does not match, which must do no harm.
-        fs::write(dir.join(format!("{file}.key")), key.serialize_pem()).expect("written");
-        fs::write(dir.join(format!("{file}.pem")), certificate.pem()).expect("written");
-    }
-}
+use tokio_rustls::rustls::{ClientConfig, ClientConnection, StreamOwned, crypto::ring};
 
 struct House {
     authority: Authority,
@@ -73,7 +41,7 @@ impl House {
             "takeover = \"takeover.sock\"\nidle_timeout = \"1s\"\n[proxy.tls]\nlisten = \"{tls}\"\n"
         );
         if with_client_ca {
-            fs::write(dir.path().join("ca.pem"), authority.0.pem()).expect("written");
+            fs::write(dir.path().join("ca.pem"), authority.pem()).expect("written");
             keys += &format!("client_ca = {:?}\n", at("ca.pem"));
         }
         for name in ["a", "b"] {
@@ -88,14 +56,7 @@ impl House {
     }
 
     fn client(&self, protocols: &[&str]) -> ClientConfig {
-        let provider = Arc::new(ring::default_provider());
-        let mut config = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .expect("versions")
-            .with_root_certificates(self.authority.roots())
-            .with_no_client_auth();
-        config.alpn_protocols = protocols.iter().map(|p| p.as_bytes().to_vec()).collect();
-        config
+        client_config(&self.authority, protocols)
     }
 
     fn connect(&self, name: &str, config: ClientConfig) -> std::io::Result<Tls> {

@@ -14,12 +14,13 @@ use super::{AppError, observers};
 use crate::config::{AdminConfig, Config, TlsConfig};
 use crate::control::{Manager, ManagerError, ManagerHandle, ManagerOptions, OnExit};
 use crate::proxy::link::{self, LinkOptions, REPORT_INTERVAL, REPORT_SPACING};
-use crate::proxy::{self, ApiKeys, ClientLimits, Identity, Listening, ProxyOptions, Router, Tls};
+use crate::proxy::{self, ApiKeys, ClientLimits, Identity, Listening, ProxyOptions, Router};
 use crate::runtime::clock;
 use crate::runtime::tasks::Tasks;
 use crate::runtime::tokens::SentToken;
 use crate::store::sqlite::SqliteStore;
 use crate::telemetry::request::Observers;
+use crate::tls::{Connectors, Tls};
 use crate::types::Address;
 use crate::types::report::ProxyReport;
 use crate::types::table::RoutingTable;
@@ -33,6 +34,7 @@ const CERTIFICATES_INTERVAL: Duration = Duration::from_secs(1);
 pub(super) struct ManagerHalf {
     pub(super) handle: ManagerHandle,
     pub(super) providers: Providers,
+    worker_tls: Connectors,
     has_ended: watch::Receiver<bool>,
     outcome: Arc<Mutex<Option<Result<(), ManagerError>>>>,
 }
@@ -44,6 +46,8 @@ impl ManagerHalf {
             .map_err(|error| AppError::Store { path: path.display().to_string(), error })?;
         let (providers, managed) = Providers::build(config, tasks);
         let mut options = ManagerOptions::new(Arc::clone(&config.fleet), managed);
+        let worker_tls = reach_over_tls(tasks);
+        options.worker_tls = worker_tls.clone();
         options.crash = crate::control::crash::CrashPoints::from_environment()
             .map_err(|error| AppError::Start(std::io::Error::other(error)))?;
         let (runs, handle) = Manager::new(options, Box::new(store));
@@ -55,7 +59,7 @@ impl ManagerHalf {
             *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(outcome);
             ended.send_replace(true);
         });
-        Ok(Self { handle, providers, has_ended, outcome })
+        Ok(Self { handle, providers, worker_tls, has_ended, outcome })
     }
 
     /// Resolves once the manager has ended, whoever asked it to.
@@ -121,6 +125,8 @@ impl ProxyHalf {
         let options = ProxyOptions {
             listen: config.proxy.listen,
             tls,
+            worker_tls: manager
+                .map_or_else(|| reach_over_tls(tasks), |half| half.worker_tls.clone()),
             threads: config.proxy.threads,
             connect_timeout: config.proxy.connect_timeout,
             pool_idle_timeout: config.proxy.pool_idle_timeout,
@@ -243,6 +249,22 @@ fn serve_tls(config: &TlsConfig, tasks: &Tasks) -> Result<(SocketAddr, Arc<Tls>)
         }
     });
     Ok((config.listen, tls))
+}
+
+/// How workers are reached over TLS; follows its files from now on.
+fn reach_over_tls(tasks: &Tasks) -> Connectors {
+    let connectors = Connectors::default();
+    let followed = connectors.clone();
+    tasks.spawn_until_stopped("worker-certificates", async move {
+        loop {
+            tokio::time::sleep(CERTIFICATES_INTERVAL).await;
+            let connectors = followed.clone();
+            if let Err(error) = tokio::task::spawn_blocking(move || connectors.reload()).await {
+                tracing::error!(%error, "reading TLS files failed");
+            }
+        }
+    });
+    connectors
 }
 
 async fn tick(router: Arc<Router>) {

@@ -68,7 +68,7 @@ pub enum AppError {
     },
     /// The certificates for TLS cannot be used.
     #[error("cannot serve TLS: {0}")]
-    Tls(#[source] crate::proxy::TlsError),
+    Tls(#[source] crate::tls::TlsError),
     /// A file with tokens cannot be used.
     #[error("cannot use the token file {0}")]
     Token(#[source] io::Error),

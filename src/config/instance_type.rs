@@ -1,6 +1,7 @@
 //! `[instance_type.NAME]`: who provides it and what one instance of it can do.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use super::engine::{self, Runner};
 use super::limits;
@@ -8,7 +9,7 @@ use super::mistake::Sink;
 use super::provider::{Kind, Providers};
 use super::reader::{Located, Table};
 use super::values::shortened;
-use super::{signals, suggest};
+use super::{signals, suggest, worker_tls};
 use crate::types::spec::{Engine, InstanceTypeSpec, OnClientAbort};
 use crate::types::{Address, InstanceTypeName, Protocol, ProviderName};
 
@@ -96,14 +97,10 @@ fn instance_type(
     if let Some(protocol) = &protocol {
         check_protocol(protocol, kind, &addresses, table.sink());
     }
-    for address in addresses.iter().filter(|address| address.value.is_tls()) {
-        let rule = format!(
-            "workers are not reached over TLS yet: write the http address of {}, with `protocol = \"h2c\"` \
-             where it speaks HTTP/2",
-            address.value.authority()
-        );
-        table.sink().error(address.at, rule);
-    }
+    // Wrong addresses have been complained about already.
+    let speaks_tls = addresses.iter().any(|address| address.value.is_tls())
+        || addresses.is_empty() && kind != Some(Kind::Process);
+    let tls = worker_tls::read(table, speaks_tls).map(Arc::new);
     let engine = table.get::<Engine>("engine");
     if let (Some(engine), Some(runner)) = (&engine, runner) {
         engine::check_command(engine, runner, table.sink());
@@ -115,6 +112,7 @@ fn instance_type(
         max_concurrency: table.number_or("max_concurrency", limits::CONCURRENCY, 256),
         copies: table.number_or("copies", limits::COPIES, 1),
         protocol: protocol.map_or_else(Protocol::default, |found| found.value),
+        tls,
         addresses: addresses.into_iter().map(|address| address.value).collect(),
         price_per_hour: amount("price_per_hour"),
         watts: amount("watts"),

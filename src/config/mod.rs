@@ -25,6 +25,7 @@ mod syntax;
 mod telemetry;
 mod values;
 mod variant;
+mod worker_tls;
 
 use std::collections::BTreeMap;
 use std::io::Read as _;

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use tokio_rustls::rustls;
 use toml::de::DeValue;
 
 use super::suggest;
@@ -108,6 +109,25 @@ impl Read for PathBuf {
             "" => Err(Wrong::Value("must not be empty".to_owned())),
             path if path.contains('\0') => Err(Wrong::Value("must not contain NUL".to_owned())),
             path => Ok(path.into()),
+        }
+    }
+}
+
+/// A name that a certificate can be for.
+#[derive(Debug)]
+pub(super) struct ServerName(pub(super) String);
+
+impl Read for ServerName {
+    const EXPECTED: &'static str = "a name in quotes";
+
+    fn read(value: &DeValue<'_>) -> Result<Self, Wrong> {
+        let text = value.as_str().ok_or(Wrong::Type)?;
+        match rustls::pki_types::ServerName::try_from(text) {
+            Ok(_) => Ok(Self(text.to_owned())),
+            Err(_) => Err(Wrong::Value(format!(
+                "must be a host's name or an IP address, without a port, not {}",
+                shown(value)
+            ))),
         }
     }
 }

@@ -164,12 +164,13 @@ impl Driver {
                     self.may_act().await?;
                     self.calls.terminate(provider, instance);
                 }
-                Action::Probe { instance, generation, address, protocol, check, timeout } => {
+                Action::Probe { instance, generation, address, protocol, tls, check, timeout } => {
                     self.prober.probe(Probe {
                         instance,
                         generation,
                         address,
                         protocol,
+                        tls,
                         check,
                         timeout,
                     });

@@ -167,7 +167,7 @@ fn driver(
     lease: &Lease,
     stored: StoredState,
 ) -> Driver {
-    let ManagerOptions { spec, providers, seed, limits, clock, crash, .. } = options;
+    let ManagerOptions { spec, providers, seed, limits, clock, crash, worker_tls, .. } = options;
     let unlisted: BTreeSet<_> = providers.keys().cloned().collect();
     ends.phase.send_replace(Phase::Acting { lease: lease.clone(), unlisted });
     let (sender, events) = mpsc::channel(EVENTS);
@@ -183,7 +183,7 @@ fn driver(
         store: store.clone(),
         lease: lease.clone(),
         calls,
-        prober: Prober::new(sender),
+        prober: Prober::new(sender, worker_tls),
         scraper,
         crash,
         events,

@@ -41,6 +41,7 @@ pub use manager::Manager;
 use crate::provider::Provider;
 use crate::runtime::{clock, rng};
 use crate::store::StoreError;
+use crate::tls::Connectors;
 use crate::types::spec::FleetSpec;
 use crate::types::{ProviderName, Timestamp};
 
@@ -61,6 +62,8 @@ pub struct ManagerOptions {
     pub clock: Clock,
     /// Where the process is to die, for tests.
     pub crash: crash::CrashPoints,
+    /// How instances are reached over TLS.
+    pub worker_tls: Connectors,
 }
 
 impl ManagerOptions {
@@ -75,6 +78,7 @@ impl ManagerOptions {
             limits: Limits::default(),
             clock: Clock::default(),
             crash: crash::CrashPoints::default(),
+            worker_tls: Connectors::default(),
         }
     }
 }

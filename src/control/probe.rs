@@ -1,24 +1,32 @@
 //! Asks instances whether they are healthy: a GET, of which any 2xx in time is a yes, or gRPC's health
 //! checking protocol (<https://github.com/grpc/grpc/blob/master/doc/health-checking.md>), of which
 //! `SERVING` is. What an instance sends along is read up to a limit, so that its connection can be used
-//! again.
+//! again. One that is asked over TLS is connected to anew each time, so that the certificates and roots in
+//! force are looked at.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Method, Request, header};
+use futures_util::future::Either;
+use http::{Method, Request, Response, header};
 use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
+use hyper::client::conn;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::{TokioExecutor, TokioTimer};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use prost::Message;
+use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
 
 use crate::decision::controller::Event;
 use crate::runtime::tasks::Tasks;
+use crate::tls::{Connectors, Peer};
 use crate::types::spec::HealthCheck;
+use crate::types::tls::WorkerTls;
 use crate::types::{Address, Generation, InstanceId, Protocol};
 
 /// Probes under way at once.
@@ -37,6 +45,7 @@ const IDLE: Duration = Duration::from_secs(3);
 pub(super) struct Prober {
     http1: Client<HttpConnector, Full<Bytes>>,
     http2: Client<HttpConnector, Full<Bytes>>,
+    tls: Connectors,
     slots: Arc<Semaphore>,
     events: mpsc::Sender<Event>,
     tasks: Tasks,
@@ -48,12 +57,13 @@ pub(super) struct Probe {
     pub(super) generation: Generation,
     pub(super) address: Address,
     pub(super) protocol: Protocol,
+    pub(super) tls: Option<Arc<WorkerTls>>,
     pub(super) check: HealthCheck,
     pub(super) timeout: Duration,
 }
 
 impl Prober {
-    pub(super) fn new(events: mpsc::Sender<Event>) -> Self {
+    pub(super) fn new(events: mpsc::Sender<Event>, tls: Connectors) -> Self {
         let client = |http2| {
             Client::builder(TokioExecutor::new())
                 .pool_timer(TokioTimer::new())
@@ -64,7 +74,7 @@ impl Prober {
         };
         let (http1, http2) = (client(false), client(true));
         let slots = Arc::new(Semaphore::new(PROBES));
-        Self { http1, http2, slots, events, tasks: Tasks::new() }
+        Self { http1, http2, tls, slots, events, tasks: Tasks::new() }
     }
 
     /// Asks, and answers with [`Event::Probed`].
@@ -91,35 +101,88 @@ impl Prober {
 
     async fn ask(&self, probe: &Probe) -> Result<(), String> {
         if probe.address.is_tls() {
-            return Err("health is asked over plain http only; https is not supported".into());
+            return self.ask_over_tls(probe).await;
         }
         let client = match probe.protocol {
             Protocol::Http1 => &self.http1,
             Protocol::H2c | Protocol::H2 => &self.http2,
         };
         let answer = client.request(question(probe)?).await.map_err(|error| whole(&error))?;
-        let status = answer.status();
-        if !status.is_success() {
-            return Err(format!("answered {status}"));
+        judge(probe, answer).await
+    }
+
+    async fn ask_over_tls(&self, probe: &Probe) -> Result<(), String> {
+        let stream = TcpStream::connect(probe.address.authority()).await;
+        let stream = stream.map_err(|error| format!("cannot connect: {error}"))?;
+        let peer =
+            Peer { address: &probe.address, tls: probe.tls.as_ref(), protocol: probe.protocol };
+        let stream = self.tls.connect(stream, peer).await.map_err(|error| error.to_string())?;
+        let (stream, question) = (TokioIo::new(stream), question(probe)?);
+        if probe.protocol == Protocol::Http1 {
+            let (mut sender, connection) =
+                conn::http1::handshake(stream).await.map_err(|error| whole(&error))?;
+            // In the form that is meant for a server itself.
+            let (mut parts, body) = question.into_parts();
+            parts.headers.insert(header::HOST, host(&probe.address)?);
+            parts.uri =
+                parts.uri.path_and_query().cloned().map_or_else(Default::default, Into::into);
+            let answer = sender.send_request(Request::from_parts(parts, body));
+            converse(probe, answer, connection).await
+        } else {
+            let (mut sender, connection) = conn::http2::handshake(TokioExecutor::new(), stream)
+                .await
+                .map_err(|error| whole(&error))?;
+            let answer = sender.send_request(question);
+            converse(probe, answer, connection).await
         }
-        let HealthCheck::Grpc(_) = probe.check else {
-            // An endless or broken body does not make a healthy answer unhealthy.
-            let _ = Limited::new(answer.into_body(), BODY_LIMIT).collect().await;
-            return Ok(());
-        };
-        let head = answer.headers().clone();
-        let body = Limited::new(answer.into_body(), BODY_LIMIT).collect().await;
-        let body = body.map_err(|error| whole(&*error))?;
-        // An answer without a message has its status in the head.
-        let trailers = body.trailers().unwrap_or(&head);
-        let code = trailers.get("grpc-status").and_then(|code| code.to_str().ok());
-        match code {
-            Some("0") => serving(&body.to_bytes()),
-            Some("5") => Err("it knows no such service (grpc-status 5)".into()),
-            Some("12") => Err("it has no grpc.health.v1.Health (grpc-status 12)".into()),
-            Some(code) => Err(format!("answered grpc-status {code}")),
-            None => Err("answered without a grpc-status".into()),
-        }
+    }
+}
+
+/// Moves the connection's bytes until the answer has been judged.
+async fn converse(
+    probe: &Probe,
+    answer: impl Future<Output = hyper::Result<Response<Incoming>>>,
+    connection: impl Future<Output = hyper::Result<()>>,
+) -> Result<(), String> {
+    let judged = pin!(async { judge(probe, answer.await.map_err(|error| whole(&error))?).await });
+    let connection = pin!(async {
+        // Whoever waits for something of it has been told.
+        drop(connection.await);
+        std::future::pending::<std::convert::Infallible>().await
+    });
+    match futures_util::future::select(judged, connection).await {
+        Either::Left((result, _)) => result,
+        Either::Right((never, _)) => match never {},
+    }
+}
+
+fn host(address: &Address) -> Result<header::HeaderValue, String> {
+    header::HeaderValue::from_str(address.authority()).map_err(|error| error.to_string())
+}
+
+/// What the answer says of the instance's health.
+async fn judge(probe: &Probe, answer: Response<Incoming>) -> Result<(), String> {
+    let status = answer.status();
+    if !status.is_success() {
+        return Err(format!("answered {status}"));
+    }
+    let HealthCheck::Grpc(_) = probe.check else {
+        // An endless or broken body does not make a healthy answer unhealthy.
+        let _ = Limited::new(answer.into_body(), BODY_LIMIT).collect().await;
+        return Ok(());
+    };
+    let head = answer.headers().clone();
+    let body = Limited::new(answer.into_body(), BODY_LIMIT).collect().await;
+    let body = body.map_err(|error| whole(&*error))?;
+    // An answer without a message has its status in the head.
+    let trailers = body.trailers().unwrap_or(&head);
+    let code = trailers.get("grpc-status").and_then(|code| code.to_str().ok());
+    match code {
+        Some("0") => serving(&body.to_bytes()),
+        Some("5") => Err("it knows no such service (grpc-status 5)".into()),
+        Some("12") => Err("it has no grpc.health.v1.Health (grpc-status 12)".into()),
+        Some(code) => Err(format!("answered grpc-status {code}")),
+        None => Err("answered without a grpc-status".into()),
     }
 }
 
@@ -215,12 +278,13 @@ mod tests {
 
     async fn ask(address: Address, limit: Duration) -> Result<(), String> {
         let (events, mut received) = mpsc::channel(1);
-        let prober = Prober::new(events);
+        let prober = Prober::new(events, Connectors::default());
         prober.probe(Probe {
             instance: InstanceId::new("i-1").expect("valid"),
             generation: Generation(3),
             address,
             protocol: Protocol::Http1,
+            tls: None,
             check: HealthCheck::Get("/ping".into()),
             timeout: limit,
         });

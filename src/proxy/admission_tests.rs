@@ -24,6 +24,7 @@ pub(super) fn backend(number: u64, copies: u32, max_concurrency: u32) -> Backend
         copies,
         max_concurrency,
         protocol: crate::types::Protocol::Http1,
+        tls: None,
         engine: None,
         on_client_abort: Default::default(),
     }

@@ -26,6 +26,7 @@ use super::upstream::{Connection, Pool, SendError};
 use crate::decision::outcome;
 use crate::runtime::clock;
 use crate::telemetry::request::RequestRecord;
+use crate::tls::{Fault, WorkerTlsError};
 use crate::types::Protocol;
 use crate::types::spec::OnClientAbort;
 
@@ -44,8 +45,9 @@ pub(super) struct Sender {
 /// How an attempt ended without an answer for the client.
 #[derive(Debug)]
 pub(super) enum Failure {
-    /// No byte of the request has left: here it is again.
-    NotSent(Box<Request<RequestBody>>),
+    /// No byte of the request has left: here it is again. And what is wrong with the instance's TLS, where
+    /// that is why.
+    NotSent(Box<Request<RequestBody>>, Option<Fault>),
     /// The worker says that it has not run it. Its words, in case there is nowhere else to go.
     NotRun(Box<Response<ResponseBody>>),
     /// The worker says that it has not looked at it.
@@ -137,7 +139,8 @@ impl Sender {
                     Err(error) => {
                         let instance = &exchange.backend().route.instance;
                         tracing::debug!(%instance, %error, "cannot connect");
-                        return Err(not_sent(exchange, request, client_upgrade));
+                        let fault = WorkerTlsError::fault_of(&error);
+                        return Err(not_sent(exchange, request, client_upgrade, fault));
                     }
                 };
             let sent = {
@@ -155,7 +158,7 @@ impl Sender {
                 // It closed while it was idle, or just now: another connection to the same instance.
                 Err(SendError::NotSent(unsent)) if connection.is_reused() => request = *unsent,
                 Err(SendError::NotSent(unsent)) => {
-                    return Err(not_sent(exchange, *unsent, client_upgrade));
+                    return Err(not_sent(exchange, *unsent, client_upgrade, None));
                 }
                 Err(SendError::Refused(error)) => {
                     let instance = &exchange.backend().route.instance;
@@ -240,12 +243,13 @@ fn not_sent(
     exchange: Exchange,
     mut request: Request<RequestBody>,
     client_upgrade: Option<OnUpgrade>,
+    fault: Option<Fault>,
 ) -> Failure {
     if let Some(upgrade) = client_upgrade {
         request.extensions_mut().insert(upgrade);
     }
     exchange.not_sent();
-    Failure::NotSent(Box::new(request))
+    Failure::NotSent(Box::new(request), fault)
 }
 
 /// Whose fault a request was that got no answer: the client's body broke off while it was being sent, or

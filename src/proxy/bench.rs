@@ -39,6 +39,7 @@ impl Fleet {
             copies: 1,
             max_concurrency,
             protocol: Protocol::Http1,
+            tls: None,
             engine: None,
             on_client_abort: Default::default(),
         };

@@ -27,8 +27,8 @@ use super::origin::Origin;
 use super::request::{Thread, serve};
 use super::strict::Strict;
 use super::taking::Taking;
-use super::tls::Tls;
 use crate::runtime::clock;
+use crate::tls::Tls;
 
 /// How an HTTP/2 connection begins, as far as it takes to tell it from every method of HTTP/1.1.
 const PREFACE: &[u8; 4] = b"PRI ";

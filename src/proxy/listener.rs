@@ -19,9 +19,9 @@ use super::keys::ApiKeys;
 use super::limits::{ClientLimits, Clients};
 use super::request::Thread;
 use super::router::Router;
-use super::tls::Tls;
 use super::upstream::Pool;
 use crate::telemetry::request::Observers;
+use crate::tls::{Connectors, Tls};
 
 /// How the proxy listens and connects.
 #[derive(Debug, Clone)]
@@ -30,6 +30,8 @@ pub struct ProxyOptions {
     pub listen: SocketAddr,
     /// Where they connect over TLS, and with which certificates.
     pub tls: Option<(SocketAddr, Arc<Tls>)>,
+    /// How workers are reached over TLS.
+    pub worker_tls: Connectors,
     /// Threads, at least 1.
     pub threads: usize,
     /// How long connecting to a worker may take.
@@ -214,7 +216,7 @@ fn run_thread(
         .enable_all()
         .build_local(tokio::runtime::LocalOptions::default())?;
     let sender = Sender {
-        pool: Rc::new(Pool::default()),
+        pool: Rc::new(Pool::new(options.worker_tls.clone())),
         connect_timeout: options.connect_timeout,
         tasks: TaskTracker::new(),
     };

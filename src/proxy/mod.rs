@@ -5,7 +5,7 @@
 //! manager and never waits for it: it is handed tables ([`Router::apply`]) and tells what it counts
 //! ([`Router::report`]).
 //!
-//! From a client to a worker: [`listener`] accepts, [`downstream`] finds out what is spoken ([`tls`] before it,
+//! From a client to a worker: [`listener`] accepts, [`downstream`] finds out what is spoken ([`crate::tls`] before it,
 //! [`strict`] below HTTP/1.1), [`request`] checks the head ([`head`]) and who asks ([`keys`]), finds the variant ([`resolve`]) and a
 //! slot ([`admission`]), [`attempt`] sends it on a connection of [`upstream`], [`exchange`] holds the slot, and
 //! [`answer`] passes on what comes back.
@@ -55,7 +55,6 @@ mod snapshot;
 mod sticky;
 mod strict;
 mod taking;
-mod tls;
 mod upstream;
 mod vitals;
 
@@ -64,4 +63,3 @@ pub use keys::ApiKeys;
 pub use limits::{ClientLimits, Clients};
 pub use listener::{Listening, ProxyOptions, listen};
 pub use router::Router;
-pub use tls::{Tls, TlsError};

@@ -12,6 +12,7 @@ use thiserror::Error;
 
 use super::body::{BodyError, ResponseBody};
 use super::exchange::CLIENT_LEFT;
+use crate::tls::Fault;
 
 /// Why a request got no worker's answer.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -44,6 +45,10 @@ pub(super) enum Refusal {
     VariantRemoved,
     #[error("the request was not sent: no instance could be connected to, and none is left to try")]
     NoOtherInstance,
+    #[error(
+        "the request was not sent: no instance could be spoken to over TLS, the last one because {0}"
+    )]
+    TlsFailed(Fault),
     #[error("the instance broke the connection before it answered; the request may have run")]
     UpstreamBroken,
     #[error("the request's body broke off or was malformed")]
@@ -99,7 +104,9 @@ impl Refusal {
             | Self::QueueTimeout { .. }
             | Self::VariantRemoved
             | Self::BodyBuffersFull => StatusCode::SERVICE_UNAVAILABLE,
-            Self::NoOtherInstance | Self::UpstreamBroken => StatusCode::BAD_GATEWAY,
+            Self::NoOtherInstance | Self::TlsFailed(_) | Self::UpstreamBroken => {
+                StatusCode::BAD_GATEWAY
+            }
             Self::DeadlineExceeded | Self::FirstByteTimeout(_) | Self::StreamIdle(_) => {
                 StatusCode::GATEWAY_TIMEOUT
             }
@@ -121,6 +128,7 @@ impl Refusal {
             Self::QueueTimeout { .. } => "queue_timeout",
             Self::VariantRemoved => "variant_removed",
             Self::NoOtherInstance => "connect_failed",
+            Self::TlsFailed(_) => "tls_failed",
             Self::UpstreamBroken => "upstream_broken",
             Self::BadBody => "bad_body",
             Self::ClientLeft => "client_left",
@@ -135,7 +143,10 @@ impl Refusal {
     fn retry_after(&self) -> Option<u32> {
         match self {
             Self::NoInstance => Some(5),
-            Self::VariantRemoved | Self::NoOtherInstance | Self::BodyBuffersFull => Some(1),
+            Self::VariantRemoved
+            | Self::NoOtherInstance
+            | Self::TlsFailed(_)
+            | Self::BodyBuffersFull => Some(1),
             Self::QueueFull { retry_after, .. }
             | Self::QueueTimeout { retry_after, .. }
             | Self::RateLimited { retry_after, .. } => Some(*retry_after),

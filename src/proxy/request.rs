@@ -34,6 +34,7 @@ use crate::decision::admit::Caller;
 use crate::runtime::clock;
 use crate::telemetry::request::{Observers, RequestRecord};
 use crate::telemetry::traffic::Traffic;
+use crate::tls::Fault;
 use crate::types::EndpointName;
 use crate::types::spec::RequestPolicy;
 
@@ -99,6 +100,7 @@ pub(super) fn serve(
         accountable,
         at_instance: false,
         may_have_run: false,
+        tls_fault: None,
         thread,
         record,
     };
@@ -166,6 +168,8 @@ struct Life {
     at_instance: bool,
     /// A worker had it and broke off.
     may_have_run: bool,
+    /// Why the last try did not get through TLS, where that was the reason.
+    tls_fault: Option<Fault>,
     record: RequestRecord,
 }
 
@@ -263,6 +267,7 @@ impl Life {
             // It says so itself.
             Refusal::DeadlineExceeded => refusal,
             _ if self.may_have_run => Refusal::UpstreamBroken,
+            Refusal::NoOtherInstance => self.tls_fault.map_or(refusal, Refusal::TlsFailed),
             _ => refusal,
         })
     }
@@ -297,7 +302,8 @@ impl Life {
                     self.accountable = None;
                     return Err(refusal);
                 }
-                Err(Failure::NotSent(unsent)) => {
+                Err(Failure::NotSent(unsent, fault)) => {
+                    self.tls_fault = fault;
                     draft.give_back(*unsent);
                     if !retry.after_not_sent() {
                         return Err(Refusal::NoOtherInstance);

@@ -88,6 +88,7 @@ fn draw_type(rng: &mut Rng, provider: &str) -> InstanceTypeSpec {
         max_concurrency: rng.between(1, 16),
         copies: rng.between(1, 2),
         protocol: Protocol::Http1,
+        tls: None,
         addresses: Vec::new(),
         price_per_hour: None,
         watts: None,

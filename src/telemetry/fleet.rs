@@ -243,6 +243,7 @@ mod tests {
             max_concurrency: 1,
             copies: 1,
             protocol: crate::types::Protocol::Http1,
+            tls: None,
             engine: None,
             on_client_abort: crate::types::spec::OnClientAbort::default(),
             addresses: vec![],

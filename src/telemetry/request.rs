@@ -335,6 +335,7 @@ pub(super) mod tests {
             copies: 1,
             max_concurrency: 1,
             protocol: Protocol::Http1,
+            tls: None,
             engine: None,
             on_client_abort: OnClientAbort::default(),
         }

@@ -98,6 +98,13 @@ impl Address {
         self.authority.rsplit_once(':').map_or(&self.authority, |(host, _)| host)
     }
 
+    /// The same without brackets: a name or an IP address.
+    #[must_use]
+    pub fn bare_host(&self) -> &str {
+        let host = self.host();
+        host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host)
+    }
+
     /// Whether TLS is spoken there.
     #[must_use]
     pub fn is_tls(&self) -> bool {
@@ -170,6 +177,9 @@ mod tests {
         let host = |text: &str| text.parse::<Address>().map(|a| a.host().to_owned());
         assert_eq!(host("http://gpu-1:9001"), Ok("gpu-1".to_owned()));
         assert_eq!(host("http://[::1]:80"), Ok("[::1]".to_owned()));
+        let bare = |text: &str| text.parse::<Address>().map(|a| a.bare_host().to_owned());
+        assert_eq!(bare("https://gpu-1"), Ok("gpu-1".to_owned()));
+        assert_eq!(bare("http://[::1]:80"), Ok("::1".to_owned()));
         for bad in ["127.0.0.1:9001", "ftp://x:1", "http://x:1/path", "http://u@x:1", "http://", ""]
         {
             assert!(bad.parse::<Address>().is_err(), "{bad}");

@@ -2,11 +2,13 @@
 //! the controller follows it. Everything here is within its limits and refers to things that exist.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use super::scaling::{ScalingPolicy, ScheduledAction};
+use super::tls::WorkerTls;
 use super::{
     Address, EndpointName, InstanceTypeName, ModelName, Protocol, ProviderName, VariantKey,
     VariantName,
@@ -59,6 +61,8 @@ pub struct InstanceTypeSpec {
     pub copies: u32,
     /// What its workers speak.
     pub protocol: Protocol,
+    /// How they are spoken to over TLS, where the config says more than that they are.
+    pub tls: Option<Arc<WorkerTls>>,
     /// What becomes of a request when its client goes away.
     pub on_client_abort: OnClientAbort,
     /// Addresses of servers that somebody else runs (static provider only).

@@ -112,7 +112,7 @@ pub struct InstanceStatus {
     pub model: ModelName,
     /// When it was asked for.
     pub asked_at: Timestamp,
-    /// Why it leaves, if it does.
+    /// Why it leaves, if it does, or what its last probe found, if that failed.
     pub reason: Option<String>,
     /// What it told of its own load lately.
     #[serde(default, skip_serializing_if = "Signals::is_empty")]

@@ -1,9 +1,12 @@
 //! The routing table: what the manager publishes and every proxy follows. One immutable value; a proxy
 //! holds the last one it was given, in memory and on disk, and needs nothing else to serve.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 use super::spec::{Engine, OnClientAbort, RequestPolicy, RoutingStrategy};
+use super::tls::WorkerTls;
 use super::{
     Address, EndpointName, Generation, InstanceId, InstanceTypeName, ModelName, Protocol,
     VariantName,
@@ -101,6 +104,9 @@ pub struct BackendRoute {
     /// What it speaks.
     #[serde(default)]
     pub protocol: Protocol,
+    /// How it is spoken to over TLS, where its address is `https`; `None`: as by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<Arc<WorkerTls>>,
     /// Which engine it runs, if that is told.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub engine: Option<Engine>,

@@ -64,6 +64,9 @@ pub enum WorkerError {
         #[source]
         source: std::io::Error,
     },
+    /// What `--tls-cert` and its like name.
+    #[error("cannot speak TLS: {0}")]
+    Tls(#[source] crate::tls::TlsError),
     /// `--fail exit-at-start`.
     #[error("the worker exits at its start because --fail exit-at-start says so")]
     ExitAtStart,

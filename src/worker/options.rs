@@ -1,6 +1,7 @@
 //! The worker's command line.
 
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::fail::FailMode;
@@ -52,6 +53,18 @@ pub struct WorkerOptions {
     /// Close connections that carried no request for so long, as uvicorn does after 5s [default: never]
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     pub keep_alive: Option<Duration>,
+
+    /// Certificate to speak TLS with, in PEM; HTTP/2 or HTTP/1.1 is agreed on by ALPN [default: no TLS]
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+
+    /// Its private key, in PEM
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
+
+    /// Certificates of those who may vouch for clients, in PEM; with it, clients have to show one
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub tls_client_ca: Option<PathBuf>,
 
     /// On SIGTERM finish the requests at hand before ending, instead of breaking them as engines do
     #[arg(long)]

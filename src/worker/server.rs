@@ -8,6 +8,7 @@ use std::time::Duration;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Semaphore;
@@ -18,6 +19,8 @@ use super::answer::Worker;
 use super::fail::Faults;
 use super::options::WorkerOptions;
 use crate::runtime::tasks::Tasks;
+use crate::tls::{Tls, TlsError};
+use crate::types::tls::{CertificateFiles, TlsFiles};
 
 /// Most connections at once; more wait in the listener's backlog.
 const MAX_CONNECTIONS: usize = 16_384;
@@ -28,6 +31,7 @@ pub(super) async fn serve(options: WorkerOptions) -> Result<(), WorkerError> {
     if faults.exit_at_start {
         return Err(WorkerError::ExitAtStart);
     }
+    let tls = tls(&options).map_err(WorkerError::Tls)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(WorkerError::Runtime)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(WorkerError::Runtime)?;
     let cannot_listen = |source| WorkerError::Listen { address: options.listen.clone(), source };
@@ -36,11 +40,12 @@ pub(super) async fn serve(options: WorkerOptions) -> Result<(), WorkerError> {
     // Whoever reads it may have gone away already; that is no reason to end.
     let _ = writeln!(std::io::stdout(), "listening on {address}");
 
-    let (graceful, keep_alive) = (options.graceful, options.keep_alive);
+    let graceful = options.graceful;
+    let manners = Manners { keep_alive: options.keep_alive, tls };
     let worker = Arc::new(Worker::new(options, faults, address));
     let connections = Tasks::new();
     tokio::select! {
-        () = accept(listener, &worker, &connections, keep_alive) => {}
+        () = accept(listener, &worker, &connections, &manners) => {}
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
@@ -55,11 +60,26 @@ pub(super) async fn serve(options: WorkerOptions) -> Result<(), WorkerError> {
     Ok(())
 }
 
+/// What holds for every connection.
+#[derive(Clone)]
+struct Manners {
+    keep_alive: Option<Duration>,
+    tls: Option<Arc<Tls>>,
+}
+
+fn tls(options: &WorkerOptions) -> Result<Option<Arc<Tls>>, TlsError> {
+    let Some((chain, key)) = options.tls_cert.clone().zip(options.tls_key.clone()) else {
+        return Ok(None);
+    };
+    let certificates = vec![CertificateFiles { chain, key }];
+    Tls::load(TlsFiles { certificates, client_ca: options.tls_client_ca.clone() }).map(Some)
+}
+
 async fn accept(
     listener: TcpListener,
     worker: &Arc<Worker>,
     connections: &Tasks,
-    keep_alive: Option<Duration>,
+    manners: &Manners,
 ) {
     let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
@@ -68,8 +88,9 @@ async fn accept(
         match listener.accept().await {
             Ok((stream, _)) => {
                 let (worker, stopping) = (Arc::clone(worker), connections.stopping());
+                let manners = manners.clone();
                 connections.spawn("connection", async move {
-                    connection(stream, worker, stopping, keep_alive).await;
+                    connection(stream, worker, stopping, manners).await;
                     drop(place);
                 });
             }
@@ -79,13 +100,11 @@ async fn accept(
     }
 }
 
-/// Serves one connection to its end. A client that closes its side ends it at once, and the request
-/// that it carries is dropped with it.
 async fn connection(
     stream: TcpStream,
     worker: Arc<Worker>,
     stopping: CancellationToken,
-    keep_alive: Option<Duration>,
+    manners: Manners,
 ) {
     // Small answers must not wait for the acknowledgement of earlier ones. It fails only for a
     // connection that is dead already.
@@ -93,7 +112,29 @@ async fn connection(
     worker.accepted.fetch_add(1, Ordering::Relaxed);
     worker.open.fetch_add(1, Ordering::Relaxed);
     let _open = Open(Arc::clone(&worker));
+    match manners.tls {
+        None => converse(stream, worker, stopping, manners.keep_alive).await,
+        Some(tls) => {
+            let agreed = tokio::select! {
+                agreed = tls.accept(stream) => agreed,
+                () = stopping.cancelled() => return,
+            };
+            // Whoever cannot agree has been told so.
+            if let Ok((stream, _)) = agreed {
+                converse(stream, worker, stopping, manners.keep_alive).await;
+            }
+        }
+    }
+}
 
+/// Serves one connection to its end. A client that closes its side ends it at once, and the request
+/// that it carries is dropped with it.
+async fn converse(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    worker: Arc<Worker>,
+    stopping: CancellationToken,
+    keep_alive: Option<Duration>,
+) {
     let service = service_fn(move |request| {
         let worker = Arc::clone(&worker);
         async move { worker.answer(request).await }

@@ -222,6 +222,7 @@ fn kind() -> InstanceTypeSpec {
         max_concurrency: 4,
         copies: 1,
         protocol: Protocol::Http1,
+        tls: None,
         engine: None,
         on_client_abort: Default::default(),
         addresses: vec![],

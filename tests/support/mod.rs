@@ -15,6 +15,7 @@ pub mod bulk;
 pub mod by_hand;
 pub mod h2;
 pub mod http;
+pub mod pki;
 
 pub const DEADLINE: Duration = Duration::from_secs(30);
 

@@ -31,6 +31,7 @@ fn backend(id: &str, address: Address, engine: Option<Engine>) -> BackendRoute {
         copies: 1,
         max_concurrency: 4,
         protocol: Protocol::Http1,
+        tls: None,
         engine,
         on_client_abort: OnClientAbort::default(),
     }
@@ -61,6 +62,7 @@ fn spec(signals: SignalSpec) -> Arc<FleetSpec> {
         max_concurrency: 4,
         copies: 1,
         protocol: Protocol::Http1,
+        tls: None,
         on_client_abort: OnClientAbort::default(),
         addresses: vec![],
         price_per_hour: None,

@@ -182,6 +182,8 @@ impl Controller {
             return None;
         }
         let kind = self.spec.instance_types.get(&record.instance_type);
+        let (protocol, tls) =
+            self.protocols.get(&record.instance_type).cloned().unwrap_or_default();
         Some(BackendRoute {
             instance: record.id.clone(),
             generation: record.generation,
@@ -190,7 +192,8 @@ impl Controller {
             model: record.model.clone(),
             copies: record.copies,
             max_concurrency: record.max_concurrency,
-            protocol: self.protocols.get(&record.instance_type).copied().unwrap_or_default(),
+            protocol,
+            tls,
             engine: self.spec.engine(&record.instance_type, variant),
             on_client_abort: kind.map(|kind| kind.on_client_abort).unwrap_or_default(),
         })

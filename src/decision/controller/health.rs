@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::types::report::ProxyReport;
-use crate::types::{Generation, InstanceId, InstanceState, Protocol, Timestamp};
+use crate::types::{Generation, InstanceId, InstanceState, Timestamp};
 
 use super::events::{EventKind, Leave, Span};
 use super::listed::FORCED_DRAIN;
@@ -88,8 +88,8 @@ impl Controller {
         else {
             return;
         };
-        let kind = self.spec.instance_types.get(&instance.record.instance_type);
-        let protocol = kind.map_or_else(Protocol::default, |kind| kind.protocol);
+        let (protocol, tls) =
+            self.protocols.get(&instance.record.instance_type).cloned().unwrap_or_default();
         let probes = matches!(instance.state(), InstanceState::Starting | InstanceState::InService);
         let probe = &mut instance.probe;
         if !probes || probe.in_flight.is_some() || probe.next_at > now {
@@ -104,6 +104,7 @@ impl Controller {
             generation: instance.record.generation,
             address,
             protocol,
+            tls,
             check: spec.health.check.clone(),
             timeout: spec.health.timeout,
         });

@@ -88,6 +88,7 @@ use crate::types::signals::Signals;
 use crate::types::spec::{FleetSpec, HealthCheck};
 use crate::types::status::{Explanation, FleetStatus};
 use crate::types::table::RoutingTable;
+use crate::types::tls::WorkerTls;
 use crate::types::{
     Address, EndpointName, Generation, InstanceId, InstanceTypeName, Protocol, ProviderError,
     ProviderName, ProxyId, Timestamp, VariantKey,
@@ -199,6 +200,8 @@ pub enum Action {
         address: Address,
         /// What it speaks.
         protocol: Protocol,
+        /// How, where that is over TLS.
+        tls: Option<Arc<WorkerTls>>,
         /// What it is asked.
         check: HealthCheck,
         /// How long the answer may take.
@@ -221,8 +224,8 @@ pub struct Controller {
     proxies: BTreeMap<ProxyId, Proxy>,
     capacities: BTreeMap<CapacityKey, CapacityRecord>,
     capacity_errors: BTreeMap<(VariantKey, InstanceTypeName), u64>,
-    /// What each type speaks, also those that have left the config while instances of them run.
-    protocols: BTreeMap<InstanceTypeName, Protocol>,
+    /// What each type speaks, and how, also those that have left the config while instances of them run.
+    protocols: BTreeMap<InstanceTypeName, (Protocol, Option<Arc<WorkerTls>>)>,
     next_generation: u64,
     journal: Journal,
     timers: Timers,

@@ -176,7 +176,7 @@ impl Controller {
     fn adopt_members(&mut self) {
         let spec = self.spec.clone();
         for (name, kind) in &spec.instance_types {
-            self.protocols.insert(name.clone(), kind.protocol);
+            self.protocols.insert(name.clone(), (kind.protocol, kind.tls.clone()));
         }
         let mut changed = Vec::new();
         for instance in self.fleet.iter_mut() {

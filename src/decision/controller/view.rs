@@ -14,6 +14,8 @@ use super::{CommandError, Controller};
 
 /// Events that an explanation shows at most.
 const EVENTS_SHOWN: usize = 100;
+/// Instances whose probes fail that an explanation names, for each variant.
+const FAILING_SHOWN: usize = 10;
 
 impl Controller {
     pub(super) fn view_status(&self, now: Timestamp) -> FleetStatus {
@@ -151,7 +153,7 @@ impl Controller {
             copies: record.copies,
             model: record.model.clone(),
             asked_at: record.asked_at,
-            reason: record.leaving_because.clone(),
+            reason: record.leaving_because.clone().or_else(|| probe_failed(instance)),
             signals: self.signals(now, instance),
             signals_problem: instance.told.problem().map(str::to_owned),
         }
@@ -211,8 +213,25 @@ impl Controller {
                 )
             }));
         }
+        let failing =
+            self.fleet.iter().filter(|i| i.record.variant == *key).filter_map(|instance| {
+                let (record, why) = (&instance.record, probe_failed(instance)?);
+                let address = record.address.as_ref()?;
+                Some(format!(
+                    "{} ({}, {}) at {address}: {why}",
+                    record.id, record.instance_type, record.state
+                ))
+            });
+        lines.extend(failing.take(FAILING_SHOWN));
         lines
     }
+}
+
+/// What its last probe found, where that is nothing good.
+fn probe_failed(instance: &Instance) -> Option<String> {
+    let probed = !instance.record.state.is_leaving();
+    let last = instance.probe.last.as_ref().filter(|_| probed)?;
+    Some(format!("its last probe failed: {last}"))
 }
 
 /// How often, as people say it.

@@ -14,20 +14,20 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
 
-use super::{SendError, dial};
+use super::{SendError, Socket, dial};
 use crate::decision::engine;
 use crate::proxy::body::RequestBody;
 use crate::proxy::snapshot::Backend;
 use crate::runtime::clock;
+use crate::tls::Connectors;
 use crate::types::Generation;
 
 /// Idle connections that one thread keeps to one backend.
 const MOST_IDLE: usize = 256;
 
 type Sender = http1::SendRequest<RequestBody>;
-type Driver = http1::Connection<TokioIo<TcpStream>, RequestBody>;
+type Driver = http1::Connection<TokioIo<Socket>, RequestBody>;
 
 /// One connection to a worker. Dropping it closes it.
 #[derive(Debug)]
@@ -44,9 +44,14 @@ impl Connection {
     ///
     /// # Errors
     /// The connection's, or `TimedOut`.
-    pub(super) async fn open(backend: &Backend, limit: Duration) -> std::io::Result<Self> {
-        let stream =
-            tokio::time::timeout(limit, dial(backend)).await.map_err(std::io::Error::from)??;
+    pub(super) async fn open(
+        backend: &Backend,
+        tls: &Connectors,
+        limit: Duration,
+    ) -> std::io::Result<Self> {
+        let stream = tokio::time::timeout(limit, dial(backend, tls))
+            .await
+            .map_err(std::io::Error::from)??;
         let (sender, driver) = http1::Builder::new()
             .handshake(TokioIo::new(stream))
             .await
@@ -101,7 +106,7 @@ impl Connection {
 
     /// After the worker has agreed to switch protocols: the bare connection, and what the worker has said
     /// on it already.
-    pub(super) async fn into_switched(mut self) -> (TcpStream, Bytes) {
+    pub(super) async fn into_switched(mut self) -> (Socket, Bytes) {
         std::future::poll_fn(|cx| {
             self.drive(cx);
             if self.closed { Poll::Ready(()) } else { Poll::Pending }

@@ -26,14 +26,14 @@ use hyper::body::Incoming;
 use hyper::client::conn::http2::{Builder, Connection, SendRequest};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use socket2::{SockRef, TcpKeepalive};
-use tokio::net::TcpStream;
 use tokio::sync::Mutex;
 
-use super::{SendError, dial};
+use super::{SendError, Socket, dial};
 use crate::decision::engine;
 use crate::proxy::body::RequestBody;
 use crate::proxy::snapshot::Backend;
 use crate::runtime::clock;
+use crate::tls::Connectors;
 use crate::types::{Generation, Protocol};
 
 /// Streams at once on one connection, whatever the worker would take.
@@ -66,11 +66,11 @@ struct Shared {
 }
 
 impl Shared {
-    async fn open(backend: &Backend) -> io::Result<Self> {
-        let stream = dial(backend).await?;
+    async fn open(backend: &Backend, tls: &Connectors) -> io::Result<Self> {
+        let stream = dial(backend, tls).await?;
         let keep_alive =
             TcpKeepalive::new().with_time(TCP_KEEP_ALIVE).with_interval(TCP_KEEP_ALIVE);
-        SockRef::from(&stream).set_tcp_keepalive(&keep_alive)?;
+        SockRef::from(stream.tcp()).set_tcp_keepalive(&keep_alive)?;
         let (sender, connection) = Builder::new(Local)
             .timer(TokioTimer::new())
             .initial_stream_window_size(STREAM_WINDOW)
@@ -122,7 +122,7 @@ impl Shared {
 #[derive(Debug, Clone)]
 struct Driver(Rc<RefCell<Option<Socketed>>>);
 
-type Socketed = Connection<TokioIo<TcpStream>, RequestBody, Local>;
+type Socketed = Connection<TokioIo<Socket>, RequestBody, Local>;
 
 impl Driver {
     async fn drive(self) {
@@ -251,7 +251,12 @@ impl Pool {
     ///
     /// # Errors
     /// The connection's, or `TimedOut`.
-    pub(super) async fn stream(&self, backend: &Backend, limit: Duration) -> io::Result<Stream> {
+    pub(super) async fn stream(
+        &self,
+        backend: &Backend,
+        tls: &Connectors,
+        limit: Duration,
+    ) -> io::Result<Stream> {
         let connections =
             Rc::clone(self.backends.borrow_mut().entry(backend.route.generation).or_default());
         if let Some(stream) = connections.with_room() {
@@ -262,7 +267,7 @@ impl Pool {
             if let Some(stream) = connections.with_room() {
                 return Ok(stream);
             }
-            let shared = Rc::new(Shared::open(backend).await?);
+            let shared = Rc::new(Shared::open(backend, tls).await?);
             let stream = Stream::of(&shared);
             connections.open.borrow_mut().push(shared);
             drop(alone);

@@ -3,10 +3,12 @@
 //!
 //! Pools belong to a thread: no lock, no hand-over between threads. Connections that nobody uses are closed
 //! after `pool_idle_timeout` (3 s by default), before servers that close theirs after 5 s do; where the
-//! engine is known to close them, never later than its profile says.
+//! engine is known to close them, never later than its profile says. A worker whose address is `https` is
+//! spoken to over TLS ([`crate::tls`]); agreeing on it is part of connecting, and of its limit.
 
 mod http1;
 mod http2;
+mod socket;
 
 use std::io;
 use std::task::Context;
@@ -17,8 +19,10 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 use tokio::net::TcpStream;
 
+use self::socket::Socket;
 use super::body::RequestBody;
 use super::snapshot::Backend;
+use crate::tls::{Connectors, Peer};
 use crate::types::Protocol;
 
 /// What a request is sent on. Dropping it tells the worker that nobody waits any more.
@@ -74,7 +78,7 @@ impl Connection {
 
     /// After the worker has agreed to switch protocols: the bare connection, and what the worker has said
     /// on it already. HTTP/2 has no such switch.
-    pub(super) async fn into_switched(self) -> Option<(TcpStream, Bytes)> {
+    pub(super) async fn into_switched(self) -> Option<(Socket, Bytes)> {
         match self {
             Self::Http1(connection) => Some(connection.into_switched().await),
             Self::Http2(_) => None,
@@ -87,9 +91,15 @@ impl Connection {
 pub(super) struct Pool {
     http1: http1::Pool,
     http2: http2::Pool,
+    tls: Connectors,
 }
 
 impl Pool {
+    /// One that reaches workers over TLS by these.
+    pub(super) fn new(tls: Connectors) -> Self {
+        Self { tls, ..Self::default() }
+    }
+
     /// A connection to the backend, one that there is or a new one. Takes at most `limit`.
     ///
     /// # Errors
@@ -104,11 +114,11 @@ impl Pool {
                 if let Some(connection) = self.http1.take(backend) {
                     return Ok(Connection::Http1(connection));
                 }
-                let connection = http1::Connection::open(backend, limit).await?;
+                let connection = http1::Connection::open(backend, &self.tls, limit).await?;
                 Ok(Connection::Http1(Box::new(connection)))
             }
             Protocol::H2c | Protocol::H2 => {
-                Ok(Connection::Http2(self.http2.stream(backend, limit).await?))
+                Ok(Connection::Http2(self.http2.stream(backend, &self.tls, limit).await?))
             }
         }
     }
@@ -130,11 +140,16 @@ impl Pool {
 }
 
 /// A socket to the backend.
-async fn dial(backend: &Backend) -> io::Result<TcpStream> {
+async fn dial(backend: &Backend, tls: &Connectors) -> io::Result<Socket> {
+    let route = &backend.route;
     let stream = match backend.socket {
         Some(socket) => TcpStream::connect(socket).await,
-        None => TcpStream::connect(backend.route.address.authority()).await,
+        None => TcpStream::connect(route.address.authority()).await,
     }?;
     stream.set_nodelay(true)?;
-    Ok(stream)
+    if !route.address.is_tls() {
+        return Ok(Socket::Plain(stream));
+    }
+    let peer = Peer { address: &route.address, tls: route.tls.as_ref(), protocol: route.protocol };
+    Ok(Socket::Tls(Box::new(tls.connect(stream, peer).await?)))
 }

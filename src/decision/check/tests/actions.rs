@@ -110,6 +110,7 @@ fn one_list_and_right_probes() {
                 generation: Generation(generation),
                 address: instance.address.expect("in service"),
                 protocol: Protocol::Http1,
+                tls: None,
                 check: HealthCheck::Get("/ping".into()),
                 timeout: Duration::from_secs(1),
             },

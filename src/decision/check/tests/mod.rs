@@ -31,6 +31,7 @@ fn spec() -> FleetSpec {
         max_concurrency: 4,
         copies: 1,
         protocol: Protocol::Http1,
+        tls: None,
         addresses: Vec::new(),
         price_per_hour: None,
         watts: None,
@@ -212,6 +213,7 @@ fn table(revision: u64, names: &[&str]) -> RoutingTable {
                 copies: 1,
                 max_concurrency: 4,
                 protocol: Protocol::Http1,
+                tls: None,
                 engine: None,
                 on_client_abort: OnClientAbort::default(),
             }

@@ -89,6 +89,7 @@ pub(crate) fn fleet(endpoints: &[(&str, VariantSpec)]) -> Arc<FleetSpec> {
                 max_concurrency: 8,
                 copies: 1,
                 protocol: Protocol::Http1,
+                tls: None,
                 engine: None,
                 on_client_abort: OnClientAbort::default(),
                 addresses: Vec::new(),
