@@ -9,8 +9,8 @@
 
 mod support;
 
-use std::io::Write;
-use std::net::SocketAddr;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Instant;
 
@@ -473,4 +473,156 @@ fn a_draining_generation_reports_with_the_token() {
     // It would be kept for its idle timeout.
     drop(stream);
     assert!(old.wait().success());
+}
+
+/// A collector of traces that takes everything and keeps its bytes.
+fn collector() -> (SocketAddr, Arc<Mutex<Vec<u8>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("bound");
+    let bytes = Arc::new(Mutex::new(Vec::new()));
+    let kept = Arc::clone(&bytes);
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let kept = Arc::clone(&kept);
+            std::thread::spawn(move || {
+                let mut piece = [0; 4096];
+                while let Ok(length @ 1..) = stream.read(&mut piece) {
+                    kept.lock().expect("not poisoned").extend_from_slice(&piece[..length]);
+                    // More often than it is asked: the sender looks at the first answer alone.
+                    drop(stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"));
+                }
+            });
+        }
+    });
+    (address, bytes)
+}
+
+/// Everything that a run leaves behind or shows, each piece with a name.
+fn everything(forebay: &Forebay, spans: &Mutex<Vec<u8>>) -> Vec<(String, String)> {
+    let admin = |path: &str| with_token(forebay, "GET", path, TOKEN).text();
+    let mut all: Vec<_> =
+        ["/metrics", "/api/v1/status", "/api/v1/endpoints/e/explain", "/internal/v1/table"]
+            .map(|path| (path.to_owned(), admin(path)))
+            .into();
+    let environment = [("FOREBAY_TOKEN", TOKEN)];
+    let config = forebay.config_path().display().to_string();
+    for command in [
+        &["status"][..],
+        &["explain", "e"],
+        &["check", "--config", &config],
+        &["plan", "--config", &config],
+    ] {
+        let output = forebay.cli_with(command, &environment);
+        assert!(output.status.success(), "{command:?}: {output:?}");
+        for stream in [output.stdout, output.stderr] {
+            all.push((format!("{command:?}"), String::from_utf8_lossy(&stream).into_owned()));
+        }
+    }
+    let spans = spans.lock().expect("not poisoned");
+    all.push(("spans".into(), String::from_utf8_lossy(&spans).into_owned()));
+    for entry in std::fs::read_dir(forebay.dir.path()).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        let name = path.display().to_string();
+        if path.is_file() && !name.ends_with(".toml") && !name.ends_with(".token") {
+            let bytes = std::fs::read(&path).expect("readable");
+            all.push((name, String::from_utf8_lossy(&bytes).into_owned()));
+        }
+    }
+    all
+}
+
+#[test]
+fn nothing_that_is_shown_or_kept_has_a_secret() {
+    const OF_THE_WORKER: &str = "hf_of-the-worker-0123456789";
+    const IN_QUERY: &str = "in-a-query-0123456789";
+    const IN_BODY: &str = "in-a-body-0123456789";
+    let (collector, spans) = collector();
+    let text = format!(
+        "[proxy]\nlisten = \"{{proxy}}\"\n{}[admin]\nlisten = \"{{admin}}\"\ntoken_file = \"admin.token\"\n\
+         [telemetry]\naccess_log = \"access.jsonl\"\notlp_endpoint = \"http://{collector}\"\ntrace_sample = 1\n\
+         [provider.local]\nkind = \"process\"\nenv = {{ HF_TOKEN = \"{OF_THE_WORKER}\" }}\n\
+         command = [\"{{forebay}}\", \"worker\", \"--listen\", \"{{address}}\", \"--instance-type\", \"t\", \"--model\", \"m\"]\n\
+         [instance_type.t]\nprovider = \"local\"\n\
+         [[endpoint]]\nname = \"e\"\n[[endpoint.variant]]\nname = \"v\"\nmodel = \"m\"\n\
+         [[endpoint.variant.pool]]\ninstance_type = \"t\"\npriority = 1\n",
+        key("alice", ALICE, "") + &key("bob", BOB, "requests_per_minute = 1\nburst = 1"),
+    );
+    let files = [("admin.token", TOKEN)];
+    let forebay = Forebay::start_in("serve", &text, &files, &[("FOREBAY_LOG", "trace")]);
+    eventually("the worker is in service", || {
+        let status = with_token(&forebay, "GET", "/api/v1/status", TOKEN);
+        status.text().contains("InService").then_some(())
+    });
+    // Every kind of request and refusal, over both protocols, and what each client is told of it.
+    let (alice, stranger) = (bearer(ALICE), bearer(STRANGER));
+    let mut answers = Vec::new();
+    for fields in [
+        &[("authorization", alice.as_str())][..],
+        &[("authorization", &stranger)],
+        &[("x-api-key", BOB)],
+        &[("x-api-key", BOB)],
+        &[("x-api-key", STRANGER)],
+        &[("x-api-key", ALICE), ("authorization", &stranger), ("x-forebay-endpoint", "nobody")],
+        &[("x-api-key", ALICE), ("transfer-encoding", "gzip")],
+    ] {
+        let path = format!("/v1/x?api_key={IN_QUERY}");
+        answers.push(post(forebay.proxy, &path, fields, &format!("{{\"secret\":\"{IN_BODY}\"}}")));
+    }
+    let statuses: Vec<_> = answers.iter().map(|answer| answer.status).collect();
+    assert_eq!(statuses, [200, 401, 200, 429, 401, 404, 400]);
+    let mut h2 = H2::connect(forebay.proxy);
+    for (name, secret) in [("authorization", alice.as_str()), ("x-api-key", STRANGER)] {
+        let asked = Request::post("http://e.example/x").header(name, secret).body(());
+        let answer = h2.sender.send_request(asked.expect("a request"), true).expect("is sent").0;
+        answers.push(Answer {
+            status: h2.head(answer).status().as_u16(),
+            headers: Vec::new(),
+            body: Vec::new(),
+            complete: true,
+        });
+    }
+    assert_eq!(answers[8].status, 401);
+    for token in [STRANGER, TOKEN] {
+        answers.push(with_token(&forebay, "POST", "/api/v1/reload", token));
+    }
+    eventually("the access log has them", || {
+        let log = std::fs::read_to_string(forebay.dir.path().join("access.jsonl")).ok()?;
+        (log.lines().count() >= 8).then_some(())
+    });
+    eventually("spans have come", || {
+        let spans = spans.lock().expect("not poisoned");
+        spans.windows(9).any(|bytes| bytes == b"/v1/trace").then_some(())
+    });
+    // The worker tells its client what it got: the client's own words, without the key.
+    for answer in answers.iter().filter(|answer| answer.status == 200) {
+        let echo = answer.text();
+        assert!(!echo.contains(ALICE) && !echo.contains(BOB), "{echo}");
+    }
+    answers.retain(|answer| answer.status != 200);
+    let mut all = everything(&forebay, &spans);
+    all.extend(answers.iter().map(|answer| ("an answer".to_owned(), format!("{answer:?}"))));
+    for answer in &answers {
+        all.push(("an answer's body".to_owned(), answer.text()));
+    }
+    // That the pieces are what they are called: each has something that it must have.
+    for (piece, has) in [
+        ("/metrics", "key=\"alice\""),
+        ("/api/v1/status", "InService"),
+        ("access.jsonl", "\"api_key\":\"bob\""),
+        ("forebay.log", "TRACE"),
+        ("forebay.db", "SQLite format"),
+        ("spans", "/v1/traces"),
+    ] {
+        let found = all.iter().find(|(name, _)| name.ends_with(piece)).map(|(_, text)| text);
+        assert!(found.is_some_and(|text| text.contains(has)), "{piece}: {found:?}");
+    }
+    let digests = [ALICE, BOB, TOKEN].map(|secret| Digest::of(secret.as_bytes()).to_string());
+    let secrets = [ALICE, BOB, STRANGER, TOKEN, OF_THE_WORKER, IN_QUERY, IN_BODY];
+    for (name, text) in &all {
+        for secret in secrets.into_iter().chain(digests.iter().map(String::as_str)) {
+            let at = text.find(secret);
+            let around = at.map(|at| text[..at].lines().last().unwrap_or_default());
+            assert!(at.is_none(), "{name} has {secret}, behind {around:?}");
+        }
+    }
 }

@@ -185,6 +185,16 @@ impl Forebay {
 
     /// The same for any of the commands that serve.
     pub fn start_with(command: &str, config: &str, files: &[(&str, &str)]) -> Self {
+        Self::start_in(command, config, files, &[])
+    }
+
+    /// The same with further environment variables.
+    pub fn start_in(
+        command: &str,
+        config: &str,
+        files: &[(&str, &str)],
+        env: &[(&str, &str)],
+    ) -> Self {
         let dir = tempfile::tempdir().expect("dir");
         for (name, text) in files {
             std::fs::write(dir.path().join(name), text).expect("written");
@@ -193,7 +203,8 @@ impl Forebay {
         let path = dir.path().join("forebay.toml");
         write_config(&path, config, proxy, admin);
         let args = vec![command.to_owned(), "--config".into(), path.display().to_string()];
-        let process = start(&args, dir.path());
+        let refs: Vec<_> = args.iter().map(String::as_str).collect();
+        let process = Process::start_with(&refs, dir.path(), "forebay.log", env);
         let forebay = Self { process, proxy, admin, dir, args };
         for listener in [admin, proxy] {
             eventually("it listens", || TcpStream::connect(listener).ok());
