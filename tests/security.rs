@@ -11,7 +11,7 @@ mod support;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::Instant;
 
 use forebay::types::access::Digest;
@@ -260,38 +260,45 @@ fn keys_change_by_a_reload_without_a_lost_request() {
 
 #[test]
 fn each_key_is_a_caller_of_its_own_to_the_queue() {
-    let (heads, gate) = (Arc::new(Mutex::new(Vec::new())), Arc::new(RwLock::new(())));
-    let closed = gate.write().expect("not poisoned");
-    let (seen, waits) = (Arc::clone(&heads), Arc::clone(&gate));
+    // A worker that answers no more requests than it is allowed to.
+    let (heads, allowed) =
+        (Arc::new(Mutex::new(Vec::new())), Arc::new((Mutex::new(0), Condvar::new())));
+    let (seen, gate) = (Arc::clone(&heads), Arc::clone(&allowed));
     let worker = by_hand::healthy(move |head, stream| {
         seen.lock().expect("not poisoned").push(head.contains("x-who: bob"));
-        drop(waits.read());
+        let left = gate.0.lock().expect("not poisoned");
+        *gate.1.wait_while(left, |left| *left == 0).expect("not poisoned") -= 1;
         drop(stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}"));
     });
+    let allow = |count: u32| {
+        *allowed.0.lock().expect("not poisoned") += count;
+        allowed.1.notify_all();
+    };
     let forebay = house(&(key("alice", ALICE, "") + &key("bob", BOB, "")), &[worker]);
     let send = |who: &str, key: &str| {
         let mut client = Client::connect(forebay.proxy);
         client.send("POST", "/x", &[("x-api-key", key), ("x-who", who)], b"{}");
         client
     };
-    let mut clients: Vec<_> = (0..16).map(|_| send("alice", ALICE)).collect();
     let queued = |count: f64| {
         eventually("they wait", || {
             (forebay.gauge("forebay_queued_requests") == count).then_some(())
         });
     };
+    let mut clients: Vec<_> = (0..16).map(|_| send("alice", ALICE)).collect();
     queued(12.0);
     clients.push(send("bob", BOB));
     queued(13.0);
-    drop(closed);
+    // Of alice's four run and twelve wait. Bob's comes in the next turn, not after them.
+    allow(4);
+    eventually("the next turn is there", || {
+        (heads.lock().expect("not poisoned").len() == 8).then_some(())
+    });
+    assert_eq!(heads.lock().expect("not poisoned").iter().filter(|is_bob| **is_bob).count(), 1);
+    allow(13);
     for client in &mut clients {
         assert_eq!(client.read_answer().status, 200);
     }
-    // Of alice's four ran and twelve waited; bob's came in the next turn, not after them.
-    let heads = heads.lock().expect("not poisoned");
-    let turn = heads.iter().position(|is_bob| *is_bob).expect("bob's");
-    assert!((4..8).contains(&turn), "{turn} of {}", heads.len());
-    drop(heads);
     forebay.wait_all_zero();
 }
 
@@ -523,7 +530,8 @@ fn everything(forebay: &Forebay, spans: &Mutex<Vec<u8>>) -> Vec<(String, String)
     for entry in std::fs::read_dir(forebay.dir.path()).expect("a folder") {
         let path = entry.expect("an entry").path();
         let name = path.display().to_string();
-        if path.is_file() && !name.ends_with(".toml") && !name.ends_with(".token") {
+        let kind = path.extension().and_then(|kind| kind.to_str());
+        if path.is_file() && !matches!(kind, Some("toml" | "token")) {
             let bytes = std::fs::read(&path).expect("readable");
             all.push((name, String::from_utf8_lossy(&bytes).into_owned()));
         }

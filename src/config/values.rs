@@ -219,7 +219,12 @@ impl Read for Address {
     const EXPECTED: &'static str = "an address in quotes, such as \"http://127.0.0.1:9001\"";
 
     fn read(value: &DeValue<'_>) -> Result<Self, Wrong> {
-        value.as_str().ok_or(Wrong::Type)?.parse().map_err(|_| {
+        let text = value.as_str().ok_or(Wrong::Type)?;
+        if text.contains('@') {
+            // It may have a password, which is not shown.
+            return Err(Wrong::Value("must be an address without user information".to_owned()));
+        }
+        text.parse().map_err(|_| {
             Wrong::Value(format!(
                 "must look like \"http://host:port\", without a path, not {}",
                 shown(value)
@@ -391,6 +396,12 @@ mod tests {
         assert!(read::<f64>("nan").is_err());
         assert!(read::<f64>("inf").is_err());
         assert!(read::<f64>("1e999").is_err());
+    }
+
+    #[test]
+    fn a_password_in_an_address_is_refused_and_not_shown() {
+        let refused = read::<Address>("\"http://user:sesame@host:1\"").expect_err("refused");
+        assert!(!refused.contains("sesame"), "{refused}");
     }
 
     #[test]

@@ -10,8 +10,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::header::{CONNECTION, HeaderValue};
-use http::{Request, StatusCode, Version};
+use bytes::Bytes;
+use http::header::{CONNECTION, COOKIE, HeaderMap, HeaderValue};
+use http::{Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
@@ -20,13 +21,15 @@ use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 use tokio_util::task::TaskTracker;
 
+use super::body::ResponseBody;
+use super::calm::Calm;
 use super::client_io::{ClientIo, Closing, Transport};
 use super::ending::Ending;
 use super::limits::Clients;
 use super::origin::Origin;
 use super::request::{Thread, serve};
 use super::strict::Strict;
-use super::taking::Taking;
+use super::taking::{Taken, Taking};
 use crate::runtime::clock;
 use crate::tls::Tls;
 
@@ -34,6 +37,10 @@ use crate::tls::Tls;
 const PREFACE: &[u8; 4] = b"PRI ";
 /// How long a beginning that is not long enough to tell is left alone.
 const NEXT_LOOK: Duration = Duration::from_millis(5);
+
+/// Fields of a head. Over HTTP/1.1 hyper's own limit; over HTTP/2 there is only one on their bytes, within which
+/// thousands of small ones fit.
+const MOST_FIELDS: usize = 100;
 
 /// How far the peer of an HTTP/2 connection may send ahead of us: one stream, and all of them.
 const STREAM_WINDOW: u32 = 256 << 10;
@@ -175,16 +182,21 @@ async fn serve_http2(stream: impl Transport, origin: Origin, thread: Rc<Thread>,
         next: Rc::default(),
     };
     let next = Rc::clone(&streams.next);
-    let io = ClientIo::new(stream, Closing::default(), &thread.clients);
+    let io = ClientIo::new(Calm::new(stream, &thread.clients), Closing::default(), &thread.clients);
     let service = {
         let thread = Rc::clone(&thread);
         service_fn(move |mut request: Request<Incoming>| {
-            origin.mark(request.headers_mut());
             let taking = Rc::new(Taking::default());
             // hyper gives it to its task before it looks for another.
             next.replace(Some(Rc::clone(&taking)));
-            let answer = serve(Rc::clone(&thread), request);
-            async move { Ok::<_, Infallible>(answer.await?.map(|body| taking.watch(body))) }
+            let answer = (!has_too_many_fields(request.headers())).then(|| {
+                origin.mark(request.headers_mut());
+                serve(Rc::clone(&thread), request)
+            });
+            async move {
+                let Some(answer) = answer else { return Ok(too_many_fields(taking)) };
+                Ok::<_, Infallible>(answer.await?.map(|body| taking.watch(body)))
+            }
         })
     };
     let connection = http2::Builder::new(streams)
@@ -216,6 +228,19 @@ async fn serve_http2(stream: impl Transport, origin: Origin, thread: Rc<Thread>,
     if let Err(error) = outcome {
         tracing::debug!(%error, "a client's connection ended early");
     }
+}
+
+/// Cookies count as one: HTTP/2 may send them apart (RFC 9113, 8.2.3).
+fn has_too_many_fields(headers: &HeaderMap) -> bool {
+    headers.len() > MOST_FIELDS
+        && headers.len() - headers.get_all(COOKIE).iter().count() >= MOST_FIELDS
+}
+
+/// As hyper answers such a head over HTTP/1.1.
+fn too_many_fields(taking: Rc<Taking>) -> Response<Taken> {
+    let mut answer = Response::new(taking.watch(ResponseBody::full(Bytes::new())));
+    *answer.status_mut() = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
+    answer
 }
 
 /// Runs the streams of a connection, each a task of its own: a stream lasts until the last byte of its

@@ -79,6 +79,11 @@ impl Clients {
         self.traffic.handshake_failed();
     }
 
+    /// A client has flooded its connection.
+    pub(super) fn flooded(&self) {
+        self.traffic.flooded();
+    }
+
     /// A client took nothing of its answer.
     pub(super) fn not_taken(&self) {
         self.traffic.not_taken();

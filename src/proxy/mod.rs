@@ -6,7 +6,7 @@
 //! ([`Router::report`]).
 //!
 //! From a client to a worker: [`listener`] accepts, [`downstream`] finds out what is spoken ([`crate::tls`] before it,
-//! [`strict`] below HTTP/1.1), [`request`] checks the head ([`head`]) and who asks ([`keys`]), finds the variant ([`resolve`]) and a
+//! [`strict`] below HTTP/1.1, [`calm`] below HTTP/2), [`request`] checks the head ([`head`]) and who asks ([`keys`]), finds the variant ([`resolve`]) and a
 //! slot ([`admission`]), [`attempt`] sends it on a connection of [`upstream`], [`exchange`] holds the slot, and
 //! [`answer`] passes on what comes back.
 //!
@@ -29,6 +29,7 @@ mod answer;
 mod attempt;
 pub mod bench;
 mod body;
+mod calm;
 mod client_io;
 mod deadline;
 mod downstream;

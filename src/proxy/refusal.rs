@@ -308,4 +308,101 @@ mod tests {
             r#"200 OK {"content-type": "application/grpc", "grpc-status": "8", "grpc-message": "7 requests wait already, which is the limit; try again later", "x-forebay-error": "queue_full", "retry-after": "3"} "#
         );
     }
+
+    /// One of each. A new one does not compile before it has its place here.
+    fn each() -> Vec<Refusal> {
+        let mut all = Vec::new();
+        let mut next = Some(Refusal::UnknownEndpoint(String::new()));
+        while let Some(refusal) = next {
+            next = match &refusal {
+                Refusal::UnknownEndpoint(_) => Some(Refusal::EndpointNotNamed),
+                Refusal::EndpointNotNamed => Some(Refusal::UnknownVariant {
+                    endpoint: String::new(),
+                    variant: String::new(),
+                }),
+                Refusal::UnknownVariant { .. } => Some(Refusal::Unauthenticated),
+                Refusal::Unauthenticated => {
+                    Some(Refusal::NotAllowed { key: String::new(), endpoint: String::new() })
+                }
+                Refusal::NotAllowed { .. } => {
+                    Some(Refusal::RateLimited { per_minute: 1, retry_after: 1 })
+                }
+                Refusal::RateLimited { .. } => Some(Refusal::Malformed("")),
+                Refusal::Malformed(_) => Some(Refusal::NoInstance),
+                Refusal::NoInstance => Some(Refusal::QueueFull { waiting: 1, retry_after: 1 }),
+                Refusal::QueueFull { .. } => {
+                    Some(Refusal::QueueTimeout { waited: Duration::ZERO, retry_after: 1 })
+                }
+                Refusal::QueueTimeout { .. } => Some(Refusal::VariantRemoved),
+                Refusal::VariantRemoved => Some(Refusal::NoOtherInstance),
+                Refusal::NoOtherInstance => Some(Refusal::TlsFailed(Fault::Expired)),
+                Refusal::TlsFailed(_) => Some(Refusal::UpstreamBroken),
+                Refusal::UpstreamBroken => Some(Refusal::BadBody),
+                Refusal::BadBody => Some(Refusal::ClientLeft),
+                Refusal::ClientLeft => Some(Refusal::BodyTimeout(Duration::ZERO)),
+                Refusal::BodyTimeout(_) => Some(Refusal::DeadlineExceeded),
+                Refusal::DeadlineExceeded => Some(Refusal::FirstByteTimeout(Duration::ZERO)),
+                Refusal::FirstByteTimeout(_) => Some(Refusal::StreamIdle(Duration::ZERO)),
+                Refusal::StreamIdle(_) => Some(Refusal::BodyBuffersFull),
+                Refusal::BodyBuffersFull => None,
+            };
+            all.push(refusal);
+        }
+        all
+    }
+
+    /// The rows of the README's table: status, type, whether it is safe to send again.
+    fn documented() -> Vec<(String, String, String)> {
+        let readme = include_str!("../../README.md");
+        let (_, table) = readme.split_once("| status | type |").expect("the table");
+        let rows = table.lines().skip(2).take_while(|line| line.starts_with('|'));
+        rows.flat_map(|row| {
+            let cells: Vec<_> = row.split('|').map(str::trim).collect();
+            let [_, status, kinds, _when, safe, _] = cells[..] else { panic!("{row}") };
+            kinds.split(", ").map(move |kind| {
+                (status.to_owned(), kind.trim_matches('`').to_owned(), safe.to_owned())
+            })
+        })
+        .collect()
+    }
+
+    #[test]
+    fn the_readme_has_each_status_and_type_and_no_others() {
+        let mut documented = documented();
+        for refusal in each() {
+            let kind = refusal.kind();
+            let row = documented.iter().position(|(_, documented, _)| documented == kind);
+            let (status, _, safe) = documented.swap_remove(row.unwrap_or_else(|| panic!("{kind}")));
+            assert_eq!(status, refusal.status().as_str(), "{kind}");
+            if safe.contains("`Retry-After`") {
+                assert!(refusal.retry_after().is_some(), "{kind}");
+            }
+            if refusal.status() == StatusCode::TOO_MANY_REQUESTS {
+                assert!(safe.starts_with("after `Retry-After`"), "{kind}: {safe}");
+            }
+            assert!(!safe.is_empty(), "{kind}");
+        }
+        // Those that are not made here: too many connections, and hyper's own.
+        documented.sort();
+        let left: Vec<_> =
+            documented.iter().map(|(s, kind, _)| (s.as_str(), kind.as_str())).collect();
+        assert_eq!(
+            left,
+            [("400", "–"), ("414", "–"), ("431", "–"), ("503", "too_many_connections")]
+        );
+    }
+
+    #[test]
+    fn the_readme_says_what_each_status_is_to_grpc() {
+        let readme = include_str!("../../README.md");
+        let (_, codes) = readme.split_once("`grpc-status`: ").expect("the list");
+        let (codes, _) = codes.split_once(".\n").expect("its end");
+        let codes = codes.replace('\n', " ");
+        for refusal in each() {
+            let (code, status) = (refusal.grpc_status(), refusal.status());
+            let told = codes.split(", ").find(|part| part.starts_with(&format!("{code} for ")));
+            let told = told.is_some_and(|statuses| statuses.contains(status.as_str()));
+            assert!(told, "{code} for {status}: {codes}");
+        }
+    }
 }

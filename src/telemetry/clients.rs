@@ -19,6 +19,9 @@ pub const BODY_TIMEOUTS: &str = "forebay_request_body_timeouts_total";
 /// Connections and streams that ended because their client took nothing of an answer.
 pub const WRITE_TIMEOUTS: &str = "forebay_client_write_timeouts_total";
 
+/// HTTP/2 connections that were ended for a flood of frames.
+pub const FLOODS: &str = "forebay_http2_floods_total";
+
 /// The handles.
 #[derive(Debug)]
 pub struct ClientTraffic {
@@ -29,6 +32,7 @@ pub struct ClientTraffic {
     full: Counter,
     timeouts: Counter,
     write_timeouts: Counter,
+    floods: Counter,
 }
 
 impl ClientTraffic {
@@ -66,7 +70,13 @@ impl ClientTraffic {
             Unit::Count,
             "Connections and streams whose client took nothing of an answer for write_timeout."
         );
+        metrics::describe_counter!(
+            FLOODS,
+            Unit::Count,
+            "HTTP/2 connections that were ended because of a flood of frames that ask for nothing."
+        );
         Self {
+            floods: counter!(FLOODS, "InstanceType" => NO_INSTANCE_TYPE),
             connections: gauge!(CONNECTIONS, "InstanceType" => NO_INSTANCE_TYPE),
             refused: counter!(CONNECTIONS_REFUSED, "InstanceType" => NO_INSTANCE_TYPE),
             handshakes_failed: counter!(HANDSHAKES_FAILED, "InstanceType" => NO_INSTANCE_TYPE),
@@ -95,6 +105,11 @@ impl ClientTraffic {
     /// A client sent nothing more.
     pub fn timed_out(&self) {
         self.timeouts.increment(1);
+    }
+
+    /// A client has flooded its connection.
+    pub fn flooded(&self) {
+        self.floods.increment(1);
     }
 
     /// A client took nothing of its answer.
