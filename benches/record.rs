@@ -28,6 +28,7 @@ fn route() -> BackendRoute {
         tls: None,
         engine: None,
         on_client_abort: forebay::types::spec::OnClientAbort::default(),
+        load_metrics: None,
     }
 }
 

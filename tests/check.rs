@@ -465,6 +465,11 @@ fn mistakes_in_where_instances_tell_their_load() {
         ),
         (
             p5,
+            "load_metrics_format = \"bin\"",
+            &["0:23: error: `load_metrics_format` must be one of \"text\", \"json\", not \"bin\""],
+        ),
+        (
+            p5,
             "gpu_metrics = \"nvidia_smi\"",
             &[
                 "0:15: error: `gpu_metrics` must be \"nvidia-smi\" or the URL of an exporter, such as \"http://{host}:9400/metrics\", over plain http, not \"nvidia_smi\"",

@@ -252,5 +252,6 @@ fn commented_keys_of_the_reference_are_valid_too() {
     assert!(p5.engine.is_some() && p5.price_per_hour.is_some() && p5.watts.is_some());
     let signals = &p5.signals;
     assert_eq!((signals.path.as_deref(), signals.port), (Some("/metrics"), Some(8002)));
+    assert!(signals.load_metrics.is_some());
     assert!(signals.gpu.is_some() && signals.gpu_labels["pod"] == "{instance}");
 }

@@ -10,8 +10,8 @@ use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
 use support::http::{self, Client};
@@ -339,4 +339,81 @@ fn garbage_and_floods_are_named_and_harm_nobody() {
     }
     assert_eq!(forebay.in_service().len(), 2);
     assert_eq!(series(&forebay, "forebay_engine_running_requests"), []);
+}
+
+/// A worker that says this with each of its answers, and what it was asked for.
+fn says(header: &'static str) -> (SocketAddr, Arc<Mutex<Vec<String>>>) {
+    let heads = Arc::new(Mutex::new(Vec::new()));
+    let seen = heads.clone();
+    let address = by_hand::healthy(move |head, stream| {
+        seen.lock().expect("unpoisoned").push(head.to_owned());
+        let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n{header}\r\n\r\nok");
+        drop(stream.write_all(answer.as_bytes()));
+    });
+    (address, heads)
+}
+
+#[test]
+fn load_reports_that_come_with_answers_are_kept_for_the_manager_in_all_their_forms() {
+    for (header, signals) in [
+        (
+            "Endpoint-Load-Metrics: TEXT named_metrics.kv_cache_usage_perc=0.25, named_metrics.num_requests_waiting=2.0",
+            json!({"waiting": 2.0, "kv_cache": 0.25}),
+        ),
+        (
+            "endpoint-load-metrics: JSON {\"named_metrics\": {\"kv_cache_utilization\": 0.5}}",
+            json!({"kv_cache": 0.5}),
+        ),
+        // A message with num_requests_waiting = 3 in its named metrics.
+        (
+            "endpoint-load-metrics: BIN Qh8KFG51bV9yZXF1ZXN0c193YWl0aW5nEQAAAAAAAAhA",
+            json!({"waiting": 3.0}),
+        ),
+    ] {
+        let (address, heads) = says(header);
+        let forebay = Forebay::in_front_of_addresses(&[(address, 4)], "");
+        let client = ("endpoint-load-metrics-format", "TEXT");
+        let answer = http::request(forebay.proxy, "GET", "/x", &[client], b"");
+        assert_eq!(answer.status, 200);
+        assert_eq!(answer.header("endpoint-load-metrics"), None, "it is for this hop");
+        eventually("it is told", || {
+            // The report of the request itself comes with what it said.
+            let served = forebay.status()["proxies"][0]["outstanding"] == 0;
+            (served && told(&forebay, "ml.t0") == signals).then_some(())
+        });
+        let head = heads.lock().expect("unpoisoned")[0].clone();
+        assert!(head.contains("endpoint-load-metrics-format: text"), "the client's own: {head}");
+    }
+}
+
+#[test]
+fn workers_are_asked_for_load_reports_only_where_that_is_configured() {
+    let ours = || support::Worker::start(&["--max-concurrency", "4"]);
+    let (first, second) = (ours(), ours());
+    let (quiet, heads) = says("x: y");
+    let ask = |form: &str| format!("load_metrics_format = \"{form}\"\n");
+    let (json_form, text_form) = (ask("json"), ask("text"));
+    let types = [
+        (first.address, 4, json_form.as_str()),
+        (second.address, 4, text_form.as_str()),
+        (quiet, 4, ""),
+    ];
+    let forebay = Forebay::in_front_of_types(&types, "");
+    eventually("all were asked", || {
+        let answer = http::post(forebay.proxy, "/invocations", &[JSON], "{}");
+        assert_eq!((answer.status, answer.header("endpoint-load-metrics")), (200, None));
+        let ours = [&first, &second].iter().all(|worker| worker.stat("completed") > 0);
+        (ours && !heads.lock().expect("unpoisoned").is_empty()).then_some(())
+    });
+    // The answer's own request is in its slot while it is answered.
+    let signals = json!({"waiting": 0.0, "kv_cache": 0.25});
+    for kind in ["ml.t0", "ml.t1"] {
+        eventually(&format!("{kind} is told of"), || {
+            (told(&forebay, kind) == signals).then_some(())
+        });
+    }
+    let both = ["ml.t0", "ml.t1"].map(|kind| (kind.to_owned(), 0.25));
+    assert_eq!(series(&forebay, "forebay_kv_cache_utilization_ratio"), both);
+    let heads = heads.lock().expect("unpoisoned");
+    assert!(heads.iter().all(|head| !head.contains("endpoint-load-metrics")), "{heads:?}");
 }

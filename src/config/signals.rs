@@ -9,8 +9,8 @@ use super::limits::{self, Span};
 use super::mistake::Sink;
 use super::provider::Kind;
 use super::reader::{Located, Table};
-use super::values::shortened;
-use crate::types::spec::{GpuSource, SignalSpec};
+use super::values::{Word, shortened};
+use crate::types::spec::{GpuSource, LoadFormat, SignalSpec};
 
 /// The word for the program of that name.
 const NVIDIA_SMI: &str = "nvidia-smi";
@@ -20,6 +20,10 @@ const INSTANCE: &str = "{instance}";
 /// Below this, asking is work for the engine.
 const OFTEN: std::time::Duration = std::time::Duration::from_secs(1);
 
+impl Word for LoadFormat {
+    const WORDS: &'static [(&'static str, Self)] = &[("text", Self::Text), ("json", Self::Json)];
+}
+
 pub(super) fn read(table: &Table<'_>, kind: Option<Kind>) -> SignalSpec {
     let default = SignalSpec::default();
     let sink = table.sink();
@@ -28,6 +32,7 @@ pub(super) fn read(table: &Table<'_>, kind: Option<Kind>) -> SignalSpec {
     let port = table.get_in("metrics_port", 1..=u32::from(u16::MAX), u32::to_string);
     let gpu_metrics = table.get::<String>("gpu_metrics");
     let labels = table.named_texts("gpu_labels");
+    let load_metrics = table.get::<LoadFormat>("load_metrics_format");
     if let Some(path) = &path
         && (!path.starts_with('/')
             || PathAndQuery::try_from(path.as_str()).is_err()
@@ -59,6 +64,7 @@ pub(super) fn read(table: &Table<'_>, kind: Option<Kind>) -> SignalSpec {
         port: port.and_then(|found| u16::try_from(found.value).ok()),
         gpu,
         gpu_labels: labels.into_iter().map(named).collect::<BTreeMap<_, _>>(),
+        load_metrics: load_metrics.map(|found| found.value),
     }
 }
 

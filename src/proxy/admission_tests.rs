@@ -27,6 +27,7 @@ pub(super) fn backend(number: u64, copies: u32, max_concurrency: u32) -> Backend
         tls: None,
         engine: None,
         on_client_abort: Default::default(),
+        load_metrics: None,
     }
 }
 

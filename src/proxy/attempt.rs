@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::header::{HOST, HeaderName, TE};
+use http::header::{HOST, HeaderName, HeaderValue, TE};
 use http::{Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
@@ -22,6 +22,7 @@ use super::deadline::Deadline;
 use super::exchange::Exchange;
 use super::headers;
 use super::refusal::Refusal;
+use super::told::LOAD_METRICS_FORMAT;
 use super::upstream::{Connection, Pool, SendError};
 use crate::decision::outcome;
 use crate::runtime::clock;
@@ -131,6 +132,10 @@ impl Sender {
             // Over HTTP/2 it is not about one connection alone: gRPC workers ask for it.
             request.headers_mut().remove(TE);
         }
+        if let Some(format) = exchange.backend().route.load_metrics {
+            let format = HeaderValue::from_static(format.as_str());
+            request.headers_mut().insert(LOAD_METRICS_FORMAT, format);
+        }
         let client_upgrade = request.extensions_mut().remove::<OnUpgrade>();
         loop {
             let mut connection =
@@ -182,6 +187,7 @@ impl Sender {
         let (mut parts, incoming) = response.into_parts();
         let upgrade = headers::wanted_upgrade(&parts.headers);
         headers::strip_hop_by_hop(&mut parts.headers);
+        exchange.backend().vitals.told.take_off(&mut parts.headers);
         let exact = http_body::Body::size_hint(&incoming).exact().is_some();
         headers::fix_response_framing(&mut parts.headers, exact);
         let backend = exchange.backend();

@@ -42,6 +42,7 @@ impl Fleet {
             tls: None,
             engine: None,
             on_client_abort: Default::default(),
+            load_metrics: None,
         };
         let variant = VariantRoute {
             name: name.parse().expect(valid),

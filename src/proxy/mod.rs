@@ -8,7 +8,7 @@
 //! From a client to a worker: [`listener`] accepts, [`downstream`] finds out what is spoken ([`crate::tls`] before it,
 //! [`strict`] below HTTP/1.1, [`calm`] below HTTP/2), [`request`] checks the head ([`head`]) and who asks ([`keys`]), finds the variant ([`resolve`]) and a
 //! slot ([`admission`]), [`attempt`] sends it on a connection of [`upstream`], [`exchange`] holds the slot, and
-//! [`answer`] passes on what comes back.
+//! [`answer`] passes on what comes back, without what is for us ([`told`]).
 //!
 //! # What it is built on, and why
 //!
@@ -56,6 +56,7 @@ mod snapshot;
 mod sticky;
 mod strict;
 mod taking;
+mod told;
 mod upstream;
 mod vitals;
 

@@ -128,6 +128,7 @@ impl Router {
             connect_failures: backend.slot.connect_failures(),
             progressed: backend.slot.worked_at_ms() >= reported_at_ms.max(1),
             stalled: backend.vitals.is_stalled(),
+            load: backend.vitals.told.report(),
         });
         let variants = snapshot.variants().map(|variant| DemandReport {
             variant: variant.key.clone(),

@@ -14,6 +14,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::snapshot::{Backend, Variant};
+use super::told::Told;
 use crate::decision::eject::{Breaker, Share, State};
 use crate::decision::outcome::Outcome;
 use crate::decision::ramp;
@@ -37,6 +38,8 @@ pub(super) struct Vitals {
     full_at: AtomicU32,
     /// When it came into the table, in milliseconds of the process's clock; 0: before the proxy started.
     appeared_at_ms: u64,
+    /// What it says of its own load.
+    pub(super) told: Told,
 }
 
 impl Vitals {
@@ -49,6 +52,7 @@ impl Vitals {
             full_until_ms: AtomicU64::new(0),
             full_at: AtomicU32::new(0),
             appeared_at_ms: if is_new { clock::uptime_ms() } else { 0 },
+            told: Told::default(),
         }
     }
 

@@ -262,6 +262,7 @@ impl Proxy {
 
                 progressed: false,
                 stalled: false,
+                load: None,
             })
             .collect();
         let variants = self

@@ -338,6 +338,7 @@ pub(super) mod tests {
             tls: None,
             engine: None,
             on_client_abort: OnClientAbort::default(),
+            load_metrics: None,
         }
     }
 

@@ -3,11 +3,12 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::signals::Signals;
 use super::table::TableVersion;
 use super::{Generation, InstanceId, InstanceTypeName, ProxyId, Timestamp, VariantKey};
 
 /// One proxy's whole picture at one moment. A later report replaces an earlier one.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ProxyReport {
     /// Who reports.
     pub proxy: ProxyId,
@@ -30,7 +31,7 @@ pub struct ProxyReport {
 }
 
 /// What one proxy has at one instance.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct BackendReport {
     /// The instance.
     pub instance: InstanceId,
@@ -48,6 +49,19 @@ pub struct BackendReport {
     /// probes say, it hangs.
     #[serde(default)]
     pub stalled: bool,
+    /// What it last said of its own load along with an answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub load: Option<LoadReport>,
+}
+
+/// What an instance said of its own load along with an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct LoadReport {
+    /// How long ago.
+    pub age_ms: u64,
+    /// What it said.
+    #[serde(flatten)]
+    pub signals: Signals,
 }
 
 /// What one proxy sees clients ask of a variant.

@@ -3,6 +3,9 @@
 
 use serde::{Deserialize, Serialize};
 
+/// No amount is larger: sums stay finite.
+pub const LARGEST: f64 = 1e18;
+
 /// What one instance last told. `None`: not told.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Signals {
@@ -39,6 +42,20 @@ impl Signals {
             kv_cache: self.kv_cache.or(other.kv_cache),
             gpu: self.gpu.or(other.gpu),
             gpu_memory: self.gpu_memory.or(other.gpu_memory),
+        }
+    }
+
+    /// Without what cannot be: amounts that are no number, negative or beyond all measure. Shares end at 1.
+    #[must_use]
+    pub fn checked(self) -> Self {
+        let amount = |value: Option<f64>| value.filter(|value| (0.0..=LARGEST).contains(value));
+        let share = |value| amount(value).map(|value| value.min(1.0));
+        Self {
+            running: amount(self.running),
+            waiting: amount(self.waiting),
+            kv_cache: share(self.kv_cache),
+            gpu: share(self.gpu),
+            gpu_memory: share(self.gpu_memory),
         }
     }
 }

@@ -91,6 +91,8 @@ pub struct SignalSpec {
     /// Which of the GPUs that are told of are an instance's own: those whose labels have these values, in
     /// which `{instance}` and `{host}` are filled in. None: all.
     pub gpu_labels: BTreeMap<String, String>,
+    /// The form in which proxies ask for a load report along with each answer; `None`: they do not ask.
+    pub load_metrics: Option<LoadFormat>,
 }
 
 impl Default for SignalSpec {
@@ -101,6 +103,28 @@ impl Default for SignalSpec {
             port: None,
             gpu: None,
             gpu_labels: BTreeMap::new(),
+            load_metrics: None,
+        }
+    }
+}
+
+/// The forms of a load report that a request may ask for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LoadFormat {
+    /// Pairs of a name and a value.
+    Text,
+    /// JSON.
+    Json,
+}
+
+impl LoadFormat {
+    /// As the request's header spells it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Text => "TEXT",
+            Self::Json => "JSON",
         }
     }
 }

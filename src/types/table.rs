@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::spec::{Engine, OnClientAbort, RequestPolicy, RoutingStrategy};
+use super::spec::{Engine, LoadFormat, OnClientAbort, RequestPolicy, RoutingStrategy};
 use super::tls::WorkerTls;
 use super::{
     Address, EndpointName, Generation, InstanceId, InstanceTypeName, ModelName, Protocol,
@@ -113,4 +113,7 @@ pub struct BackendRoute {
     /// What becomes of a request when its client goes away.
     #[serde(default)]
     pub on_client_abort: OnClientAbort,
+    /// The form in which it is asked to tell its load along with each answer; `None`: it is not asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub load_metrics: Option<LoadFormat>,
 }

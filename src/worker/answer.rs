@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, Request, Response, StatusCode, header, request};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header, request};
 use hyper::body::Incoming;
 use serde_json::json;
 use tokio::time::Instant;
@@ -20,6 +20,7 @@ use super::pace::Pace;
 use super::plain::{self, Identity};
 use super::stream;
 use super::wish::Wish;
+use crate::decision::signals::orca;
 
 /// A connection is closed without an answer.
 #[derive(Debug)]
@@ -195,7 +196,36 @@ impl Worker {
             return refuse(ticket, status, "failing as told");
         }
         pace.rest(job.tokens.saturating_sub(1)).await;
-        self.reply(&job, ticket, wish, head, arrived)
+        let report = self.load_report(&head.headers);
+        let mut answer = self.reply(&job, ticket, wish, head, arrived);
+        if let Some(report) = report {
+            answer.headers_mut().insert(orca::LOAD_METRICS, report);
+        }
+        answer
+    }
+
+    /// What the request asks to be told of the load, as vLLM tells it with plain answers.
+    fn load_report(&self, headers: &HeaderMap) -> Option<HeaderValue> {
+        let form = headers.get(orca::LOAD_METRICS_FORMAT)?.to_str().ok()?.to_ascii_lowercase();
+        let waiting = self.desk.counts().waiting as f64;
+        let mut named = vec![("num_requests_waiting", waiting)];
+        named.extend(self.desk.cache_use().map(|share| ("kv_cache_usage_perc", share)));
+        let report = match form.as_str() {
+            "text" => {
+                let pairs =
+                    named.iter().map(|(name, value)| format!("named_metrics.{name}={value:?}"));
+                format!("TEXT {}", pairs.collect::<Vec<_>>().join(", "))
+            }
+            "json" => {
+                let named: serde_json::Map<_, _> = named
+                    .into_iter()
+                    .map(|(name, value)| (name.to_owned(), json!(value)))
+                    .collect();
+                format!("JSON {}", json!({ "named_metrics": named }))
+            }
+            _ => return None,
+        };
+        HeaderValue::from_str(&report).ok()
     }
 
     fn reply(

@@ -30,6 +30,11 @@ fn built() -> Option<(PathBuf, PathBuf)> {
 
 /// So many engines behind the proxy.
 fn serve(count: usize) -> Option<Forebay> {
+    serve_with(count, "")
+}
+
+/// The same with further keys of the instance type.
+fn serve_with(count: usize, keys: &str) -> Option<Forebay> {
     let (server, model) = built()?;
     let config = format!(
         r#"[proxy]
@@ -44,6 +49,7 @@ command = ["{}", "-m", "{}", "--host", "127.0.0.1", "--port", "{{port}}", "--ali
 provider = "local"
 max_concurrency = {SLOTS}
 engine = "llama.cpp"
+{keys}
 [[endpoint]]
 name = "chat"
 [[endpoint.variant]]
@@ -300,4 +306,30 @@ fn its_health_is_where_the_profile_says() {
     assert!(idle.is_closed());
     let (took, limit) = (since.elapsed(), profile.keep_alive.expect("known").limit);
     assert!(took + Duration::from_millis(200) > limit, "closed after {took:?}, not {limit:?}");
+}
+
+/// Asked by the proxy itself, it is never given more than it has slots; by somebody else, it queues.
+#[test]
+fn the_manager_reads_its_metrics() {
+    let Some(forebay) = &serve_with(1, "scrape_interval = \"100ms\"") else { return };
+    let engine = engines(forebay)[0];
+    let told = |name: &str| forebay.in_service()[0]["signals"][name].as_f64();
+    eventually("it is idle", || (told("running") == Some(0.0)).then_some(()));
+    assert_eq!((told("waiting"), told("kv_cache")), (Some(0.0), None), "it tells no KV cache");
+    // Past the proxy: two more than it has slots, until they are dropped.
+    let streams: Vec<Client> = (0..SLOTS + 2)
+        .map(|_| {
+            let mut client = Client::connect(engine);
+            client.send("POST", "/v1/chat/completions", &[JSON], body(3_500, true).as_bytes());
+            client
+        })
+        .collect();
+    eventually("what runs and what waits in it is told", || {
+        (told("running") == Some(SLOTS as f64) && told("waiting") == Some(2.0)).then_some(())
+    });
+    assert_eq!(forebay.gauge("forebay_engine_waiting_requests"), 2.0);
+    drop(streams);
+    eventually("it is idle again", || (told("running") == Some(0.0)).then_some(()));
+    let failed = forebay.gauge_where("forebay_scrapes_total", "outcome=\"failed\"");
+    assert_eq!(failed, 0.0);
 }

@@ -34,6 +34,7 @@ fn backend(id: &str, address: Address, engine: Option<Engine>) -> BackendRoute {
         tls: None,
         engine,
         on_client_abort: OnClientAbort::default(),
+        load_metrics: None,
     }
 }
 

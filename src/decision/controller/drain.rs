@@ -130,6 +130,7 @@ impl Controller {
             self.suspect(now, &suspect);
         }
         self.note_work(now, report);
+        self.note_loads(now, report);
         self.check_drains(now);
     }
 

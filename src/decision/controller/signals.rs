@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use crate::types::report::ProxyReport;
 use crate::types::scaling::Metric;
 use crate::types::signals::Signals;
 use crate::types::{Generation, InstanceId, InstanceState, Timestamp, VariantKey};
@@ -15,6 +16,8 @@ use super::fleet::Instance;
 /// leaves no gap.
 const FRESH_INTERVALS: u32 = 3;
 const FRESH_BEYOND: Duration = Duration::from_secs(10);
+/// What came along with an answer counts for so long.
+const FRESH_SENT: Duration = Duration::from_secs(30);
 /// The longest piece of a problem's words that is kept.
 const WORDS: usize = 300;
 
@@ -22,6 +25,8 @@ const WORDS: usize = 300;
 #[derive(Debug, Clone, Default)]
 pub(super) struct Told {
     scraped: Option<(Timestamp, Signals)>,
+    /// Along with an answer, to some proxy.
+    sent: Option<(Timestamp, Signals)>,
     /// Why the last scrape did not bring everything.
     problem: Option<String>,
 }
@@ -49,13 +54,30 @@ impl Controller {
         });
     }
 
-    /// What an instance told lately.
+    /// Takes in what instances sent along with their answers.
+    pub(super) fn note_loads(&mut self, now: Timestamp, report: &ProxyReport) {
+        for backend in &report.backends {
+            let Some(load) = backend.load else { continue };
+            let Some(instance) = self.fleet.get_mut(&backend.instance) else { continue };
+            let at = Timestamp(now.0.saturating_sub(load.age_ms));
+            let is_news = instance.told.sent.is_none_or(|(before, _)| before <= at);
+            if instance.record.generation == backend.generation && is_news {
+                instance.told.sent = Some((at, load.signals.checked()));
+            }
+        }
+    }
+
+    /// What an instance told lately. A scrape is an answer to the question; what comes along with a request may
+    /// be a default where the engine has measured nothing yet, so it only fills gaps.
     pub(super) fn signals(&self, now: Timestamp, instance: &Instance) -> Signals {
         let kind = self.spec.instance_types.get(&instance.record.instance_type);
         let interval = kind.map_or(Duration::ZERO, |kind| kind.signals.interval);
         let fresh_for = interval.saturating_mul(FRESH_INTERVALS).saturating_add(FRESH_BEYOND);
-        let fresh = instance.told.scraped.filter(|(at, _)| now.since(*at) <= fresh_for);
-        fresh.map(|(_, signals)| signals).unwrap_or_default()
+        let fresh = |told: Option<(Timestamp, Signals)>, limit| {
+            let fresh = told.filter(|(at, _)| now.since(*at) <= limit);
+            fresh.map(|(_, signals)| signals).unwrap_or_default()
+        };
+        fresh(instance.told.scraped, fresh_for).or(fresh(instance.told.sent, FRESH_SENT))
     }
 
     /// One sample of each value of each instance in service.

@@ -1,5 +1,5 @@
 //! Reads what instances tell of themselves: the metrics of their engine, of a GPU exporter or of
-//! `nvidia-smi`. All of it comes from outside, so nothing in it is believed: what is no number, negative
+//! `nvidia-smi`, and the load reports that come with answers ([`orca`]). All of it comes from outside, so nothing in it is believed: what is no number, negative
 //! or beyond all measure is left out, shares end at 1, and a page is read up to [`MOST_SAMPLES`] values of interest.
 //!
 //! One engine may tell a value several times. Its parts (data-parallel ranks, models) add up to one
@@ -8,19 +8,18 @@
 
 pub mod exposition;
 pub mod gpu;
+pub mod orca;
 
 use std::collections::BTreeMap;
 
 use crate::decision::engine::{self, Gauge, Metrics};
-use crate::types::signals::Signals;
+use crate::types::signals::{LARGEST, Signals};
 use crate::types::spec::Engine;
 use exposition::Sample;
 
 /// Values of interest that are read of one page.
 pub const MOST_SAMPLES: usize = 4_096;
 
-/// No amount is larger: sums stay finite.
-const LARGEST: f64 = 1e18;
 /// Ranks that work on the same requests: each tells of all of them.
 const SHARED_RANKS: [&str; 3] = ["tp_rank", "pp_rank", "moe_ep_rank"];
 /// With a value, a part of what another series tells as a whole (`SGLang`).

@@ -159,6 +159,7 @@ impl Gate {
                 connect_failures: backend.connect_failures,
                 progressed: std::mem::take(&mut backend.progressed),
                 stalled: false,
+                load: None,
             })
             .collect();
         let routed = self.endpoints.values().flatten();

@@ -216,6 +216,7 @@ fn table(revision: u64, names: &[&str]) -> RoutingTable {
                 tls: None,
                 engine: None,
                 on_client_abort: OnClientAbort::default(),
+                load_metrics: None,
             }
         })
         .collect();
@@ -253,6 +254,7 @@ fn reported(ledger: &mut Ledger, revision: u64, name: &str, outstanding: u32) {
             connect_failures: 0,
             progressed: false,
             stalled: false,
+            load: None,
         }],
         variants: Vec::new(),
         leaving: false,

@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 use super::super::Event;
 use super::specs::*;
 use super::world::*;
+use crate::types::report::{BackendReport, LoadReport, ProxyReport};
 use crate::types::scaling::{Metric, MetricQuery, Rule, ScalingPolicy, Signal, Statistic};
 use crate::types::signals::Signals;
 use crate::types::status::InstanceStatus;
-use crate::types::{Generation, InstanceId};
+use crate::types::{Generation, InstanceId, ProxyId};
 
 fn busy(share: f64) -> Signals {
     Signals { gpu: Some(share), running: Some(3.0), ..Signals::default() }
@@ -98,6 +99,52 @@ fn nothing_is_replaced_or_moved_for_what_it_tells() {
     }
     let ids = |all: &[InstanceStatus]| all.iter().map(|i| i.id.clone()).collect::<Vec<_>>();
     assert_eq!(ids(&instances(&mut world)), ids(&before));
+}
+
+#[test]
+fn what_comes_along_with_answers_fills_gaps_for_a_while() {
+    let mut world = two(vec![]);
+    let first = instances(&mut world).remove(0);
+    let sent = |waiting, age_ms| {
+        let signals = Signals { waiting: Some(waiting), running: Some(9.0), ..Signals::default() };
+        Some(LoadReport { age_ms, signals })
+    };
+    let report = |world: &mut World, generation, load| {
+        let proxy = ProxyReport {
+            proxy: ProxyId::new("other").expect("a name"),
+            run: 1,
+            applied: world.table.version,
+            backends: vec![BackendReport {
+                instance: first.id.clone(),
+                generation,
+                outstanding: 0,
+                connect_failures: 0,
+                progressed: false,
+                stalled: false,
+                load,
+            }],
+            variants: vec![],
+            leaving: false,
+            draining_until: None,
+        };
+        world.feed(Event::Reported(proxy));
+    };
+    let shown = |world: &mut World| instances(world)[0].signals;
+    report(&mut world, Generation(first.generation.0 + 1), sent(1.0, 0));
+    assert!(shown(&mut world).is_empty(), "of another start");
+    report(&mut world, first.generation, sent(2.0, 5_000));
+    assert_eq!((shown(&mut world).waiting, shown(&mut world).running), (Some(2.0), Some(9.0)));
+    // What another proxy heard before is older.
+    report(&mut world, first.generation, sent(3.0, 6_000));
+    assert_eq!(shown(&mut world).waiting, Some(2.0));
+    report(&mut world, first.generation, sent(f64::INFINITY, 0));
+    assert_eq!((shown(&mut world).waiting, shown(&mut world).running), (None, Some(9.0)));
+    // A scrape is asked for and knows better.
+    tell(&mut world, &first, busy(0.5), None);
+    report(&mut world, first.generation, sent(4.0, 0));
+    assert_eq!(shown(&mut world), Signals { waiting: Some(4.0), ..busy(0.5) });
+    world.run(secs(31));
+    assert_eq!(shown(&mut world), busy(0.5));
 }
 
 /// Tracks half of the GPUs' time, over all types together.

@@ -419,6 +419,7 @@ impl World {
                 connect_failures: 0,
                 progressed: self.progress.contains(id),
                 stalled: self.stalls.contains(id),
+                load: None,
             })
         });
         let variants = self.spec.endpoints.iter().map(|e| DemandReport {
