@@ -176,7 +176,7 @@ fn a_scheduled_action_grows_the_fleet_at_its_moment() {
         let explained = forebay.cli(&["explain", "e"]);
         String::from_utf8_lossy(&explained.stdout).into_owned()
     };
-    assert!(told().contains("scheduled action launch from "), "{}", told());
+    assert!(told().contains("scheduled action launch "), "{}", told());
     eventually("it has grown to the new least", || (types(&forebay).len() == 4).then_some(()));
     assert!(told().contains("keeps e/v between 4 and 5 instances, which takes it from "));
     let refused = forebay.cli(&["scale", "e", "2"]);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use thiserror::Error;
@@ -56,6 +56,9 @@ pub(super) struct RequestBody {
 
 /// Less than so many bytes a second is no way to send a body (Kestrel's `MinRequestBodyDataRate`).
 const LEAST_RATE: u64 = 240;
+
+/// Pieces below this size are put together.
+const SMALL: usize = 4 << 10;
 
 impl RequestBody {
     pub(super) fn new(incoming: Incoming, meter: BodyMeter, clients: &Arc<Clients>) -> Self {
@@ -201,7 +204,7 @@ impl RequestBody {
                     if self.is_counted() {
                         self.held.more(self.clients.as_ref(), data.len() as u64);
                     }
-                    self.read.push_back(data);
+                    self.push(data);
                     if self.rest.as_ref().is_some_and(Body::is_end_stream) {
                         self.rest = None;
                     }
@@ -214,16 +217,29 @@ impl RequestBody {
         Poll::Ready(Ok(()))
     }
 
-    /// What is here, in one piece; copies only if it came in several.
-    pub(super) fn contiguous(&mut self) -> &[u8] {
-        if self.read.len() > 1 {
-            let mut whole = Vec::with_capacity(usize::try_from(self.buffered).unwrap_or(0));
-            for piece in self.read.drain(..) {
-                whole.extend_from_slice(&piece);
+    /// Keeps a piece. Small ones are put together: a body of single bytes must not take many times its size.
+    fn push(&mut self, data: Bytes) {
+        match self.read.back_mut() {
+            Some(last) if last.len() < SMALL && data.len() < SMALL => {
+                let mut both = std::mem::take(last).try_into_mut().unwrap_or_else(|shared| {
+                    let mut both = BytesMut::with_capacity(2 * SMALL);
+                    both.extend_from_slice(&shared);
+                    both
+                });
+                both.extend_from_slice(&data);
+                *last = both.freeze();
             }
-            self.read.push_back(Bytes::from(whole));
+            _ => self.read.push_back(data),
         }
-        self.read.front().map_or(&[], |piece| piece)
+    }
+
+    /// What is here beyond its first `skipped` bytes.
+    pub(super) fn pieces_after(&self, mut skipped: usize) -> impl Iterator<Item = &[u8]> {
+        self.read.iter().filter_map(move |piece| {
+            let from = skipped.min(piece.len());
+            skipped -= from;
+            (from < piece.len()).then(|| &piece[from..])
+        })
     }
 }
 
@@ -330,5 +346,25 @@ impl Body for ResponseBody {
             }
             Self::Upstream(body) => body.size_hint(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn single_bytes_are_put_together() {
+        let mut body = RequestBody::empty();
+        let text: Vec<u8> = (0_u32..100_000).map(|n| n.to_le_bytes()[0]).collect();
+        for byte in &text {
+            body.push(Bytes::copy_from_slice(&[*byte]));
+        }
+        body.push(Bytes::from(text.clone()));
+        assert!(body.read.len() <= text.len() / SMALL + 2, "{} pieces", body.read.len());
+        let whole = |skipped| body.pieces_after(skipped).flatten().copied().collect::<Vec<u8>>();
+        assert_eq!(whole(0), [text.clone(), text.clone()].concat());
+        assert_eq!(whole(5_000), [&text[5_000..], &text].concat());
+        assert!(whole(200_000).is_empty());
     }
 }

@@ -1,65 +1,194 @@
-//! The `model` member of a JSON request body, found without reading more of the body than needed.
+//! The `model` member of a JSON request body, found as the body comes in: each byte is looked at once, none
+//! is kept but the member's own. Clients put a megabyte of images before it.
+//!
+//! What is passed over is not checked to be JSON beyond its strings and brackets: the worker judges that.
 
-use std::borrow::Cow;
-use std::cell::RefCell;
-use std::fmt;
-
-use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
+use std::mem;
 
 /// Longer names are nobody's.
 const LONGEST: usize = 256;
+/// As much of a name as is kept while it is read: each of its bytes may be written as six.
+const KEPT: usize = 6 * LONGEST;
 
-/// What the beginning of a body says of its model.
+/// What a body says of its model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum ModelField {
     /// The body's top-level `model`, a string.
     Named(String),
-    /// Not in what is here; more of the body may tell.
-    NotYet,
     /// The body is no JSON object, or its `model` is no usable string.
     Absent,
 }
 
-/// Looks for the top-level `model` in the beginning of a body. With `complete`, what is here is all there
-/// is. The first `model` counts; nested ones do not.
-pub(super) fn find(beginning: &[u8], complete: bool) -> ModelField {
-    let found = RefCell::new(None);
-    let mut json = serde_json::Deserializer::from_slice(beginning);
-    let outcome = json.deserialize_map(Object { model: &found });
-    match found.into_inner() {
-        Some(name) if (1..=LONGEST).contains(&name.len()) => ModelField::Named(name),
-        Some(_) => ModelField::Absent,
-        None => match outcome {
-            Err(error) if error.is_eof() && !complete => ModelField::NotYet,
-            _ => ModelField::Absent,
-        },
-    }
+/// Looks for the top-level `model`. The first one counts; nested ones do not.
+#[derive(Debug)]
+pub(super) struct Finder {
+    state: State,
+    /// Open brackets of the value that is passed over.
+    depth: usize,
+    /// Whether the byte before was a backslash that says something of this one.
+    escaped: bool,
+    /// The member's name, or the model's, as it is written.
+    text: Vec<u8>,
+    /// The value that comes is the model's.
+    is_model: bool,
 }
 
-struct Object<'a> {
-    model: &'a RefCell<Option<String>>,
+/// What comes next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// The object's beginning.
+    Object,
+    /// A member's name, or the object's end.
+    Name,
+    /// More of a member's name.
+    InName,
+    Colon,
+    /// A value's beginning.
+    Value,
+    /// More of the model's name.
+    InModel,
+    /// More of a string in a value that is passed over.
+    InString,
+    /// More of an array or an object that is passed over.
+    InBrackets,
+    /// More of a number or a word.
+    InWord,
+    /// A comma, or the object's end.
+    Comma,
 }
 
-impl<'de> Visitor<'de> for Object<'_> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a JSON object")
+impl Finder {
+    pub(super) fn new() -> Self {
+        Self { state: State::Object, depth: 0, escaped: false, text: Vec::new(), is_model: false }
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<(), A::Error> {
-        while let Some(name) = members.next_key::<Cow<'de, str>>()? {
-            if name == "model" {
-                // A value of another type is an error here, and so no model.
-                let value = members.next_value::<Cow<'de, str>>()?;
-                *self.model.borrow_mut() = Some(value.into_owned());
-                // What follows does not matter; leaving it unread is an error to the parser only.
-                return Ok(());
+    /// Looks at the next piece of a body. `None`: what comes may tell.
+    pub(super) fn look(&mut self, piece: &[u8]) -> Option<ModelField> {
+        let mut at = 0;
+        while let Some(byte) = piece.get(at) {
+            match self.state {
+                State::InName | State::InModel | State::InString => {
+                    let (length, over) = self.rest_of_string(&piece[at..]);
+                    at += length;
+                    if over && let Some(found) = self.end_of_string() {
+                        return Some(found);
+                    }
+                }
+                State::InBrackets => {
+                    self.in_brackets(*byte);
+                    at += 1;
+                }
+                _ if byte.is_ascii_whitespace() && self.state != State::InWord => at += 1,
+                _ => {
+                    if !self.between(*byte) {
+                        return Some(ModelField::Absent);
+                    }
+                    at += 1;
+                }
             }
-            members.next_value::<IgnoredAny>()?;
         }
-        Ok(())
+        None
     }
+
+    /// How much of `bytes` belongs to the string that we are in, and whether it ends with it.
+    fn rest_of_string(&mut self, bytes: &[u8]) -> (usize, bool) {
+        let keeps = self.state != State::InString;
+        let mut at = 0;
+        loop {
+            if mem::take(&mut self.escaped) {
+                // Whatever it is, it does not end the string.
+                at += 1;
+            }
+            let Some(found) = bytes.get(at..).and_then(|rest| memchr::memchr2(b'"', b'\\', rest))
+            else {
+                at = bytes.len();
+                break;
+            };
+            at += found;
+            if bytes[at] == b'"' {
+                if keeps {
+                    self.keep(&bytes[..at]);
+                }
+                return (at + 1, true);
+            }
+            self.escaped = true;
+            at += 1;
+            if at == bytes.len() {
+                break;
+            }
+        }
+        if keeps {
+            self.keep(bytes);
+        }
+        (at, false)
+    }
+
+    fn keep(&mut self, bytes: &[u8]) {
+        let room = (KEPT + 1).saturating_sub(self.text.len()).min(bytes.len());
+        self.text.extend_from_slice(&bytes[..room]);
+    }
+
+    fn end_of_string(&mut self) -> Option<ModelField> {
+        match self.state {
+            State::InName => {
+                let text = mem::take(&mut self.text);
+                self.is_model = text == b"model" || decoded(&text).is_some_and(|t| t == "model");
+                self.state = State::Colon;
+            }
+            State::InModel => {
+                let name = Some(mem::take(&mut self.text)).filter(|text| text.len() <= KEPT);
+                let name = name.and_then(|text| decoded(&text));
+                let name = name.filter(|name| (1..=LONGEST).contains(&name.len()));
+                return Some(name.map_or(ModelField::Absent, ModelField::Named));
+            }
+            _ if self.depth > 0 => self.state = State::InBrackets,
+            _ => self.state = State::Comma,
+        }
+        None
+    }
+
+    fn in_brackets(&mut self, byte: u8) {
+        match byte {
+            b'"' => self.state = State::InString,
+            b'{' | b'[' => self.depth += 1,
+            b'}' | b']' => {
+                self.depth -= 1;
+                if self.depth == 0 {
+                    self.state = State::Comma;
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// A byte between strings and brackets. Whether it may be there, and something may follow.
+    fn between(&mut self, byte: u8) -> bool {
+        let word = matches!(byte, b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'+' | b'.');
+        self.state = match (self.state, byte) {
+            (State::Object, b'{') | (State::InWord | State::Comma, b',') => State::Name,
+            (State::Name, b'"') => State::InName,
+            (State::Colon, b':') => State::Value,
+            (State::Value, b'"') if self.is_model => State::InModel,
+            // A model that is no string is none.
+            (State::Value, _) if self.is_model => return false,
+            (State::Value, b'"') => State::InString,
+            (State::Value, b'{' | b'[') => {
+                self.depth = 1;
+                State::InBrackets
+            }
+            (State::Value | State::InWord, _) if word => State::InWord,
+            (State::InWord, _) if byte.is_ascii_whitespace() => State::Comma,
+            // The object's end, or none at all.
+            _ => return false,
+        };
+        true
+    }
+}
+
+/// What a JSON string says that is written so between its quotes.
+fn decoded(text: &[u8]) -> Option<String> {
+    let quoted = [b"\"", text, b"\""].concat();
+    serde_json::from_slice(&quoted).ok()
 }
 
 #[cfg(test)]
@@ -71,37 +200,80 @@ mod tests {
         ModelField::Named(name.to_owned())
     }
 
+    /// What the beginning of a body says, if it does, whatever pieces it comes in.
+    fn look(beginning: &[u8]) -> Option<ModelField> {
+        let found = Finder::new().look(beginning);
+        for size in 1..beginning.len() {
+            let mut finder = Finder::new();
+            let in_pieces = beginning.chunks(size).find_map(|piece| finder.look(piece));
+            assert_eq!(in_pieces, found, "{} in pieces of {size}", beginning.escape_ascii());
+        }
+        found
+    }
+
+    /// What a whole body says.
+    fn find(body: &[u8]) -> ModelField {
+        look(body).unwrap_or(ModelField::Absent)
+    }
+
+    /// What a whole parser says of it.
+    fn parsed(body: &[u8]) -> Option<ModelField> {
+        #[derive(serde::Deserialize)]
+        struct Asked {
+            model: Option<serde_json::Value>,
+        }
+        let asked: Asked = serde_json::from_slice(body).ok()?;
+        let name = asked.model.as_ref().and_then(|model| model.as_str());
+        let name = name.filter(|name| (1..=LONGEST).contains(&name.len()));
+        Some(name.map_or(ModelField::Absent, named))
+    }
+
     #[test]
     fn finds_the_top_level_model() {
         for (body, field) in [
             (r#"{"model":"m"}"#, named("m")),
             (r#" { "a" : [1,{"model":"no"}], "model" : "yes" , "b": 1"#, named("yes")),
             (r#"{"model":"m\u0041\n","model":"second"}"#, named("mA\n")),
+            (r#"{"mo\u0064el":"m"}"#, named("m")),
+            (r#"{"a":"\\","b":"\"","c":-1.5e+3 ,"d":null,"model":"m"}"#, named("m")),
+            (r#"{"a":"{[","b":[[{"c":"]}"}]],"model":"m"}"#, named("m")),
             (r#"{"a":{"model":"nested"}}"#, ModelField::Absent),
+            (r#"{"amodel":"m","models":"m"}"#, ModelField::Absent),
+            (r#"{"model":"\x"}"#, ModelField::Absent),
             (r#"{"model":5}"#, ModelField::Absent),
             (r#"{"model":""}"#, ModelField::Absent),
             (r#"["model","m"]"#, ModelField::Absent),
             ("not json", ModelField::Absent),
             ("", ModelField::Absent),
         ] {
-            assert_eq!(find(body.as_bytes(), true), field, "{body}");
+            assert_eq!(find(body.as_bytes()), field, "{body}");
         }
     }
 
     #[test]
     fn asks_for_more_only_where_more_may_tell() {
         for beginning in ["", "{", r#"{"mod"#, r#"{"a":[1,2"#, r#"{"model":"half"#, r#"{"a":"x\"#] {
-            assert_eq!(find(beginning.as_bytes(), false), ModelField::NotYet, "{beginning}");
+            assert_eq!(look(beginning.as_bytes()), None, "{beginning}");
         }
-        assert_eq!(find(b"[1", false), ModelField::Absent);
-        assert_eq!(find(b"{]", false), ModelField::Absent);
+        assert_eq!(look(b"[1"), Some(ModelField::Absent));
+        assert_eq!(look(b"{]"), Some(ModelField::Absent));
+        assert_eq!(look(b"{} "), Some(ModelField::Absent));
+    }
+
+    #[test]
+    fn names_without_end_take_no_memory() {
+        let mut finder = Finder::new();
+        for piece in [&b"{\""[..], &[b'a'; 10_000], b"\":1,\"model\":\"", &[b'a'; 10_000]] {
+            assert_eq!(finder.look(piece), None);
+            assert!(finder.text.len() <= KEPT + 1);
+        }
+        assert_eq!(finder.look(b"\""), Some(ModelField::Absent));
     }
 
     proptest! {
         #[test]
         fn any_bytes_are_survived(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            find(&bytes, true);
-            find(&bytes, false);
+            look(&bytes);
         }
 
         #[test]
@@ -118,10 +290,17 @@ mod tests {
             members.push(format!("\"model\":{}", serde_json::json!(name)));
             members.push("\"z\":0".to_owned());
             let body = format!("{{{}}}", members.join(","));
-            prop_assert_eq!(find(body.as_bytes(), true), named(&name));
+            prop_assert_eq!(find(body.as_bytes()), named(&name));
             let beginning = &body.as_bytes()[..cut.min(body.len())];
-            let field = find(beginning, false);
-            prop_assert!(field == named(&name) || field == ModelField::NotYet, "{:?}", field);
+            let field = look(beginning);
+            prop_assert!(field.is_none() || field == Some(named(&name)), "{:?}", field);
+        }
+
+        #[test]
+        fn a_whole_parser_says_the_same(body in r#"\{("(a|model|mo\\\\u0064el)":("x\\\\""|"m"|[1-9]|\[\{"model":"n"\}\]|true)[ ,}]{0,2}){0,4}\}?"#) {
+            if let Some(field) = parsed(body.as_bytes()) {
+                prop_assert_eq!(find(body.as_bytes()), field);
+            }
         }
     }
 }

@@ -10,17 +10,13 @@ use http::{HeaderMap, Method};
 
 use super::body::RequestBody;
 use super::headers::{self, Length};
-use super::model_field::{self, ModelField};
+use super::model_field::{Finder, ModelField};
 use super::refusal::{Dialect, Refusal};
 use super::snapshot::{Endpoint, Snapshot, Variant};
 use crate::runtime::rng;
 
 const ENDPOINT: HeaderName = HeaderName::from_static("x-forebay-endpoint");
 const TARGET_VARIANT: HeaderName = HeaderName::from_static("x-amzn-sagemaker-target-variant");
-
-/// The first look at a body that comes in pieces is taken after so many bytes, the next after four times
-/// as many each.
-const FIRST_LOOK: u64 = 4 << 10;
 
 /// What a request's head says of where it wants to go.
 #[derive(Debug)]
@@ -132,21 +128,22 @@ fn may_name_a_model(parts: &Parts, body: &RequestBody) -> bool {
 }
 
 async fn read_model(body: &mut RequestBody, most: u64) -> Result<Option<String>, Refusal> {
-    let mut look_at = FIRST_LOOK;
+    let mut finder = Finder::new();
+    let mut looked_at = 0;
     loop {
-        let complete = body.is_complete();
-        let enough = body.buffered() >= most;
-        if complete || enough || body.buffered() >= look_at {
-            look_at = body.buffered() * 4;
-            match model_field::find(body.contiguous(), complete) {
-                ModelField::Named(name) => return Ok(Some(name)),
-                ModelField::Absent => return Ok(None),
-                ModelField::NotYet if enough => return Ok(None),
-                ModelField::NotYet => {}
+        for piece in body.pieces_after(looked_at) {
+            looked_at += piece.len();
+            match finder.look(piece) {
+                Some(ModelField::Named(name)) => return Ok(Some(name)),
+                Some(ModelField::Absent) => return Ok(None),
+                None => {}
             }
-            if !body.may_read_ahead() {
-                return Err(Refusal::BodyBuffersFull);
-            }
+        }
+        if body.is_complete() || body.buffered() >= most {
+            return Ok(None);
+        }
+        if !body.may_read_ahead() {
+            return Err(Refusal::BodyBuffersFull);
         }
         std::future::poll_fn(|cx| body.poll_read_more(cx))
             .await
