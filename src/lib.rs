@@ -41,6 +41,8 @@ pub mod cli;
 pub mod config;
 pub mod control;
 pub mod decision;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub mod provider;
 pub mod proxy;
 pub mod runtime;

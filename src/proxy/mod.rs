@@ -36,6 +36,8 @@ mod downstream;
 mod drain_rate;
 mod ending;
 mod exchange;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod head;
 mod headers;
 mod identity;

@@ -153,6 +153,15 @@ fn span_id() -> SpanId {
     rng::draw().max(1).to_be_bytes()
 }
 
+/// For the fuzzer: what is read is written as what is read alike.
+#[cfg(any(test, fuzzing))]
+pub fn traceparent(bytes: &[u8]) {
+    let Ok(header) = http::HeaderValue::from_bytes(bytes) else { return };
+    if let Some(read) = context::TraceContext::parse(&header) {
+        assert_eq!(context::TraceContext::parse(&read.header()), Some(read));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
