@@ -29,6 +29,7 @@ fn route() -> BackendRoute {
         engine: None,
         on_client_abort: forebay::types::spec::OnClientAbort::default(),
         load_metrics: None,
+        recoveries: 0,
     }
 }
 

@@ -243,6 +243,37 @@ fn a_copy_that_fails_fast_does_not_attract_the_traffic() {
 }
 
 #[test]
+fn a_restarted_worker_is_used_as_soon_as_it_is_healthy() {
+    let port = free_port();
+    let mut victim = Worker::start_on(port, &[]);
+    let other = Worker::start(&[]);
+    let forebay = Forebay::in_front_of(
+        &[(&victim, 8), (&other, 8)],
+        &format!(
+            "{BLIND}ejection_threshold = 1\nejection_base = \"600s\"\nejection_max = \"600s\"\n"
+        ),
+    );
+    eventually("it is used", || {
+        chat(&forebay);
+        (victim.stat("started") > 0).then_some(())
+    });
+    victim.process.kill();
+    eventually("it is left alone", || {
+        assert_eq!(chat(&forebay).status, 200);
+        (forebay.gauge("forebay_ejections_total") >= 1.0).then_some(())
+    });
+    eventually("a health check finds nobody", || {
+        forebay.instances().iter().any(|instance| instance["reason"].is_string()).then_some(())
+    });
+    victim = Worker::start_on(port, &[]);
+    eventually("it is used again, long before its time away is over", || {
+        assert_eq!(chat(&forebay).status, 200);
+        (victim.stat("started") > 0).then_some(())
+    });
+    forebay.wait_all_zero();
+}
+
+#[test]
 fn clients_mistakes_eject_nobody() {
     let worker = Worker::start(&["--fail", "error=400"]);
     let other = Worker::start(&["--fail", "error=429"]);

@@ -17,7 +17,8 @@
 //!
 //! Properties, each with its test: P1 neutral outcomes change nothing; P2 never more than
 //! `max_share` of the backends, and never the only one, are away at once; P3 times away never shrink in a
-//! row of ejections and never pass the cap; P4 one good answer while half open closes.
+//! row of ejections and never pass the cap; P4 one good answer while half open closes; P5
+//! one whose health checks recover is no longer away, and leaves for longer with its next bad outcome.
 
 use std::time::Duration;
 
@@ -129,7 +130,15 @@ impl Breaker {
         }
     }
 
-    /// Closed, because the others are too few: it leaves again with the next bad outcome that finds them
+    /// The breaker of a backend whose health checks pass again after they failed. Most likely it was restarted,
+    /// and what it did before says nothing; if not, its next bad outcome takes it away for longer. Health checks
+    /// that never failed end no ejection: they pass where traffic does not.
+    #[must_use]
+    pub fn recovered(self, policy: &EjectionPolicy) -> Self {
+        if self.is_away() { self.on_its_last_chance(policy) } else { self }
+    }
+
+    /// Closed, because the others are too few or it may be another by now: it leaves again with the next bad outcome that finds them
     /// enough.
     fn on_its_last_chance(self, policy: &EjectionPolicy) -> Self {
         let bad_in_a_row = policy.threshold.saturating_sub(1);
@@ -192,6 +201,22 @@ mod tests {
 
     fn closed(bad_in_a_row: u32) -> Breaker {
         Breaker { state: State::Closed { bad_in_a_row }, ..Breaker::default() }
+    }
+
+    #[test]
+    fn one_that_recovers_is_back_at_once_and_gone_with_its_next_bad_outcome() {
+        let policy = policy();
+        for state in [State::Ejected { until_ms: 60_000 }, State::HalfOpen] {
+            let away = Breaker { state, times: 2, readmitted_at_ms: 0 };
+            let back = away.recovered(&policy);
+            assert!(!back.is_away());
+            let State::Ejected { until_ms } = back.after(&policy, Outcome::Bad, OF_FOUR, 0).state
+            else {
+                panic!("it stays");
+            };
+            assert_eq!(until_ms, 40_000, "for longer than before");
+        }
+        assert_eq!(closed(1).recovered(&policy), closed(1));
     }
 
     /// The whole table, so that a changed edge is a visible difference.

@@ -28,6 +28,7 @@ pub(super) fn backend(number: u64, copies: u32, max_concurrency: u32) -> Backend
         engine: None,
         on_client_abort: Default::default(),
         load_metrics: None,
+        recoveries: 0,
     }
 }
 

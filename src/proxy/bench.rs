@@ -43,6 +43,7 @@ impl Fleet {
             engine: None,
             on_client_abort: Default::default(),
             load_metrics: None,
+            recoveries: 0,
         };
         let variant = VariantRoute {
             name: name.parse().expect(valid),

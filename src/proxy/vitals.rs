@@ -36,6 +36,8 @@ pub(super) struct Vitals {
     full_until_ms: AtomicU64,
     /// What it had when it said so.
     full_at: AtomicU32,
+    /// How often its health checks are known to have passed again.
+    recoveries: AtomicU32,
     /// When it came into the table, in milliseconds of the process's clock; 0: before the proxy started.
     appeared_at_ms: u64,
     /// What it says of its own load.
@@ -51,6 +53,7 @@ impl Vitals {
             stalled_until_ms: AtomicU64::new(0),
             full_until_ms: AtomicU64::new(0),
             full_at: AtomicU32::new(0),
+            recoveries: AtomicU32::new(0),
             appeared_at_ms: if is_new { clock::uptime_ms() } else { 0 },
             told: Told::default(),
         }
@@ -236,10 +239,20 @@ fn allowed(backend: &Backend, policy: &RequestPolicy, now_ms: u64) -> u32 {
 }
 
 impl Variant {
+    fn note_recovery(&self, backend: &Backend) {
+        let (vitals, recoveries) = (&backend.vitals, backend.route.recoveries);
+        if vitals.recoveries.swap(recoveries, Ordering::Relaxed) < recoveries {
+            let _judging = self.shared.judging.lock().unwrap_or_else(PoisonError::into_inner);
+            let breaker = vitals.breaker().recovered(&self.requests.ejection);
+            vitals.set(breaker);
+        }
+    }
+
     /// What a backend takes that has just come into a snapshot.
     pub(super) fn admit_backends(&self) {
         let now_ms = clock::uptime_ms();
         for backend in &self.backends {
+            self.note_recovery(backend);
             self.apply_standing(backend, now_ms);
             backend.slot.open();
         }

@@ -339,6 +339,7 @@ pub(super) mod tests {
             engine: None,
             on_client_abort: OnClientAbort::default(),
             load_metrics: None,
+            recoveries: 0,
         }
     }
 

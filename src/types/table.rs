@@ -116,4 +116,8 @@ pub struct BackendRoute {
     /// The form in which it is asked to tell its load along with each answer; `None`: it is not asked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub load_metrics: Option<LoadFormat>,
+    /// How often its health checks have passed again after they failed. One that was left alone before gets
+    /// another chance then: most likely it was restarted.
+    #[serde(default)]
+    pub recoveries: u32,
 }

@@ -35,6 +35,7 @@ fn backend(id: &str, address: Address, engine: Option<Engine>) -> BackendRoute {
         engine,
         on_client_abort: OnClientAbort::default(),
         load_metrics: None,
+        recoveries: 0,
     }
 }
 

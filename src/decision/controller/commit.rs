@@ -197,6 +197,7 @@ impl Controller {
             engine: self.spec.engine(&record.instance_type, variant),
             on_client_abort: kind.map(|kind| kind.on_client_abort).unwrap_or_default(),
             load_metrics: kind.and_then(|kind| kind.signals.load_metrics),
+            recoveries: instance.probe.recoveries,
         })
     }
 }

@@ -34,6 +34,8 @@ pub(super) struct Probe {
     pub(super) failures: u32,
     /// The last failure, in words.
     pub(super) last: Option<String>,
+    /// How often it has passed again after failures, since it is in service.
+    pub(super) recoveries: u32,
 }
 
 /// Where the termination of an instance stands.

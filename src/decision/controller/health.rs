@@ -134,6 +134,10 @@ impl Controller {
                 instance.probe.last = Some(words.chars().take(WORDS).collect());
             }
         }
+        if healthy && before > 0 && instance.state() == InstanceState::InService {
+            instance.probe.recoveries = instance.probe.recoveries.saturating_add(1);
+            self.table_dirty = true;
+        }
         if healthy {
             self.apply(now, id, Trigger::Healthy, None);
         } else {

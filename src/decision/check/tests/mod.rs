@@ -217,6 +217,7 @@ fn table(revision: u64, names: &[&str]) -> RoutingTable {
                 engine: None,
                 on_client_abort: OnClientAbort::default(),
                 load_metrics: None,
+                recoveries: 0,
             }
         })
         .collect();
