@@ -205,6 +205,25 @@ fn one_that_says_it_is_full_is_not_asked_again_at_once() {
 }
 
 #[test]
+fn all_that_a_dying_worker_had_at_once_is_replayed() {
+    let mut victim = Worker::start(&["--max-concurrency", "40", "--first-token", "600ms"]);
+    let other = Worker::start(&["--max-concurrency", "60", "--first-token", "50ms"]);
+    let forebay = Forebay::in_front_of(&[(&victim, 40), (&other, 60)], BLIND);
+    std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..80).map(|_| scope.spawn(|| chat(&forebay))).collect();
+        // Far more than the burst of ten.
+        eventually("many are at the victim", || (victim.stat("running") >= 25).then_some(()));
+        victim.process.kill();
+        for client in clients {
+            let answer = client.join().expect("no panic");
+            assert_eq!(answer.status, 200, "{}", answer.text());
+        }
+    });
+    assert!(forebay.gauge_where("forebay_retries_total", "reason=\"replay\"") >= 25.0);
+    forebay.wait_all_zero();
+}
+
+#[test]
 fn not_run_is_hidden_while_another_instance_runs_it() {
     let (busy, tries) =
         scripted(|_, stream| {

@@ -2,7 +2,10 @@
 //! in back-off are in it, against first tries.
 //!
 //! Over any span, retries ≤ first tries × `percent` / 100 + [`BURST`]: with every worker saying "not run",
-//! tries stay under 1.2 × requests + 10. (A budget on *active* requests escapes itself in back-off and
+//! tries stay under 1.2 × requests + 10. The death of a worker breaks all that it has at once, far more than a
+//! burst, and is paid for on credit: up to as many replays as it takes requests ([`RetryBudget::may_replay`]),
+//! which later first tries pay back before anything else is retried. So the deaths of many in a row are not.
+//! (A budget on *active* requests escapes itself in back-off and
 //! shrinks as requests fail: both have happened to others.)
 
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -39,7 +42,16 @@ impl RetryBudget {
 
     /// Decides a retry: true pays for it.
     pub fn may_retry(&self) -> bool {
-        let pay = |tokens: i64| (tokens >= COST).then(|| tokens - COST);
+        self.pay_down_to(0)
+    }
+
+    /// Decides the replay of a request whose worker, which takes `slots` at once, broke off.
+    pub fn may_replay(&self, slots: u32) -> bool {
+        self.pay_down_to(-i64::from(slots) * COST)
+    }
+
+    fn pay_down_to(&self, least: i64) -> bool {
+        let pay = |tokens: i64| (tokens - COST >= least).then(|| tokens - COST);
         self.tokens.fetch_update(Ordering::Relaxed, Ordering::Relaxed, pay).is_ok()
     }
 }
@@ -69,6 +81,24 @@ mod tests {
                 prop_assert!(retries * 10 <= first * 2 + 100, "{} retries of {}", retries, first);
             }
         }
+    }
+
+    #[test]
+    fn one_death_is_on_credit_and_the_next_is_not() {
+        let budget = RetryBudget::default();
+        let replays = |slots| (0..1_000).filter(|_| budget.may_replay(slots)).count();
+        assert_eq!(replays(40), 50);
+        assert!(!budget.may_retry(), "nothing is saved");
+        assert_eq!(replays(40), 0);
+        assert_eq!(replays(50), 10, "a larger one has more at stake");
+        for _ in 0..250 {
+            budget.first_try(20);
+        }
+        assert!(!budget.may_retry(), "the debt comes first");
+        for _ in 0..5 {
+            budget.first_try(20);
+        }
+        assert!(budget.may_retry());
     }
 
     #[test]

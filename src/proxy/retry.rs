@@ -1,9 +1,10 @@
 //! Sending a request again: where, how often, and with what. The rules:
 //!
 //! * never at an instance that it was tried at, and at [`MOST_TRIES`] instances in all;
-//! * within the variant's budgets, which count tries decided against first tries: one for what reaches a
-//!   worker again, and a wider one ([`UNSENT_PERCENT`]) for what was provably not sent, so that the death
-//!   of one worker with many requests on their way to it is paid for, and a dead fleet is not hammered;
+//! * within the variant's budgets, which count tries decided against first tries: one for what a worker has not
+//!   run; one for replays, with credit for all that a dying worker had at once; and a wider one
+//!   ([`UNSENT_PERCENT`]) for what was provably not sent: so the death of a worker is paid for, and a dead fleet
+//!   is not hammered;
 //! * what was not sent, or says that it was not run, always; what may have run only where the variant's
 //!   [`Replay`] policy says that this harms nobody, and no byte of an answer has gone to the client.
 
@@ -34,24 +35,42 @@ const HARMLESS_PATHS: [&str; 6] = [
     "/v1/score",
 ];
 
+/// A variant's budgets, by what is tried again.
+#[derive(Debug, Default)]
+pub(super) struct Budgets {
+    not_run: RetryBudget,
+    replay: RetryBudget,
+    not_sent: RetryBudget,
+}
+
+impl Budgets {
+    /// A request is sent for the first time.
+    fn first_try(&self, percent: u32) {
+        self.not_run.first_try(percent);
+        self.replay.first_try(percent);
+        self.not_sent.first_try(UNSENT_PERCENT);
+    }
+}
+
 /// What has been tried for one request.
 #[derive(Debug)]
 pub(super) struct Retry {
     variant: Arc<Variant>,
     tried: SmallVec<[Generation; MOST_TRIES]>,
+    /// Requests that the last of them takes at once.
+    slots: u32,
     replays: bool,
 }
 
 impl Retry {
     pub(super) fn new(variant: &Arc<Variant>, path: &str) -> Self {
-        variant.shared.budget.first_try(variant.requests.retry_percent);
-        variant.shared.unsent_budget.first_try(UNSENT_PERCENT);
+        variant.shared.budgets.first_try(variant.requests.retry_percent);
         let replays = match variant.requests.replay {
             Replay::BeforeFirstByte => true,
             Replay::NeverSent => false,
             Replay::ByPath => HARMLESS_PATHS.contains(&path),
         };
-        Self { variant: Arc::clone(variant), tried: SmallVec::new(), replays }
+        Self { variant: Arc::clone(variant), tried: SmallVec::new(), slots: 0, replays }
     }
 
     /// Starts of instances that it must not go to again.
@@ -61,6 +80,7 @@ impl Retry {
 
     pub(super) fn trying(&mut self, backend: &Backend) {
         self.tried.push(backend.route.generation);
+        self.slots = backend.slots();
     }
 
     /// Whether another try may follow the one under way, so that a spare copy is worth keeping.
@@ -74,19 +94,23 @@ impl Retry {
     }
 
     pub(super) fn after_not_sent(&self) -> bool {
-        self.decide("not_sent", &self.variant.shared.unsent_budget)
+        let budget = &self.variant.shared.budgets.not_sent;
+        self.decide("not_sent", || budget.may_retry())
     }
 
     pub(super) fn after_not_run(&self) -> bool {
-        self.may_follow() && self.decide("not_run", &self.variant.shared.budget)
+        let budget = &self.variant.shared.budgets.not_run;
+        self.may_follow() && self.decide("not_run", || budget.may_retry())
     }
 
     pub(super) fn after_broken(&self) -> bool {
-        self.replays && self.may_follow() && self.decide("replay", &self.variant.shared.budget)
+        let budget = &self.variant.shared.budgets.replay;
+        let credit = if self.variant.requests.retry_percent == 0 { 0 } else { self.slots };
+        self.replays && self.may_follow() && self.decide("replay", || budget.may_replay(credit))
     }
 
-    fn decide(&self, reason: &'static str, budget: &RetryBudget) -> bool {
-        let decided = self.tried.len() < MOST_TRIES && budget.may_retry();
+    fn decide(&self, reason: &'static str, pays: impl FnOnce() -> bool) -> bool {
+        let decided = self.tried.len() < MOST_TRIES && pays();
         self.variant.shared.retries.note(reason, decided);
         decided
     }

@@ -11,9 +11,9 @@ use http::HeaderValue;
 
 use super::admission::WaitingRoom;
 use super::pinned::Pinned;
+use super::retry::Budgets;
 use super::slot::{Seen, Slot};
 use super::vitals::Vitals;
-use crate::decision::budget::RetryBudget;
 use crate::decision::predict::ServiceTimes;
 use crate::decision::route::{self, Candidate, Chosen};
 use crate::decision::session::{self, Home};
@@ -111,9 +111,7 @@ pub(super) struct Variant {
 /// What a variant's requests share, whichever snapshot they are routed by.
 #[derive(Debug)]
 pub(super) struct Shared {
-    pub(super) budget: RetryBudget,
-    /// For what was provably not sent.
-    pub(super) unsent_budget: RetryBudget,
+    pub(super) budgets: Budgets,
     pub(super) retries: RetryTraffic,
     /// Held while a request's end is judged.
     pub(super) judging: Mutex<()>,
@@ -231,8 +229,7 @@ impl Endpoint {
 impl Shared {
     fn new(key: &VariantKey, model: &ModelName) -> Self {
         Self {
-            budget: RetryBudget::default(),
-            unsent_budget: RetryBudget::default(),
+            budgets: Budgets::default(),
             retries: RetryTraffic::new(key, model),
             judging: Mutex::default(),
         }
