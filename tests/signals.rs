@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
 use support::http::{self, Client};
+use support::pki::Authority;
 use support::{Forebay, Process, by_hand, eventually, free_port, local, write_config};
 
 const JSON: (&str, &str) = ("content-type", "application/json");
@@ -416,4 +417,38 @@ fn workers_are_asked_for_load_reports_only_where_that_is_configured() {
     assert_eq!(series(&forebay, "forebay_kv_cache_utilization_ratio"), both);
     let heads = heads.lock().expect("unpoisoned");
     assert!(heads.iter().all(|head| !head.contains("endpoint-load-metrics")), "{heads:?}");
+}
+
+#[test]
+fn engines_behind_tls_are_read_over_tls() {
+    let (authority, dir) = (Authority::new(), tempfile::tempdir().expect("dir"));
+    std::fs::write(dir.path().join("ca.pem"), authority.pem()).expect("written");
+    authority.certify(dir.path(), "worker", &["127.0.0.1"]);
+    let at = |file: &str| dir.path().join(file).display().to_string();
+    let (cert, key) = (at("worker.pem"), at("worker.key"));
+    let ours = || {
+        let flags = ["--tls-cert", &cert, "--tls-key", &key, "--max-concurrency", "4"];
+        support::Worker::start(&flags)
+    };
+    let workers = [("ml.http1", ours()), ("ml.h2", ours())];
+    let types = workers.iter().map(|(kind, worker)| {
+        format!(
+            "[instance_type.\"{kind}\"]\nprovider = \"existing\"\nprotocol = \"{}\"\n\
+             addresses = [\"https://{}\"]\nengine = \"vllm\"\nscrape_interval = \"100ms\"\n\
+             tls.ca_file = {:?}\n",
+            kind.trim_start_matches("ml."),
+            worker.address,
+            at("ca.pem")
+        )
+    });
+    let config = HEAD.to_owned()
+        + "[provider.existing]\nkind = \"static\"\n"
+        + &types.collect::<String>()
+        + &endpoint(&["ml.http1", "ml.h2"], 2, "");
+    let forebay = Forebay::serve(&config);
+    forebay.wait_in_service(2);
+    let idle = json!({"running": 0.0, "waiting": 0.0, "kv_cache": 0.0});
+    for (kind, _) in &workers {
+        eventually(&format!("{kind} tells"), || (told(&forebay, kind) == idle).then_some(()));
+    }
 }

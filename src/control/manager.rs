@@ -175,8 +175,8 @@ fn driver(
     let metrics = FleetMetrics::new();
     let calls = Calls::new(providers, limits, sender.clone(), crash.clone(), metrics.clone());
     calls.listen_for_nudges();
-    let scraper =
-        Scraper::start(ends.tables.subscribe(), ends.spec.subscribe(), sender.clone(), metrics);
+    let (tables, fleet) = (ends.tables.subscribe(), ends.spec.subscribe());
+    let scraper = Scraper::start(tables, fleet, sender.clone(), metrics, worker_tls.clone());
     Driver {
         controller: Controller::new(lease.epoch(), clock.now(), spec, stored, seed),
         clock,

@@ -8,7 +8,8 @@
 //! * [`manager`] is the life from lease to end; `driver` the loop in its middle.
 //! * `calls` asks providers, `probe` asks instances, `durable` the store; each with its time limit, so an
 //!   action that never answers delays nothing but itself.
-//! * `scrape` asks instances for their own view of their load, beside all of that.
+//! * `scrape` asks instances for their own view of their load, beside all of that. `over_tls` is how it and
+//!   `probe` reach those that speak TLS.
 //! * `lease` says whether this manager may act: one that was overtaken stops at once, with an error.
 //! * `stop` ends every instance where the operator wants that on exit.
 //! * [`crash`] holds the numbered points at which a test can make the process die.
@@ -23,6 +24,7 @@ mod durable;
 mod handle;
 mod lease;
 pub mod manager;
+mod over_tls;
 mod probe;
 mod scrape;
 mod stop;

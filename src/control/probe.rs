@@ -4,24 +4,21 @@
 //! again. One that is asked over TLS is connected to anew each time, so that the certificates and roots in
 //! force are looked at.
 
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::future::Either;
 use http::{Method, Request, Response, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
-use hyper::client::conn;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioExecutor, TokioTimer};
 use prost::Message;
-use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
 
+use super::over_tls;
 use crate::decision::controller::Event;
 use crate::runtime::tasks::Tasks;
 use crate::tls::{Connectors, Peer};
@@ -112,52 +109,10 @@ impl Prober {
     }
 
     async fn ask_over_tls(&self, probe: &Probe) -> Result<(), String> {
-        let stream = TcpStream::connect(probe.address.authority()).await;
-        let stream = stream.map_err(|error| format!("cannot connect: {error}"))?;
         let peer =
             Peer { address: &probe.address, tls: probe.tls.as_ref(), protocol: probe.protocol };
-        let stream = self.tls.connect(stream, peer).await.map_err(|error| error.to_string())?;
-        let (stream, question) = (TokioIo::new(stream), question(probe)?);
-        if probe.protocol == Protocol::Http1 {
-            let (mut sender, connection) =
-                conn::http1::handshake(stream).await.map_err(|error| whole(&error))?;
-            // In the form that is meant for a server itself.
-            let (mut parts, body) = question.into_parts();
-            parts.headers.insert(header::HOST, host(&probe.address)?);
-            parts.uri =
-                parts.uri.path_and_query().cloned().map_or_else(Default::default, Into::into);
-            let answer = sender.send_request(Request::from_parts(parts, body));
-            converse(probe, answer, connection).await
-        } else {
-            let (mut sender, connection) = conn::http2::handshake(TokioExecutor::new(), stream)
-                .await
-                .map_err(|error| whole(&error))?;
-            let answer = sender.send_request(question);
-            converse(probe, answer, connection).await
-        }
+        over_tls::exchange(&self.tls, peer, question(probe)?, |answer| judge(probe, answer)).await
     }
-}
-
-/// Moves the connection's bytes until the answer has been judged.
-async fn converse(
-    probe: &Probe,
-    answer: impl Future<Output = hyper::Result<Response<Incoming>>>,
-    connection: impl Future<Output = hyper::Result<()>>,
-) -> Result<(), String> {
-    let judged = pin!(async { judge(probe, answer.await.map_err(|error| whole(&error))?).await });
-    let connection = pin!(async {
-        // Whoever waits for something of it has been told.
-        drop(connection.await);
-        std::future::pending::<std::convert::Infallible>().await
-    });
-    match futures_util::future::select(judged, connection).await {
-        Either::Left((result, _)) => result,
-        Either::Right((never, _)) => match never {},
-    }
-}
-
-fn host(address: &Address) -> Result<header::HeaderValue, String> {
-    header::HeaderValue::from_str(address.authority()).map_err(|error| error.to_string())
 }
 
 /// What the answer says of the instance's health.

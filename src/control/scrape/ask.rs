@@ -7,8 +7,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, header};
-use http_body_util::{BodyExt, Empty, LengthLimitError, Limited};
+use http::{Request, Response, header};
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::body::Incoming;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
@@ -17,9 +18,11 @@ use tokio::process::Command;
 use tokio::time::{Instant, timeout};
 
 use super::TIME;
-use super::targets::{EnginePage, GpuPage, Target};
+use super::targets::{EnginePage, GpuPage, Target, TlsPeer};
+use crate::control::over_tls;
 use crate::control::probe::whole;
 use crate::decision::signals::{self, gpu};
+use crate::tls::{Connectors, Peer};
 use crate::types::signals::Signals;
 use crate::types::spec::GpuSource;
 
@@ -61,19 +64,20 @@ type Shared = Arc<tokio::sync::Mutex<Option<(Instant, Page)>>>;
 
 /// What asks.
 pub(super) struct Asker {
-    http1: Client<HttpConnector, Empty<Bytes>>,
-    http2: Client<HttpConnector, Empty<Bytes>>,
+    http1: Client<HttpConnector, Full<Bytes>>,
+    http2: Client<HttpConnector, Full<Bytes>>,
+    tls: Connectors,
     shared: Mutex<BTreeMap<GpuSource, Shared>>,
 }
 
 impl Asker {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(tls: Connectors) -> Self {
         let client = |http2| {
             let mut builder = Client::builder(TokioExecutor::new());
             // Far between, so that no connection is worth keeping.
             builder.pool_max_idle_per_host(0).http2_only(http2).build_http()
         };
-        Self { http1: client(false), http2: client(true), shared: Mutex::default() }
+        Self { http1: client(false), http2: client(true), tls, shared: Mutex::default() }
     }
 
     /// Forgets the sources that none of `targets` has.
@@ -103,9 +107,8 @@ impl Asker {
     }
 
     async fn engine(&self, page: &EnginePage) -> Result<Signals, String> {
-        let client = if page.is_http2 { &self.http2 } else { &self.http1 };
         let url = &page.url;
-        let told = match in_time(fetch(client, url)).await {
+        let told = match in_time(self.engine_text(page)).await {
             Ok(text) => signals::engine_page(&text, page.engine),
             Err(problem) => {
                 let flag =
@@ -121,6 +124,16 @@ impl Asker {
             return Err(format!("{url} has none of the metrics of {whose}"));
         }
         Ok(told)
+    }
+
+    async fn engine_text(&self, page: &EnginePage) -> Result<String, String> {
+        let Some(TlsPeer { address, tls, protocol }) = &page.tls else {
+            let client = if page.is_http2 { &self.http2 } else { &self.http1 };
+            return fetch(client, &page.url).await;
+        };
+        let peer = Peer { address, tls: tls.as_ref(), protocol: *protocol };
+        // A handshake's state is large, and most engines do without.
+        Box::pin(over_tls::exchange(&self.tls, peer, question(&page.url)?, text)).await
     }
 
     async fn gpu(&self, page: &GpuPage, interval: Duration) -> Result<Signals, String> {
@@ -167,13 +180,21 @@ async fn in_time(work: impl Future<Output = Result<String, String>>) -> Result<S
     timeout(TIME, work).await.unwrap_or_else(|_elapsed| Err(format!("no answer in {TIME:?}")))
 }
 
-async fn fetch(client: &Client<HttpConnector, Empty<Bytes>>, url: &str) -> Result<String, String> {
-    let request = Request::get(url)
+async fn fetch(client: &Client<HttpConnector, Full<Bytes>>, url: &str) -> Result<String, String> {
+    let answer = client.request(question(url)?).await.map_err(|error| whole(&error))?;
+    text(answer).await
+}
+
+fn question(url: &str) -> Result<Request<Full<Bytes>>, String> {
+    Request::get(url)
         .header(header::USER_AGENT, concat!("forebay/", env!("CARGO_PKG_VERSION")))
         .header(header::ACCEPT, "text/plain;version=0.0.4")
-        .body(Empty::new())
-        .map_err(|error| error.to_string())?;
-    let answer = client.request(request).await.map_err(|error| whole(&error))?;
+        .body(Full::default())
+        .map_err(|error| error.to_string())
+}
+
+/// The text of a page that is there.
+async fn text(answer: Response<Incoming>) -> Result<String, String> {
     let status = answer.status();
     if !status.is_success() {
         return Err(format!("answered {status}"));

@@ -22,6 +22,7 @@ use crate::decision::controller::Event;
 use crate::runtime::rng;
 use crate::runtime::tasks::Tasks;
 use crate::telemetry::fleet::FleetMetrics;
+use crate::tls::Connectors;
 use crate::types::spec::FleetSpec;
 use crate::types::table::RoutingTable;
 use ask::{Answers, Asker};
@@ -50,6 +51,7 @@ impl Scraper {
         spec: watch::Receiver<Arc<FleetSpec>>,
         events: mpsc::Sender<Event>,
         metrics: FleetMetrics,
+        tls: Connectors,
     ) -> Self {
         let tasks = Tasks::new();
         let (answer, answers) = mpsc::channel(ANSWERS);
@@ -59,7 +61,7 @@ impl Scraper {
             events,
             metrics,
             turns: BTreeMap::new(),
-            asker: Arc::new(Asker::new()),
+            asker: Arc::new(Asker::new(tls)),
             slots: Arc::new(Semaphore::new(QUESTIONS)),
             answer,
             answers,

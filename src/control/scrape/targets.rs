@@ -2,12 +2,14 @@
 //! name.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::decision::engine::{self, Profile};
 use crate::types::spec::{Engine, FleetSpec, GpuSource, SignalSpec};
 use crate::types::table::{BackendRoute, RoutingTable};
-use crate::types::{Generation, InstanceId, InstanceTypeName, Protocol, VariantKey};
+use crate::types::tls::WorkerTls;
+use crate::types::{Address, Generation, InstanceId, InstanceTypeName, Protocol, VariantKey};
 
 /// One start of an instance.
 pub(super) type Key = (InstanceId, Generation);
@@ -27,6 +29,8 @@ pub(super) struct Target {
 pub(super) struct EnginePage {
     pub(super) url: String,
     pub(super) is_http2: bool,
+    /// Where it is reached over TLS.
+    pub(super) tls: Option<TlsPeer>,
     pub(super) engine: Option<Engine>,
 }
 
@@ -34,6 +38,14 @@ impl EnginePage {
     pub(super) fn profile(&self) -> Option<&'static Profile> {
         self.engine.map(engine::profile)
     }
+}
+
+/// Whom a TLS connection goes to.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct TlsPeer {
+    pub(super) address: Address,
+    pub(super) tls: Option<Arc<WorkerTls>>,
+    pub(super) protocol: Protocol,
 }
 
 /// Where GPUs are told of.
@@ -86,7 +98,12 @@ fn engine_page(backend: &BackendRoute, signals: &SignalSpec) -> Option<EnginePag
     };
     // A port of its own is that of a plain exporter.
     let is_http2 = port.is_none() && backend.protocol != Protocol::Http1;
-    Some(EnginePage { url, is_http2, engine: backend.engine })
+    let tls = (port.is_none() && address.is_tls()).then(|| TlsPeer {
+        address: address.clone(),
+        tls: backend.tls.clone(),
+        protocol: backend.protocol,
+    });
+    Some(EnginePage { url, is_http2, tls, engine: backend.engine })
 }
 
 fn gpu_page(backend: &BackendRoute, signals: &SignalSpec) -> Option<GpuPage> {

@@ -126,7 +126,13 @@ fn world(backends: Vec<BackendRoute>, signals: SignalSpec) -> World {
     let (tables, follow_tables) = watch::channel(table(backends));
     let (specs, follow_spec) = watch::channel(spec(signals));
     let (sender, events) = mpsc::channel(8);
-    let scraper = Scraper::start(follow_tables, follow_spec, sender, FleetMetrics::new());
+    let scraper = Scraper::start(
+        follow_tables,
+        follow_spec,
+        sender,
+        FleetMetrics::new(),
+        Connectors::default(),
+    );
     World { scraper, tables, spec: specs, events }
 }
 
@@ -276,7 +282,7 @@ async fn an_exporter_is_asked_once_for_all_instances_of_its_host_and_each_gets_i
         backend("i-2", exporter.clone(), None),
         backend("i-3", exporter, None),
     ];
-    let scraper = Asker::new();
+    let scraper = Asker::new(Connectors::default());
     let targets = targets::of(&table(backends), &spec(signals));
     let answers = futures_util::future::join_all(targets.values().map(|t| scraper.ask(t))).await;
     let told: Vec<_> = answers.into_iter().map(Answers::told).collect();
