@@ -261,7 +261,9 @@ impl Split {
         let (proxy, admin) = (local(free_port()), local(free_port()));
         let proxy_admin = local(free_port());
         let manager_path = dir.path().join("manager.toml");
-        write_config(&manager_path, &quickstart(), proxy, admin);
+        let upgradable = "[proxy]\ntakeover = \"manager.sock\"\n";
+        let manager_config = quickstart().replacen("[proxy]\n", upgradable, 1);
+        write_config(&manager_path, &manager_config, proxy, admin);
         let proxy_path = dir.path().join("proxy.toml");
         let manager = way(admin);
         let config = format!(
@@ -438,6 +440,50 @@ fn a_proxy_alone_is_upgraded_and_what_its_old_generation_serves_holds_the_drain(
         let gone = split.view.instances().iter().all(|i| i["id"] != busy);
         (gone && generations(&split.view).is_empty()).then_some(())
     });
+}
+
+#[test]
+fn a_manager_alone_is_upgraded_without_a_refused_connection_or_a_lost_instance() {
+    let mut split = Split::start();
+    wait_types(&split.view, &[P5, G6, G6]);
+    let place = split.view.dir.path().join("manager.sock");
+    eventually("it can be taken over", || place.exists().then_some(()));
+    eventually("the proxy serves", || {
+        TcpStream::connect(split.view.proxy).ok()?;
+        (post(&split.view, CHAT).status == 200).then_some(())
+    });
+    let mut client = Client::connect(split.view.proxy);
+    let headers = [JSON, ("x-worker-tokens", "200")];
+    client.send("POST", "/v1/chat/completions", &headers, STREAM.as_bytes());
+    assert_eq!(client.read_head().status, 200);
+    let ids = |view: &Forebay| {
+        let mut ids: Vec<_> = view.instances().iter().map(|i| i["id"].to_string()).collect();
+        ids.sort();
+        ids
+    };
+    // An answer, or nothing where the one that answered is about to end; a refused connection panics.
+    let epoch = |view: &Forebay| {
+        let mut admin = Client::connect(view.admin);
+        admin.send("GET", "/api/v1/status", &[], b"");
+        admin.try_read_answer()?.json()["table_version"]["epoch"].as_u64()
+    };
+    let known = ids(&split.view);
+    let first = eventually("it acts", || epoch(&split.view));
+    let args = ["manager", "--config", &split.manager_config];
+    let successor = Process::start(&args, split.view.dir.path(), "forebay.log");
+    let mut before = std::mem::replace(&mut split.manager, successor);
+    eventually("the successor acts", || epoch(&split.view).filter(|epoch| *epoch > first));
+    assert!(before.wait().success());
+    assert!(!split.manager.has_ended());
+    eventually("the proxy follows it", || split.view.proxies_are_current().then_some(()));
+    assert_eq!(ids(&split.view), known, "nothing was launched or forgotten");
+    assert!(split.view.cli(&["scale", "my-endpoint", "2"]).status.success());
+    wait_types(&split.view, &[P5, G6]);
+    let mut text = String::new();
+    while let Some(chunk) = client.read_chunk() {
+        text += &String::from_utf8_lossy(&chunk.expect("the stream finishes"));
+    }
+    assert!(text.trim_end().ends_with("[DONE]"));
 }
 
 #[test]

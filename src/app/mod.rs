@@ -162,7 +162,7 @@ async fn run_until_told(
 ) -> Result<(), AppError> {
     let tasks = Tasks::new();
     let mut signals = signals::Signals::install().map_err(AppError::Start)?;
-    let place = config.proxy.takeover.clone().filter(|_| halves != Halves::Manager);
+    let place = config.proxy.takeover.clone();
     let mut inherited = inherit(place.as_deref())?;
     let guard = guard::start(config.admin.token_file.as_deref(), &tasks)?;
     let (admin, admin_socket) = bind_admin(&config, inherited.as_mut()).await?;
@@ -262,9 +262,10 @@ fn open_takeover(
     admin: Option<std::net::TcpListener>,
     proxy: Option<&ProxyHalf>,
 ) -> Result<Option<Takeover>, AppError> {
-    let (Some(path), Some(proxy)) = (place, proxy) else { return Ok(None) };
+    let Some(path) = place else { return Ok(None) };
     let open = || {
-        let mut sockets = proxy.sockets()?;
+        // A manager alone has the admin listener's, of which it is to be reached again at once.
+        let mut sockets = proxy.map_or_else(|| Ok(Vec::new()), ProxyHalf::sockets)?;
         sockets.extend(admin);
         Takeover::open(path, sockets)
     };

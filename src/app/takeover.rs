@@ -1,6 +1,6 @@
 //! A new binary takes the listening sockets over from the one that runs: not a connection is refused, since
 //! the sockets, with whatever waits in them, are never closed. Both speak over a Unix socket (`[proxy]
-//! takeover`), whose file only their user can use:
+//! takeover`), whose file only their user can use. For a manager alone the sockets are the admin listener's:
 //!
 //! 1. the successor connects; it gets each listening socket, then the routing table as it is;
 //! 2. it starts, accepts on them, and says so. Up to here the old process goes on as if nothing were, and if
