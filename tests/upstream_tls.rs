@@ -92,9 +92,11 @@ fn wait_for_reason(forebay: &Forebay, words: &str) {
         let reason = forebay.instances().first()?["reason"].as_str()?.to_owned();
         reason.contains(words).then_some(())
     });
-    let explained = forebay.cli(&["explain", "e"]);
-    let explained = String::from_utf8_lossy(&explained.stdout).into_owned();
-    assert!(explained.contains(words), "{explained}");
+    // Between the two another probe may have ended in other words.
+    eventually("it is explained", || {
+        let explained = forebay.cli(&["explain", "e"]);
+        String::from_utf8_lossy(&explained.stdout).contains(words).then_some(())
+    });
     assert!(forebay.in_service().is_empty());
 }
 
