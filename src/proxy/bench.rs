@@ -1,10 +1,12 @@
-//! A narrow window for the benchmarks onto the choice, which is otherwise private to the proxy.
+//! A narrow window for the benchmarks onto what is otherwise private to the proxy: the choice, the queue's
+//! hand-off, the search for a body's model.
 
 use std::sync::Arc;
 
 use futures_util::FutureExt;
 
 use super::admission::{Affinity, Reservation};
+use super::model_field::{Finder, ModelField};
 use super::router::Router;
 use super::snapshot::Variant;
 use crate::decision::admit::Caller;
@@ -50,8 +52,8 @@ impl Fleet {
             model: name.parse().expect(valid),
             weight: 1.0,
             strategy,
-            queue_limit: 1,
-            queue_timeout_ms: 1,
+            queue_limit: 65_536,
+            queue_timeout_ms: 600_000,
             requests: Default::default(),
             backends: (0..copies).map(backend).collect(),
         };
@@ -74,4 +76,16 @@ impl Fleet {
         let admitted = self.variant.admit(Caller { priority: 0, id: 0 }, &[], Affinity::None);
         admitted.now_or_never()?.ok().map(Held)
     }
+
+    /// Takes a slot, waiting for its turn where none is free. Needs a runtime with time.
+    pub async fn wait(&self) -> Option<Held> {
+        let caller = Caller { priority: 0, id: 0 };
+        self.variant.admit(caller, &[], Affinity::None).await.ok().map(Held)
+    }
+}
+
+/// Whether the top-level `model` of a whole JSON body was found.
+#[must_use]
+pub fn names_a_model(body: &[u8]) -> bool {
+    matches!(Finder::new().look(body), Some(ModelField::Named(_)))
 }
