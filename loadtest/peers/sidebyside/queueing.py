@@ -7,6 +7,8 @@ begins with it, wherever it spent that time; the ideal is simulated on the very 
 """
 
 import csv
+import signal
+import time
 
 from . import load
 from .figures import Figure
@@ -68,27 +70,39 @@ def judge(path, workers):
     }
 
 
-def steady(share, **how):
-    """All proxies at this share of the fleet's capacity, a seed each round."""
+def open_loop(share, death=False, **how):
+    """All proxies at this share of the fleet's capacity, a seed each round. With `death` the first of the slow
+    workers is killed after a quarter of each round and started again after half of it."""
     def alone(options, directory, proxies):
-        started, loads, seconds = [], [], options.seconds * 20
+        fleets = {proxy.name: fleet() for proxy in proxies}
+        started, victims, ports = [], {}, {}
         try:
-            fleets = {}
             for proxy in proxies:
-                workers = fleets[proxy.name] = fleet()
-                started += start_workers(directory, workers)
-                one = proxy.start(Setting(workers, directory))
+                workers = fleets[proxy.name]
+                mortal = [workers[2]] if death else []
+                started += start_workers(directory, [w for w in workers if w not in mortal])
+                started += start_workers(directory, mortal)
+                victims[proxy.name] = (started[-1], mortal)
+                one = proxy.start(Setting(workers, directory, checks=death))
                 started.append(one.process)
                 one.wait(load.body())
-                loads.append((proxy.name, one.port))
+                ports[proxy.name] = one.port
             results = {proxy.name: [] for proxy in proxies}
             for turn in range(options.rounds):
-                running = []
-                for name, port in loads:
+                running, seconds = [], options.seconds * 20
+                for name, port in ports.items():
                     path = directory / f"{name}-{turn}.csv"
-                    command = dict(rate=capacity(fleets[name]) * share, seconds=seconds, work_us=WORK_MS * 1000,
-                                   seed=turn + 1, requests=path, **how)
-                    running.append((name, path, load.start("open", port, **command)))
+                    process = load.start("open", port, rate=capacity(fleets[name]) * share, seconds=seconds,
+                                         work_us=WORK_MS * 1000, seed=turn + 1, requests=path, **how)
+                    running.append((name, path, process))
+                if death:
+                    time.sleep(seconds / 4)
+                    for process, _ in victims.values():
+                        process.end(signal.SIGKILL)
+                    time.sleep(seconds / 4)
+                    for name, (_, mortal) in victims.items():
+                        started += start_workers(directory, mortal)
+                        victims[name] = (started[-1], mortal)
                 for name, path, process in running:
                     load.finish(process)
                     results[name].append(judge(path, fleets[name]))

@@ -164,10 +164,12 @@ ROWS = [
     Row("6c", "HTTP/2 over TLS, 4 connections of 8 streams", PER_REQUEST,
         closed(connections=4, streams=8, protocol="tls2"), SECURE, listener="tls"),
     *(Row("7" if share == 85 else f"7-{share}", f"mixed fleet, open loop at {share} % of its capacity",
-          queueing.FIGURES, proxies=queueing.PROXIES, alone=queueing.steady(share / 100))
+          queueing.FIGURES, proxies=queueing.PROXIES, alone=queueing.open_loop(share / 100))
       for share in (85, 50, 70, 95)),
+    Row("7-death", "mixed fleet at 70 %, a slow worker dies and comes back (the ideal's does not die)",
+        queueing.FIGURES, proxies=queueing.PROXIES, alone=queueing.open_loop(0.7, death=True)),
     Row("9", "mixed fleet at 85 %, arrivals doubled for a quarter of the time",
-        queueing.FIGURES, proxies=queueing.BURST_PROXIES, alone=queueing.steady(0.85, burst=2.0)),
+        queueing.FIGURES, proxies=queueing.BURST_PROXIES, alone=queueing.open_loop(0.85, burst=2.0)),
     Row("10", "one of 4 workers killed under load, started again after 5 s",
         failing.FIGURES, proxies=failing.PROXIES, alone=failing.killed),
 ]
