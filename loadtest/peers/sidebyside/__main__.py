@@ -10,7 +10,7 @@ from pathlib import Path
 
 from . import machine, report
 from .machine import CACHE, ROOT
-from .proxies import ALL
+from .proxies import ALL, FOREBAY
 from .rows import ROWS, there
 
 
@@ -27,15 +27,21 @@ def main():
     parser.add_argument("--streams", type=int, default=9900, help="of row 3; each takes two files of the proxy's")
     parser.add_argument("--record", action="store_true",
                         help="keep the figures in loadtest/peers/results and loadtest/README.md")
+    parser.add_argument("--also", action="append", default=[], metavar="NAME=PATH",
+                        help="another build of Forebay, measured beside this one; may be given several times")
     options = parser.parse_args()
     unknown = [key for key in options.rows if key not in by_key]
     if unknown:
         parser.error(f"no row {', '.join(unknown)}: there are {', '.join(by_key)}")
     chosen = [by_key[key] for key in options.rows] or [row for row in ROWS if row.key != "3"]
     names = [name for name in options.peers.split(",") if name]
+    others = [FOREBAY.variant(name, os.path.abspath(path)) for name, _, path in (o.partition("=") for o in options.also)]
+    names += [other.name for other in others if names]
+    for row in chosen:
+        row.proxies = row.proxies + others
 
     print(machine.describe())
-    for proxy in ALL:
+    for proxy in ALL + others:
         print(proxy.missing() or f"{proxy.name}: {proxy.version(proxy.program)}")
     folder = ROOT / "loadtest/peers/results" if options.record else CACHE / "results"
     failed = []

@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import threading
 from contextlib import contextmanager
 
 from .machine import OTHER_CORES, ROOT, Started, free_ports
@@ -64,18 +65,23 @@ def run(kind, port, **options):
 
 
 @contextmanager
-def running(kind, port, **options):
-    """A load in the background, with what it tells, line by line; ended with the block."""
+def running(kind, port, limit, **options):
+    """A load in the background, with what it tells, line by line; ended with the block, or after `limit`
+    seconds."""
     process = start(kind, port, **options)
+    end = threading.Timer(limit, process.terminate)
+    end.start()
 
     def told():
         line = process.stdout.readline()
         if not line:
-            raise RuntimeError(f"{' '.join(process.args)}: {process.stderr.read().strip()[-500:]}")
+            why = process.stderr.read().strip()[-500:] or f"not done after {limit:.0f} s"
+            raise RuntimeError(f"{' '.join(process.args)}: {why}")
         return json.loads(line)
 
     try:
         yield told
     finally:
+        end.cancel()
         process.terminate()
         process.communicate()

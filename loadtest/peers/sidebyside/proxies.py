@@ -81,8 +81,8 @@ class Proxy:
         trust = setting.certificate / "cert.pem" if setting.listener == "tls" else None
         return Running(process, port, port if plain else None, trust)
 
-    def variant(self, name, **options):
-        return Proxy(name, self.program, self.install, self.version, self.begin, self.listeners,
+    def variant(self, name, program=None, **options):
+        return Proxy(name, program or self.program, self.install, self.version, self.begin, self.listeners,
                      self.options | options)
 
 

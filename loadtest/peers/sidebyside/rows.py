@@ -123,8 +123,9 @@ def streams(count=None, gap_ms=50):
         before_memory = one.process.memory()
         total = count or options.streams
         # The ramp keeps below what a listener's queue holds.
-        with load.running("streams", one.port, streams=total, gap_ms=gap_ms, seconds=options.seconds * 2,
-                          ramp=max(1.0, total / 1000)) as told:
+        ramp, seconds = max(1.0, total / 1000), options.seconds * 2
+        with load.running("streams", one.port, 3 * ramp + seconds + 30, streams=total, gap_ms=gap_ms,
+                          seconds=seconds, ramp=ramp) as told:
             assert told()["event"] == "begin"
             before = one.process.cpu()
             end = told()
