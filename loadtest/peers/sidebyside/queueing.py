@@ -75,7 +75,7 @@ def open_loop(share, death=False, **how):
     workers is killed after a quarter of each round and started again after half of it."""
     def alone(options, directory, proxies):
         fleets = {proxy.name: fleet() for proxy in proxies}
-        started, victims, ports = [], {}, {}
+        started, victims, ports, running = [], {}, {}, []
         try:
             for proxy in proxies:
                 workers = fleets[proxy.name]
@@ -110,6 +110,8 @@ def open_loop(share, death=False, **how):
                     f"{name} {rounds[-1]['wait']:.1f}" for name, rounds in results.items()), flush=True)
             return results
         finally:
+            for _, _, process in running:
+                process.terminate()
             for process in reversed(started):
                 process.end()
     return alone

@@ -71,7 +71,7 @@ def section(kept, pictures):
     rounds = max(len(r) for r in kept["results"].values())
     return (f"#### Row {kept['key']}: {kept['title']}\n\n{table(kept)}\n\n"
             f"![row {kept['key']}]({pictures}/row-{kept['key']}.svg)\n\n"
-            f"{rounds} rounds, {kept['when']}, load average {kept['load_average']}.\n")
+            f"Rounds: {rounds}; {kept['when']}, load average {kept['load_average']}.\n")
 
 
 def readme(path, all_kept, pictures):
