@@ -154,6 +154,27 @@ fn what_is_paid_is_the_time_from_grant_to_end() {
 }
 
 #[test]
+fn scheduled_actions_act_at_their_time_of_a_scenario() {
+    // A scenario begins at midnight (UTC): four are desired for an hour, and then six.
+    let text = shipped("zone-loss.toml")
+        .replace("initial_instance_count = 6", "initial_instance_count = 4")
+        .replace(
+            "    [[endpoint.variant.pool]]\n    instance_type = \"g6.far\"",
+            "    [[endpoint.variant.schedule]]\n    name = \"morning\"\n    \
+             schedule = \"at(2025-01-01T01:00:00)\"\n    min_instance_count = 6\n\n    \
+             [[endpoint.variant.pool]]\n    instance_type = \"g6.far\"",
+        );
+    let report = run(&text, 1);
+    let desired = |from: f64, until: f64| {
+        let within = |at: f64| (from..until).contains(&at);
+        let moments = report.timeline.iter().filter(|moment| within(moment.at_s));
+        moments.map(|moment| moment.desired).collect::<std::collections::BTreeSet<_>>()
+    };
+    assert_eq!(desired(60.0, 3_600.0).into_iter().collect::<Vec<_>>(), [4]);
+    assert_eq!(desired(3_660.0, 7_200.0).into_iter().collect::<Vec<_>>(), [6]);
+}
+
+#[test]
 fn requests_at_an_instance_that_ends_are_lost() {
     let text = shipped("drought.toml")
         .replace("[[simulation.crash]]", "[[simulation.kill]]\nat = \"50m\"\n[[simulation.crash]]");

@@ -10,8 +10,9 @@ use crate::types::{
     Address, InstanceId, InstanceTypeName, ProviderError, ProviderName, Timestamp, VariantKey,
 };
 
-/// Addresses that there are.
+/// Addresses that there are, each a port of one host.
 const SLOTS: u16 = 50_000;
+const FIRST_PORT: u16 = 9_000;
 
 /// All providers together.
 #[derive(Debug)]
@@ -22,8 +23,12 @@ pub(super) struct Cloud {
     pub(super) out_until: BTreeMap<ProviderName, Timestamp>,
     /// Every instance ever launched whose end has not been forgotten yet.
     pub(super) machines: BTreeMap<InstanceId, Machine>,
-    /// Addresses in use; the lowest free one is taken next, so that they are used again.
-    addresses: BTreeSet<u16>,
+    /// Who listens where, by the last part of the address.
+    listening: BTreeMap<u16, InstanceId>,
+    /// Addresses that were in use and are free; the lowest one is taken next, so that they are used again.
+    freed: BTreeSet<u16>,
+    /// Instances that have not ended, by type.
+    held: BTreeMap<InstanceTypeName, u32>,
     /// Launches refused for lack of capacity, by type.
     pub(super) refusals: BTreeMap<InstanceTypeName, u64>,
     pub(super) launches: BTreeMap<InstanceTypeName, u64>,
@@ -100,7 +105,9 @@ impl Cloud {
             rejecting: BTreeSet::new(),
             out_until: BTreeMap::new(),
             machines: BTreeMap::new(),
-            addresses: BTreeSet::new(),
+            listening: BTreeMap::new(),
+            freed: BTreeSet::new(),
+            held: BTreeMap::new(),
             refusals: BTreeMap::new(),
             launches: BTreeMap::new(),
         }
@@ -172,6 +179,8 @@ impl Cloud {
         }
         *self.launches.entry(kind.clone()).or_default() += 1;
         let machine = self.make(now, provider, batch, faults, rng);
+        self.listening.insert(machine.slot, id.clone());
+        *self.held.entry(kind.clone()).or_default() += 1;
         let address = at_grant.then(|| machine.address.clone());
         self.machines.insert(id.clone(), machine);
         Ok(Grant { address })
@@ -189,9 +198,8 @@ impl Cloud {
         let startup = self.setup.startup_by_type.get(kind).copied().unwrap_or(self.setup.startup);
         let startup = rng.span(startup);
         let running_at = now + startup / 2;
-        let slot = (0..SLOTS).find(|slot| !self.addresses.contains(slot)).unwrap_or(0);
-        self.addresses.insert(slot);
-        let socket = std::net::SocketAddr::from(([10, 0, 0, 1], 9000 + slot));
+        let slot = self.free_slot();
+        let socket = std::net::SocketAddr::from(([10, 0, 0, 1], FIRST_PORT + slot));
         Machine {
             provider: provider.clone(),
             instance_type: kind.clone(),
@@ -211,10 +219,15 @@ impl Cloud {
         }
     }
 
+    /// The lowest address that is free: those that never were in use follow those that are or were.
+    fn free_slot(&mut self) -> u16 {
+        let fresh = u16::try_from(self.listening.len() + self.freed.len()).unwrap_or(SLOTS);
+        self.freed.pop_first().unwrap_or(fresh.min(SLOTS))
+    }
+
     /// Instances of a type that hold capacity.
     pub(super) fn running(&self, kind: &InstanceTypeName) -> u32 {
-        let held = |m: &&Machine| m.ended.is_none() && m.instance_type == *kind;
-        u32::try_from(self.machines.values().filter(held).count()).unwrap_or(u32::MAX)
+        self.held.get(kind).copied().unwrap_or(0)
     }
 
     /// What `provider` lists at this moment.
@@ -257,16 +270,21 @@ impl Cloud {
         let listed_until = now + rng.span(self.setup.remembered);
         if let Some(machine) = self.machines.get_mut(id).filter(|m| m.ended.is_none()) {
             machine.ended = Some(Ended { reason: reason.to_owned(), listed_until });
-            self.addresses.remove(&machine.slot);
+            self.listening.remove(&machine.slot);
+            self.freed.insert(machine.slot);
+            if let Some(held) = self.held.get_mut(&machine.instance_type) {
+                *held -= 1;
+            }
         }
     }
 
     /// How a probe of `address` is answered: by whoever listens there now.
     pub(super) fn probe(&self, now: Timestamp, address: &Address) -> Result<(), String> {
-        let machine = self
-            .machines
-            .values()
-            .find(|m| m.ended.is_none() && m.running_at <= now && m.address == *address)
+        let port = address.authority().rsplit_once(':').and_then(|(_, port)| port.parse().ok());
+        let machine = port
+            .and_then(|port: u16| port.checked_sub(FIRST_PORT))
+            .and_then(|slot| self.machines.get(self.listening.get(&slot)?))
+            .filter(|m| m.running_at <= now && m.address == *address)
             .ok_or("connection refused")?;
         match machine.healthy_at {
             _ if machine.dead => Err("timed out".into()),

@@ -1,12 +1,12 @@
 //! The simulated world's durable state: commits in order, and what survives a crash of the manager.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::types::record::{
     CapacityKey, CapacityRecord, Change, EventRecord, InstanceRecord, ProxyRecord, StoredState,
     VariantRecord,
 };
-use crate::types::{InstanceId, ProxyId, VariantKey};
+use crate::types::{InstanceId, InstanceState, ProxyId, VariantKey};
 
 /// Events kept; the oldest are dropped past it.
 const LOG_LIMIT: usize = 200;
@@ -15,6 +15,8 @@ const LOG_LIMIT: usize = 200;
 #[derive(Debug, Default)]
 pub(super) struct DurableState {
     pub(super) instances: BTreeMap<InstanceId, InstanceRecord>,
+    /// Those of them that drain.
+    pub(super) draining: BTreeSet<InstanceId>,
     pub(super) variants: BTreeMap<VariantKey, VariantRecord>,
     pub(super) capacities: BTreeMap<CapacityKey, CapacityRecord>,
     pub(super) proxies: BTreeMap<ProxyId, ProxyRecord>,
@@ -29,9 +31,17 @@ impl DurableState {
             match change {
                 Change::PutInstance(record) => {
                     self.next_generation = self.next_generation.max(record.generation.0 + 1);
+                    if record.state == InstanceState::Draining {
+                        self.draining.insert(record.id.clone());
+                    } else {
+                        self.draining.remove(&record.id);
+                    }
                     self.instances.insert(record.id.clone(), record.clone());
                 }
-                Change::DeleteInstance(id) => drop(self.instances.remove(id)),
+                Change::DeleteInstance(id) => {
+                    self.instances.remove(id);
+                    self.draining.remove(id);
+                }
                 Change::PutVariant(record) => {
                     self.variants.insert(record.variant.clone(), record.clone());
                 }

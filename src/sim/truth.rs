@@ -60,10 +60,9 @@ impl World {
         if !self.manager.as_ref().is_some_and(settled_in) {
             return;
         }
-        let overdue = self.store.instances.values().find(|record| {
-            record.state == InstanceState::Draining
-                && record.drain_deadline.is_some_and(|at| self.now.since(at) > OVERDUE)
-        });
+        let mut draining = self.store.draining.iter().filter_map(|id| self.store.instances.get(id));
+        let overdue = draining
+            .find(|record| record.drain_deadline.is_some_and(|at| self.now.since(at) > OVERDUE));
         if let Some(record) = overdue {
             self.blame(format!("{} drains past its deadline", record.id));
         }

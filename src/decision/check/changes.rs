@@ -195,7 +195,7 @@ fn put_new(
     found: &mut Vec<Violation>,
 ) {
     let listed = ledger.listed.get(&record.provider).and_then(|list| list.get(&record.id));
-    let adoptable = listed.is_some_and(|i| i.variant.as_ref() == Some(&record.variant));
+    let adoptable = listed.is_some_and(|variant| variant.as_ref() == Some(&record.variant));
     let edge = match record.state {
         InstanceState::Pending => true,
         InstanceState::Starting | InstanceState::Stopping => adoptable,

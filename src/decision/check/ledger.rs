@@ -30,7 +30,8 @@ pub struct Ledger {
     pub(super) next_generation: u64,
     pub(super) proxies: BTreeMap<ProxyId, Heard>,
     proxy_lease: Duration,
-    pub(super) listed: BTreeMap<ProviderName, BTreeMap<InstanceId, ProviderInstance>>,
+    /// What each provider's last list showed, and whom it serves.
+    pub(super) listed: BTreeMap<ProviderName, BTreeMap<InstanceId, Option<VariantKey>>>,
     listing: BTreeMap<ProviderName, u64>,
     table: Option<Arc<RoutingTable>>,
     /// Counts events and actions, to tell whether a list was begun after something else.
@@ -214,9 +215,17 @@ impl Ledger {
 
     fn note_list(&mut self, provider: &ProviderName, begun: u64, instances: &[ProviderInstance]) {
         let step = self.step;
-        let listed: BTreeMap<_, _> = instances.iter().map(|i| (i.id.clone(), i.clone())).collect();
-        for known in self.instances.values_mut().filter(|k| k.record.provider == *provider) {
-            match listed.get(&known.record.id) {
+        let listed: BTreeMap<_, _> = instances.iter().map(|there| (&there.id, there)).collect();
+        let mut there = listed.values().peekable();
+        // Both are in the order of their ids: one walk through them, instead of a search for each.
+        for known in self.instances.values_mut() {
+            let id = &known.record.id;
+            while there.next_if(|there| there.id < *id).is_some() {}
+            let there = there.next_if(|there| there.id == *id);
+            if known.record.provider != *provider {
+                continue;
+            }
+            match there {
                 Some(instance) => {
                     // It runs, whatever the answer to its launch will be.
                     known.launching = false;
@@ -229,7 +238,8 @@ impl Ledger {
                 None => {}
             }
         }
-        self.listed.insert(provider.clone(), listed);
+        let shown = listed.values().map(|there| (there.id.clone(), there.variant.clone()));
+        self.listed.insert(provider.clone(), shown.collect());
     }
 
     fn note_launched(&mut self, outcome: &LaunchOutcome) {

@@ -40,8 +40,8 @@ pub(super) struct Proxy {
     pub(super) live: bool,
     pub(super) run: u64,
     pub(super) applied: TableVersion,
-    /// Requests at each instance, with the start they belong to, and broken connections so far.
-    pub(super) outstanding: BTreeMap<InstanceId, (Generation, u32, u64)>,
+    /// Requests at each instance that there is, by its start, and broken connections so far.
+    pub(super) outstanding: BTreeMap<Generation, (u32, u64)>,
     /// Requests waiting and running for each variant.
     pub(super) demand: BTreeMap<VariantKey, (u32, u32)>,
     /// Its successor has its clients, and it ends by then.
@@ -83,20 +83,22 @@ impl Controller {
             return;
         }
         let mut suspects = Vec::new();
-        let mut outstanding = BTreeMap::new();
+        let mut outstanding = Vec::with_capacity(report.backends.len());
         for backend in &report.backends {
-            let Some(instance) = self.fleet.get(&backend.instance) else { continue };
-            let broken = before
-                .as_ref()
-                .filter(|p| p.run == report.run)
-                .and_then(|p| p.outstanding.get(&backend.instance))
-                .map_or(backend.connect_failures, |(_, _, failures)| *failures);
-            if backend.connect_failures > broken && instance.state() == InstanceState::InService {
+            // Whoever is counted already is there: what is forgotten is counted no more.
+            let counted = before.as_ref().and_then(|p| p.outstanding.get(&backend.generation));
+            if counted.is_none() && !self.has(&backend.instance, backend.generation) {
+                continue;
+            }
+            let same_run = before.as_ref().is_some_and(|p| p.run == report.run);
+            let broken = counted.filter(|_| same_run).map_or(backend.connect_failures, |c| c.1);
+            if backend.connect_failures > broken && self.serves_as(&backend.instance) {
                 suspects.push(backend.instance.clone());
             }
-            let counts = (backend.generation, backend.outstanding, backend.connect_failures);
-            outstanding.insert(backend.instance.clone(), counts);
+            let counts = (backend.outstanding, backend.connect_failures);
+            outstanding.push((backend.generation, counts));
         }
+        let outstanding = outstanding.into_iter().collect();
         let lately = before.as_ref().filter(|p| p.live);
         self.note_demand(now, report, lately.map(|p| p.run));
         if let Some(before) = before.as_ref().filter(|proxy| proxy.run == report.run) {
@@ -186,12 +188,18 @@ impl Controller {
     }
 
     /// Requests at an instance, over all proxies.
-    pub(super) fn outstanding(&self, id: &InstanceId, generation: Generation) -> u64 {
-        let at = |p: &Proxy| match p.outstanding.get(id) {
-            Some((start, count, _)) if *start == generation => u64::from(*count),
-            _ => 0,
-        };
+    pub(super) fn outstanding(&self, generation: Generation) -> u64 {
+        let at =
+            |p: &Proxy| p.outstanding.get(&generation).map_or(0, |(count, _)| u64::from(*count));
         self.proxies.values().map(at).sum()
+    }
+
+    fn has(&self, id: &InstanceId, generation: Generation) -> bool {
+        self.fleet.get(id).is_some_and(|instance| instance.record.generation == generation)
+    }
+
+    fn serves_as(&self, id: &InstanceId) -> bool {
+        self.fleet.get(id).is_some_and(|instance| instance.state() == InstanceState::InService)
     }
 
     pub(super) fn check_drains(&mut self, now: Timestamp) {
@@ -205,7 +213,7 @@ impl Controller {
     pub(super) fn check_drain(&mut self, now: Timestamp, id: &InstanceId) {
         let Some(instance) = self.fleet.get(id) else { return };
         let record = &instance.record;
-        let outstanding = self.outstanding(id, record.generation);
+        let outstanding = self.outstanding(record.generation);
         if record.drain_deadline.is_some_and(|deadline| deadline <= now) {
             let because = format!("its drain deadline passed with {outstanding} requests at it");
             let leave = Leave::new(EventKind::DrainExpired, because);

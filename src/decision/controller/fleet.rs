@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::types::record::{CapacityKey, InstanceRecord};
 use crate::types::table::TableVersion;
-use crate::types::{InstanceId, InstanceState, ProviderName, Timestamp, VariantKey};
+use crate::types::{InstanceId, InstanceState, Timestamp, VariantKey};
 
 use super::signals::Told;
 
@@ -228,11 +228,5 @@ impl Fleet {
     pub(super) fn in_state(&self, state: InstanceState) -> impl Iterator<Item = &Instance> {
         let ids = self.by_state.get(&state).into_iter().flatten();
         ids.filter_map(|id| self.instances.get(id))
-    }
-
-    /// The ids of what runs at a provider.
-    pub(super) fn at(&self, provider: &ProviderName) -> Vec<InstanceId> {
-        let there = self.iter().filter(|i| i.record.provider == *provider);
-        there.map(|i| i.record.id.clone()).collect()
     }
 }

@@ -184,7 +184,8 @@ impl Controller {
     /// Takes in which instances a proxy sees at work, and which hang: those hold requests and send
     /// nothing, whatever their probes say.
     pub(super) fn note_work(&mut self, now: Timestamp, report: &ProxyReport) {
-        for backend in &report.backends {
+        let news = report.backends.iter().filter(|b| b.progressed || b.stalled);
+        for backend in news {
             let Some(instance) = self.fleet.get_mut(&backend.instance) else { continue };
             if instance.record.generation != backend.generation {
                 continue;

@@ -167,7 +167,7 @@ impl Controller {
         self.journal.instances.insert(id.clone());
         self.touched.insert(id.clone());
         for proxy in self.proxies.values_mut() {
-            proxy.outstanding.remove(id);
+            proxy.outstanding.remove(&record.generation);
         }
         if from == InstanceState::Stopping {
             let because = record.leaving_because.unwrap_or_default();

@@ -7,7 +7,7 @@ use crate::types::launch::{ProviderInstance, ProviderStatus};
 use crate::types::{InstanceId, InstanceState, ProviderError, ProviderName, Timestamp};
 
 use super::events::{At, EventKind, Leave, Span};
-use super::fleet::{Interruption, Launch};
+use super::fleet::{Instance, Interruption, Launch};
 use super::machine::Trigger;
 use super::{Action, Controller, QUICK_DEATH};
 
@@ -15,6 +15,9 @@ use super::{Action, Controller, QUICK_DEATH};
 const ORPHAN_AGAIN: Duration = Duration::from_secs(10);
 /// How long one that its provider is ending may finish its requests.
 pub(super) const FORCED_DRAIN: Duration = Duration::from_secs(30);
+
+/// Those of ours that are to be looked at, with what the list shows of each, and what is not ours.
+type Differences<'a> = (Vec<(InstanceId, Option<&'a ProviderInstance>)>, Vec<&'a ProviderInstance>);
 
 impl Controller {
     pub(super) fn listed(
@@ -60,15 +63,41 @@ impl Controller {
         number: u64,
         list: &[ProviderInstance],
     ) {
-        let listed: BTreeMap<&InstanceId, &ProviderInstance> =
-            list.iter().map(|p| (&p.id, p)).collect();
-        for id in self.fleet.at(provider) {
-            match listed.get(&id) {
+        let (news, strangers) = self.differences(provider, list);
+        for (id, there) in news {
+            match there {
                 Some(there) => self.found(now, &id, there),
                 None => self.not_found(now, &id, number),
             }
         }
-        self.end_orphans(now, provider, list);
+        self.end_orphans(now, provider, &strangers);
+    }
+
+    /// The instances of which the list tells anything new, or nothing, and what it shows that is not ours. One
+    /// walk through both, in the order of their ids: nearly everything is as it was.
+    fn differences<'a>(
+        &self,
+        provider: &ProviderName,
+        list: &'a [ProviderInstance],
+    ) -> Differences<'a> {
+        let listed: BTreeMap<&InstanceId, &'a ProviderInstance> =
+            list.iter().map(|there| (&there.id, there)).collect();
+        let mut listed = listed.into_values().peekable();
+        let (mut news, mut strangers) = (Vec::new(), Vec::new());
+        for instance in self.fleet.iter() {
+            let id = &instance.record.id;
+            while let Some(stranger) = listed.next_if(|there| there.id < *id) {
+                strangers.push(stranger);
+            }
+            let there = listed.next_if(|there| there.id == *id);
+            if instance.record.provider == *provider
+                && !there.is_some_and(|t| is_as_known(instance, t))
+            {
+                news.push((id.clone(), there));
+            }
+        }
+        strangers.extend(listed);
+        (news, strangers)
     }
 
     fn found(&mut self, now: Timestamp, id: &InstanceId, there: &ProviderInstance) {
@@ -195,13 +224,17 @@ impl Controller {
 
     /// Ends what runs under our tag without a record: every record is loaded before the first list, and
     /// written before its launch, so nobody wants it.
-    fn end_orphans(&mut self, now: Timestamp, provider: &ProviderName, list: &[ProviderInstance]) {
+    fn end_orphans(
+        &mut self,
+        now: Timestamp,
+        provider: &ProviderName,
+        strangers: &[&ProviderInstance],
+    ) {
         let Some(view) = self.providers.get_mut(provider) else { return };
-        let alive: BTreeMap<&InstanceId, &ProviderInstance> = list
+        let alive: BTreeMap<&InstanceId, &ProviderInstance> = strangers
             .iter()
             .filter(|p| matches!(p.status, ProviderStatus::Pending | ProviderStatus::Running))
-            .filter(|p| self.fleet.get(&p.id).is_none())
-            .map(|p| (&p.id, p))
+            .map(|p| (&p.id, *p))
             .collect();
         view.orphans.retain(|id, _| alive.contains_key(id));
         let mut new = Vec::new();
@@ -224,4 +257,13 @@ impl Controller {
             }
         }
     }
+}
+
+/// Whether an instance in service is shown just as it is known.
+fn is_as_known(instance: &Instance, there: &ProviderInstance) -> bool {
+    instance.state() == InstanceState::InService
+        && there.status == ProviderStatus::Running
+        && !instance.provider_pending
+        && (there.address.is_none() || there.address == instance.record.address)
+        && instance.interruption.map(|interruption| interruption.at) == there.interruption_at
 }

@@ -129,7 +129,7 @@ impl Controller {
             priority: pool.map_or(record.priority, |p| spec.pools[p].priority),
             asked_at: record.asked_at,
             state: record.state,
-            outstanding: self.outstanding(&record.id, record.generation),
+            outstanding: self.outstanding(record.generation),
             unhealthy: instance.probe.failures > 0 && record.state == InstanceState::InService,
             condemned: interrupted.or(pool.is_none().then_some(Condemned::PoolRemoved)),
         }

@@ -62,7 +62,7 @@ impl Controller {
                     let record = &instance.record;
                     let (count, requests) = types.entry(record.instance_type.clone()).or_default();
                     *count += 1;
-                    *requests += self.outstanding(&record.id, record.generation);
+                    *requests += self.outstanding(record.generation);
                 }
             }
             let (queued, _) = self.demand(&key);

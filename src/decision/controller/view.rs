@@ -34,7 +34,7 @@ impl Controller {
                     applied: p.applied,
                     reported_at: p.reported_at,
                     silent: !p.live,
-                    outstanding: p.outstanding.values().map(|(_, n, _)| u64::from(*n)).sum(),
+                    outstanding: p.outstanding.values().map(|(n, _)| u64::from(*n)).sum(),
                     draining_until: p.draining_until,
                 })
                 .collect(),
@@ -149,7 +149,7 @@ impl Controller {
             provider: record.provider.clone(),
             state: record.state,
             address: record.address.clone(),
-            outstanding: self.outstanding(&record.id, record.generation),
+            outstanding: self.outstanding(record.generation),
             copies: record.copies,
             model: record.model.clone(),
             asked_at: record.asked_at,
