@@ -7,7 +7,7 @@ use std::hint::black_box;
 use std::sync::Arc;
 use std::time::Duration;
 
-use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
+use criterion::{Criterion, criterion_group, criterion_main};
 use forebay::config;
 use forebay::decision::controller::{Controller, Event};
 use forebay::decision::plan::{Member, Observed, PoolView, plan};
@@ -80,21 +80,17 @@ fn records(fleet: &FleetSpec) -> Vec<InstanceRecord> {
     records
 }
 
-/// What the provider runs: everything, but for the first `ended` of each variant.
-fn list(records: &[InstanceRecord], ended: usize) -> Event {
-    let running = |(place, record): (usize, &InstanceRecord)| ProviderInstance {
+/// What the provider runs: everything.
+fn list(records: &[InstanceRecord]) -> Event {
+    let running = |record: &InstanceRecord| ProviderInstance {
         id: record.id.clone(),
         instance_type: record.instance_type.clone(),
         variant: Some(record.variant.clone()),
         address: record.address.clone(),
-        status: if place % INSTANCES < ended {
-            ProviderStatus::Ended { reason: "exit code 1".into() }
-        } else {
-            ProviderStatus::Running
-        },
+        status: ProviderStatus::Running,
         interruption_at: None,
     };
-    let result = Ok(records.iter().enumerate().map(running).collect());
+    let result = Ok(records.iter().map(running).collect());
     Event::Listed { provider: "cloud".parse().expect("a valid name"), result }
 }
 
@@ -137,7 +133,7 @@ fn controller(fleet: &Arc<FleetSpec>, records: &[InstanceRecord]) -> Controller 
     let mut controller = Controller::new(1, NOW, Arc::clone(fleet), stored, 7);
     controller.handle_timeout(NOW);
     carry_out(&mut controller);
-    controller.handle_event(NOW + Duration::from_millis(500), list(records, 0));
+    controller.handle_event(NOW + Duration::from_millis(500), list(records));
     carry_out(&mut controller);
     let heard = report(fleet, records, &controller);
     controller.handle_event(NOW + Duration::from_millis(600), heard);
@@ -202,13 +198,6 @@ fn rounds(c: &mut Criterion) {
             carry_out(&mut running)
         });
     });
-    group.bench_function("list_of_10000_instances", |b| {
-        let listed = list(&records, 0);
-        b.iter(|| {
-            running.handle_event(later, listed.clone());
-            carry_out(&mut running)
-        });
-    });
     let mut other = false;
     group.bench_function("round_for_100_variants_after_a_reload", |b| {
         b.iter(|| {
@@ -217,17 +206,6 @@ fn rounds(c: &mut Criterion) {
             running.handle_event(later, Event::Reconfigured(spec));
             carry_out(&mut running)
         });
-    });
-    group.bench_function("round_for_100_variants_that_lost_an_instance_each", |b| {
-        b.iter_batched(
-            || (controller(&specs[0], &records), list(&records, 1)),
-            |(mut controller, event)| {
-                controller.handle_event(later, event);
-                assert!(carry_out(&mut controller) > ENDPOINTS, "a launch for each");
-                controller
-            },
-            BatchSize::PerIteration,
-        );
     });
     group.finish();
 }
