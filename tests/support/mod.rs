@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 pub mod bulk;
 pub mod by_hand;
+pub mod chaos;
 pub mod h2;
 pub mod http;
 pub mod pki;
