@@ -5,10 +5,11 @@
 use crate::config;
 use crate::decision::scale::expr::{Expr, Metrics};
 use crate::decision::scale::schedule as schedules;
+use crate::decision::signals;
 use crate::types::Timestamp;
 use crate::types::scaling::ScheduledAction;
 
-pub use crate::proxy::fuzzing::{model_field, strict};
+pub use crate::proxy::fuzzing::{answer, model_field, strict};
 pub use crate::telemetry::trace::traceparent;
 
 const NAMES: [&str; 2] = ["p5", "g6"];
@@ -50,6 +51,24 @@ pub fn schedule(bytes: &[u8]) {
     }
 }
 
+/// What engines, GPU exporters, `nvidia-smi` and load reports tell is in the range that it is of, or nothing.
+pub fn signals(bytes: &[u8]) {
+    let labels = std::collections::BTreeMap::from([("gpu".to_owned(), "0".to_owned())]);
+    let text = String::from_utf8_lossy(bytes);
+    let told = [
+        Some(signals::engine_page(&text, None)),
+        Some(signals::gpu::exporter_page(&text, &labels)),
+        Some(signals::gpu::nvidia_smi(&text, &labels)),
+        signals::orca::load_report(bytes),
+    ];
+    for told in told.into_iter().flatten() {
+        let share = |value: Option<f64>| value.is_none_or(|value| (0.0..=1.0).contains(&value));
+        assert!(share(told.gpu) && share(told.gpu_memory) && share(told.kv_cache), "{told:?}");
+        let count = |value: Option<f64>| value.is_none_or(|value| value >= 0.0);
+        assert!(count(told.running) && count(told.waiting), "{told:?}");
+    }
+}
+
 /// Is accepted or refused with at least one mistake.
 pub fn config(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
@@ -65,13 +84,15 @@ mod tests {
     #[test]
     fn every_seed_holds() {
         type Target = fn(&[u8]);
-        let targets: [(&str, Target); 6] = [
+        let targets: [(&str, Target); 8] = [
             ("model_field", model_field),
             ("strict", strict),
             ("expression", expression),
             ("schedule", schedule),
             ("traceparent", traceparent),
             ("config", config),
+            ("signals", signals),
+            ("answer", answer),
         ];
         for (name, target) in targets {
             let seeds = std::path::Path::new("fuzz/seeds").join(name);

@@ -1,13 +1,11 @@
 //! A worker's answer on its way to the client: piece by piece, as the client takes them, within the
 //! request's deadline. It holds the exchange until the client has the last of it.
 
-use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
+use http_body::{Frame, SizeHint};
 use thiserror::Error;
 use tokio_util::task::TaskTracker;
 
@@ -15,7 +13,7 @@ use super::attempt::Sender;
 use super::deadline::{Deadline, Late, Watch};
 use super::exchange::Exchange;
 use super::refusal::Refusal;
-use super::upstream::{Connection, Pool};
+use super::upstream::{Connection, Pool, UpstreamError};
 use crate::decision::engine;
 use crate::types::spec::OnClientAbort;
 
@@ -24,7 +22,7 @@ use crate::types::spec::OnClientAbort;
 pub(super) enum AnswerError {
     /// The worker broke off.
     #[error(transparent)]
-    Worker(#[from] hyper::Error),
+    Worker(#[from] UpstreamError),
     /// Time is up.
     #[error("{}", Refusal::from(*.0))]
     Late(Late),
@@ -47,8 +45,8 @@ pub(super) struct UpstreamBody {
 /// What is needed until the last byte.
 #[derive(Debug)]
 struct Rest {
-    // Dropped in this order: the connection (which cancels what still runs) before the slot is free.
-    incoming: Incoming,
+    // Dropped in this order: the connection (which cancels what still runs) before the slot is free. There is
+    // none once the last byte is here, or the worker broke off.
     connection: Option<Connection>,
     exchange: Exchange,
     /// The worker closes the connection behind this answer.
@@ -57,16 +55,15 @@ struct Rest {
 
 impl UpstreamBody {
     pub(super) fn new(
-        incoming: Incoming,
         connection: Connection,
         exchange: Exchange,
         sender: &Sender,
         deadline: Deadline,
     ) -> Self {
-        let is_stream = incoming.size_hint().exact().is_none();
+        let is_stream = connection.rest().is_none();
         let engine = exchange.backend().route.engine.map(engine::profile);
         let is_last = is_stream && engine.is_some_and(|profile| profile.closes_after_stream);
-        let rest = Rest { incoming, connection: Some(connection), exchange, is_last };
+        let rest = Rest { connection: Some(connection), exchange, is_last };
         let mut body = Self {
             rest: Some(rest),
             ahead: None,
@@ -158,20 +155,10 @@ impl UpstreamBody {
             return Poll::Ready(Some(Err(late)));
         }
         let Some(rest) = &mut self.rest else { return Poll::Ready(None) };
-        let frame = match Pin::new(&mut rest.incoming).poll_frame(cx) {
-            Poll::Ready(frame) => frame,
-            Poll::Pending => {
-                if let Some(connection) = &mut rest.connection {
-                    connection.drive(cx);
-                }
-                match Pin::new(&mut rest.incoming).poll_frame(cx) {
-                    Poll::Ready(frame) => frame,
-                    Poll::Pending => {
-                        let late = std::task::ready!(self.poll_watch(|watch| watch.poll_idle(cx)));
-                        return Poll::Ready(Some(Err(late)));
-                    }
-                }
-            }
+        let Some(connection) = &mut rest.connection else { return Poll::Ready(None) };
+        let Poll::Ready(frame) = connection.poll_frame(cx) else {
+            let late = std::task::ready!(self.poll_watch(|watch| watch.poll_idle(cx)));
+            return Poll::Ready(Some(Err(late)));
         };
         if let Some(watch) = &mut self.watch {
             watch.progressed();
@@ -208,7 +195,7 @@ impl UpstreamBody {
     }
 
     fn finish_if_over(&mut self) {
-        if self.rest.as_ref().is_some_and(|rest| rest.incoming.is_end_stream()) {
+        if self.connection().is_some_and(Connection::is_over) {
             self.finish();
         }
     }
@@ -229,17 +216,21 @@ impl UpstreamBody {
     pub(super) fn is_end_stream(&self) -> bool {
         self.ahead.is_none()
             && self.failure.is_none()
-            && self.rest.as_ref().is_none_or(|rest| rest.incoming.is_end_stream())
+            && self.connection().is_none_or(Connection::is_over)
     }
 
     pub(super) fn size_hint(&self) -> SizeHint {
         let ahead =
             self.ahead.as_ref().and_then(Frame::data_ref).map_or(0, |data| data.len() as u64);
-        match self.rest.as_ref().map(|rest| rest.incoming.size_hint().exact()) {
+        match self.connection().map(Connection::rest) {
             None => SizeHint::with_exact(ahead),
             Some(Some(rest)) => SizeHint::with_exact(ahead + rest),
             Some(None) => SizeHint::new(),
         }
+    }
+
+    fn connection(&self) -> Option<&Connection> {
+        self.rest.as_ref()?.connection.as_ref()
     }
 
     /// Whether the worker is to finish though the client has left.

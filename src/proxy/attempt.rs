@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::header::{HOST, HeaderName, HeaderValue, TE};
 use http::{Request, Response, StatusCode, Version};
-use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::io::AsyncWriteExt;
@@ -23,7 +22,7 @@ use super::exchange::Exchange;
 use super::headers;
 use super::refusal::Refusal;
 use super::told::LOAD_METRICS_FORMAT;
-use super::upstream::{Connection, Pool, SendError};
+use super::upstream::{Connection, Pool, SendError, UpstreamError};
 use crate::decision::outcome;
 use crate::runtime::clock;
 use crate::telemetry::request::RequestRecord;
@@ -178,18 +177,17 @@ impl Sender {
 
     async fn answer(
         &self,
-        response: Response<Incoming>,
+        response: Response<()>,
         connection: Connection,
         mut exchange: Exchange,
         client_upgrade: Option<OnUpgrade>,
         terms: Terms<'_>,
     ) -> Result<Response<ResponseBody>, Failure> {
-        let (mut parts, incoming) = response.into_parts();
+        let (mut parts, ()) = response.into_parts();
         let upgrade = headers::wanted_upgrade(&parts.headers);
         headers::strip_hop_by_hop(&mut parts.headers);
         exchange.backend().vitals.told.take_off(&mut parts.headers);
-        let exact = http_body::Body::size_hint(&incoming).exact().is_some();
-        headers::fix_response_framing(&mut parts.headers, exact);
+        headers::fix_response_framing(&mut parts.headers, connection.rest().is_some());
         let backend = exchange.backend();
         parts.headers.insert(INSTANCE, backend.instance_header.clone());
         parts.headers.insert(INSTANCE_TYPE, backend.instance_type_header.clone());
@@ -213,7 +211,7 @@ impl Sender {
         if not_run {
             exchange.was_full();
         }
-        let mut body = UpstreamBody::new(incoming, connection, exchange, self, terms.deadline);
+        let mut body = UpstreamBody::new(connection, exchange, self, terms.deadline);
         if terms.hold_head {
             body.read_ahead().await.map_err(Failure::of_body)?;
         }
@@ -228,8 +226,8 @@ impl Sender {
     /// Passes bytes both ways until either side closes; the slot is held for as long.
     fn tunnel(&self, client: OnUpgrade, connection: Connection, mut exchange: Exchange) {
         self.tasks.spawn_local(async move {
-            if let (Ok(client), Some((mut worker, said_already))) =
-                tokio::join!(client, connection.into_switched())
+            if let Some((mut worker, said_already)) = connection.into_switched()
+                && let Ok(client) = client.await
             {
                 let mut client = TokioIo::new(client);
                 // Either side's abrupt end is the end; there is nobody left to tell.
@@ -260,10 +258,16 @@ fn not_sent(
 
 /// Whose fault a request was that got no answer: the client's body broke off while it was being sent, or
 /// the worker's connection did.
-fn broken(mut exchange: Exchange, error: &hyper::Error) -> Failure {
-    if error.is_user() || error.is_body_write_aborted() {
-        let body = std::error::Error::source(error).and_then(|s| s.downcast_ref::<BodyError>());
-        let refusal = body.map_or(Refusal::BadBody, Refusal::of_body);
+fn broken(mut exchange: Exchange, error: &UpstreamError) -> Failure {
+    let refusal = match error {
+        UpstreamError::Body(body) => Some(Refusal::of_body(body)),
+        UpstreamError::Http2(error) if error.is_user() || error.is_body_write_aborted() => {
+            let body = std::error::Error::source(error).and_then(|s| s.downcast_ref::<BodyError>());
+            Some(body.map_or(Refusal::BadBody, Refusal::of_body))
+        }
+        _ => None,
+    };
+    if let Some(refusal) = refusal {
         exchange.answered(refusal.code(), outcome::Outcome::Neutral);
         return Failure::Counted(refusal);
     }

@@ -233,6 +233,21 @@ impl RequestBody {
         }
     }
 
+    /// Takes back what was taken from its beginning and not used.
+    pub(super) fn put_back(&mut self, pieces: impl DoubleEndedIterator<Item = Bytes>) {
+        for piece in pieces.rev() {
+            if self.is_counted() {
+                self.held.more(self.clients.as_ref(), piece.len() as u64);
+            }
+            self.read.push_front(piece);
+        }
+    }
+
+    /// The same for its trailers.
+    pub(super) fn put_back_trailers(&mut self, trailers: http::HeaderMap) {
+        self.trailers = Some(trailers);
+    }
+
     /// What is here beyond its first `skipped` bytes.
     pub(super) fn pieces_after(&self, mut skipped: usize) -> impl Iterator<Item = &[u8]> {
         self.read.iter().filter_map(move |piece| {

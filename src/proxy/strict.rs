@@ -197,7 +197,7 @@ impl Scanner {
 }
 
 /// `1*HEXDIG [ ";" extensions ]`; nothing else before the semicolon, and quotes in pairs behind it.
-fn chunk_size(line: &[u8]) -> Option<u64> {
+pub(super) fn chunk_size(line: &[u8]) -> Option<u64> {
     let digits = line.iter().position(|byte| !byte.is_ascii_hexdigit()).unwrap_or(line.len());
     if !(1..=16).contains(&digits) {
         return None;

@@ -16,19 +16,21 @@ use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use http::header::{CONNECTION, HOST, HeaderValue, TRANSFER_ENCODING, UPGRADE};
 use http::uri::{PathAndQuery, Scheme};
 use http::{Request, Response, Uri, Version};
+use http_body::{Body, Frame};
 use hyper::body::Incoming;
 use hyper::client::conn::http2::{Builder, Connection, SendRequest};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::sync::Mutex;
 
-use super::{SendError, Socket, dial};
+use super::{SendError, Socket, UpstreamError, dial};
 use crate::decision::engine;
 use crate::proxy::body::RequestBody;
 use crate::proxy::snapshot::Backend;
@@ -148,6 +150,8 @@ impl Driver {
 /// A place on a connection, for one request. Dropping it, and the answer, resets the stream.
 #[derive(Debug)]
 pub(in crate::proxy) struct Stream {
+    // The answer's body first: its drop resets the stream.
+    incoming: Option<Incoming>,
     shared: Rc<Shared>,
     is_reused: bool,
 }
@@ -155,7 +159,11 @@ pub(in crate::proxy) struct Stream {
 impl Stream {
     fn of(shared: &Rc<Shared>) -> Self {
         shared.streams.set(shared.streams.get() + 1);
-        Self { shared: Rc::clone(shared), is_reused: shared.has_served.replace(true) }
+        Self {
+            incoming: None,
+            shared: Rc::clone(shared),
+            is_reused: shared.has_served.replace(true),
+        }
     }
 
     pub(super) fn is_reused(&self) -> bool {
@@ -165,17 +173,42 @@ impl Stream {
     pub(super) async fn send(
         &mut self,
         mut request: Request<RequestBody>,
-    ) -> Result<Response<Incoming>, SendError> {
+    ) -> Result<Response<()>, SendError> {
         as_http2(&mut request, &self.shared.scheme);
         let mut sender = self.shared.sender.clone();
-        sender.try_send_request(request).await.map_err(|mut error| {
+        let response = sender.try_send_request(request).await.map_err(|mut error| {
             if let Some(mut request) = error.take_message() {
                 as_http1(&mut request);
                 return SendError::NotSent(Box::new(request));
             }
             let error = error.into_error();
-            if is_refusal(&error) { SendError::Refused(error) } else { SendError::Broken(error) }
-        })
+            if is_refusal(&error) {
+                SendError::Refused(error)
+            } else {
+                SendError::Broken(error.into())
+            }
+        })?;
+        let (head, incoming) = response.into_parts();
+        self.incoming = Some(incoming);
+        Ok(Response::from_parts(head, ()))
+    }
+
+    pub(super) fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, UpstreamError>>> {
+        match &mut self.incoming {
+            Some(incoming) => Pin::new(incoming).poll_frame(cx).map_err(UpstreamError::from),
+            None => Poll::Ready(None),
+        }
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        self.incoming.as_ref().is_none_or(Body::is_end_stream)
+    }
+
+    pub(super) fn rest(&self) -> Option<u64> {
+        self.incoming.as_ref().map_or(Some(0), |incoming| incoming.size_hint().exact())
     }
 }
 

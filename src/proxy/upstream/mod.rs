@@ -6,21 +6,27 @@
 //! engine is known to close them, never later than its profile says. A worker whose address is `https` is
 //! spoken to over TLS ([`crate::tls`]); agreeing on it is part of connecting, and of its limit.
 
+#[cfg(any(test, fuzzing))]
+pub(super) mod fuzzing {
+    //! The part of [`crate::fuzzing`] that is about connections to workers.
+    pub(in crate::proxy) use super::http1::message::fuzz as answer;
+}
 mod http1;
 mod http2;
 mod socket;
 
 use std::io;
-use std::task::Context;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response};
-use hyper::body::Incoming;
+use http_body::Frame;
+use thiserror::Error;
 use tokio::net::TcpStream;
 
 use self::socket::Socket;
-use super::body::RequestBody;
+use super::body::{BodyError, RequestBody};
 use super::snapshot::Backend;
 use crate::tls::{Connectors, Peer};
 use crate::types::Protocol;
@@ -42,7 +48,27 @@ pub(super) enum SendError {
     /// The worker says that it did not look at it (RFC 9113, 8.7).
     Refused(hyper::Error),
     /// It may have run.
-    Broken(hyper::Error),
+    Broken(UpstreamError),
+}
+
+/// Why an exchange with a worker broke off.
+#[derive(Debug, Error)]
+pub(super) enum UpstreamError {
+    /// The connection did.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// It was closed before the end.
+    #[error("the connection was closed before the end of the answer")]
+    Closed,
+    /// What came cannot be understood, or in more than one way.
+    #[error("the worker sent {0}")]
+    Malformed(&'static str),
+    /// The client's body broke off while it was being sent.
+    #[error(transparent)]
+    Body(#[from] BodyError),
+    /// Over HTTP/2.
+    #[error(transparent)]
+    Http2(#[from] hyper::Error),
 }
 
 impl Connection {
@@ -54,10 +80,30 @@ impl Connection {
         }
     }
 
-    /// Moves bytes between the socket and whoever sends or reads, where nobody else does.
-    pub(super) fn drive(&mut self, cx: &mut Context<'_>) {
-        if let Self::Http1(connection) = self {
-            connection.drive(cx);
+    /// The next piece of the answer's body; `None` behind the last. Over HTTP/1.1 it moves the request's bytes too.
+    pub(super) fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, UpstreamError>>> {
+        match self {
+            Self::Http1(connection) => connection.poll_frame(cx),
+            Self::Http2(stream) => stream.poll_frame(cx),
+        }
+    }
+
+    /// Whether the answer has no more.
+    pub(super) fn is_over(&self) -> bool {
+        match self {
+            Self::Http1(connection) => connection.is_over(),
+            Self::Http2(stream) => stream.is_over(),
+        }
+    }
+
+    /// How many more bytes of the answer there are, where that is known.
+    pub(super) fn rest(&self) -> Option<u64> {
+        match self {
+            Self::Http1(connection) => connection.rest(),
+            Self::Http2(stream) => stream.rest(),
         }
     }
 
@@ -69,18 +115,25 @@ impl Connection {
     pub(super) async fn send(
         &mut self,
         request: Request<RequestBody>,
-    ) -> Result<Response<Incoming>, SendError> {
+    ) -> Result<Response<()>, SendError> {
         match self {
-            Self::Http1(connection) => connection.send(request).await,
+            Self::Http1(connection) => {
+                connection.send(request).await.map_err(|(unsent, error)| match (unsent, error) {
+                    (Some(unsent), UpstreamError::Io(_) | UpstreamError::Closed) => {
+                        SendError::NotSent(unsent)
+                    }
+                    (_, error) => SendError::Broken(error),
+                })
+            }
             Self::Http2(stream) => stream.send(request).await,
         }
     }
 
     /// After the worker has agreed to switch protocols: the bare connection, and what the worker has said
     /// on it already. HTTP/2 has no such switch.
-    pub(super) async fn into_switched(self) -> Option<(Socket, Bytes)> {
+    pub(super) fn into_switched(self) -> Option<(Socket, Bytes)> {
         match self {
-            Self::Http1(connection) => Some(connection.into_switched().await),
+            Self::Http1(connection) => Some(connection.into_switched()),
             Self::Http2(_) => None,
         }
     }
@@ -114,7 +167,7 @@ impl Pool {
                 if let Some(connection) = self.http1.take(backend) {
                     return Ok(Connection::Http1(connection));
                 }
-                let connection = http1::Connection::open(backend, &self.tls, limit).await?;
+                let connection = http1::open(backend, &self.tls, limit).await?;
                 Ok(Connection::Http1(Box::new(connection)))
             }
             Protocol::H2c | Protocol::H2 => {

@@ -1,0 +1,5 @@
+//! What engines and GPU exporters tell.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| forebay::fuzzing::signals(bytes));
