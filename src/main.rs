@@ -245,6 +245,9 @@ fn simulate(asked: &Simulation) -> Result<(), String> {
         let theirs = ours.with_policy(&text, &name).map_err(|error| error.to_string())?;
         played.push((name, theirs));
     }
+    for warning in played.iter().flat_map(|(_, scenario)| &scenario.warnings) {
+        eprintln!("{warning}");
+    }
     let reports: Vec<(&str, sim::Report)> = played
         .iter()
         .map(|(name, scenario)| (name.as_str(), sim::play(scenario, asked.seed)))

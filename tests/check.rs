@@ -1002,6 +1002,12 @@ fn mistakes_in_scaling() {
         step("[{ from = 0.0, to = 5.0, change = 1.0 }, { from = 6.0, change = 2.0 }]"),
         step("[{ from = 5.0, to = 0.0, change = 1.0 }]"),
         step("[{ from = 0.0 }]"),
+        step("[]"),
+        "metric = \"utilization\"\ntarget = 0.95".to_owned(),
+        "kind = \"step\"\nmetric = \"utilization\"\nthreshold = 5.0\nsteps = [{ change = 1.0 }]".to_owned(),
+        "metric = \"model_latency_p99\"\ntarget = 2.0\nperiod = \"1h\"".to_owned(),
+        "metric = \"queue_depth\"\ntarget = 2.0\nperiod = \"24h\"\nscale_in_periods = 100".to_owned(),
+        of("p5 / 120", &query("metric = \"ConcurrentRequestsPerModel\", instance_type = \"ml.p5\", stat = \"Sum\"")),
         format!("{}\ntarget = 0.7", step("3")),
         "kind = \"step\"\nmetric = \"queue_depth\"".to_owned(),
     ] {

@@ -329,3 +329,21 @@ fn a_trace_is_read_beside_the_scenario() {
     assert_eq!((code, error.as_str()), (Some(0), ""));
     assert!(out.contains("2 asked, 2 answered, 0 refused, 0 lost"), "{out}");
 }
+
+#[test]
+fn what_the_config_warns_of_and_what_is_not_played_is_told() {
+    let told = |policy: &str| {
+        let text = format!(
+            "[provider.p]\nkind = \"process\"\ncommand = [\"x\"]\n[instance_type.t]\nprovider = \"p\"\n\
+             [[endpoint]]\nname = \"e\"\n[[endpoint.variant]]\nname = \"v\"\nmodel = \"m\"\n\
+             [[endpoint.variant.pool]]\ninstance_type = \"t\"\n\
+             [[endpoint.variant.scaling]]\nname = \"x\"\n{policy}\n[simulation]\nduration = \"1h\"\n"
+        );
+        let nothing = |_: &std::path::Path| Err("no file".to_owned());
+        let scenario = Scenario::parse(&text, "test.toml", &nothing);
+        scenario.unwrap_or_else(|error| panic!("{error}")).warnings.join("\n")
+    };
+    assert!(told("metric = \"utilization\"\ntarget = 0.95").contains("never passes"));
+    assert!(told("metric = \"first_chunk_p99\"\ntarget = 2.0").contains("does nothing here"));
+    assert_eq!(told("metric = \"queue_depth\"\ntarget = 2.0"), "");
+}

@@ -9,7 +9,7 @@ use super::reader::{Located, Table};
 use super::values::Word;
 use crate::decision::scale::expr::Expr;
 use crate::decision::scale::policy;
-use crate::decision::scale::signal::TypeFacts;
+use crate::decision::scale::signal::{self, TypeFacts};
 use crate::types::InstanceTypeName;
 use crate::types::scaling::{
     Adjustment, BuiltIn, Metric, MetricQuery, Rule, ScalingPolicy, Signal, Statistic, Step,
@@ -23,6 +23,10 @@ const PERIODS: std::ops::RangeInclusive<u32> = 1..=1_000;
 /// A period.
 const SHORTEST: Duration = Duration::from_millis(500);
 const LONGEST: Duration = Duration::from_secs(86_400);
+/// For how long what is measured is kept, and for how long percentiles of it are known
+/// ([`crate::decision::scale::series`]).
+const KEPT: Duration = Duration::from_secs(15 * 86_400);
+const PERCENTILES_KEPT: Duration = Duration::from_secs(3 * 3_600);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum PolicyKind {
@@ -133,9 +137,28 @@ fn read_policy(table: &Table<'_>, facts: &[TypeFacts]) -> Option<ScalingPolicy> 
         rule: rule?,
     };
     if let Some(rule) = policy::out_of_reach(&policy, facts) {
-        table.warn_at("expression", rule);
+        table.warn_at("expression", rule.clone());
+        table.warn_at("metric", rule);
     }
+    check_memory(table, &policy);
     Some(policy)
+}
+
+/// What it looks back at must be kept for so long.
+fn check_memory(table: &Table<'_>, policy: &ScalingPolicy) {
+    let periods = policy.scale_out_periods.max(policy.scale_in_periods);
+    let reach = policy.period.saturating_mul(periods);
+    let (kept, of) = if signal::has_percentiles(&policy.signal) {
+        (PERCENTILES_KEPT, "percentiles are")
+    } else {
+        (KEPT, "metrics are")
+    };
+    if reach > kept {
+        let (reach, kept) = (humantime::format_duration(reach), humantime::format_duration(kept));
+        let rule =
+            format!("{periods} periods of this policy take {reach}, and {of} known for {kept}");
+        table.sink().error(table.at, rule);
+    }
 }
 
 fn period(table: &Table<'_>) -> Duration {
@@ -280,8 +303,12 @@ fn step_scaling(table: &Table<'_>) -> Option<Rule> {
     let side = table.or("breach", Side::Above);
     let adjustment = table.or("adjustment", Adjustment::ChangeInCapacity);
     let least = table.number_or("least_adjustment", limits::INSTANCES, 0);
+    let errors = table.sink().errors();
     table.must_have("steps", "such as [{ from = 0.0, change = 1.0 }]");
     let tables = table.tables("steps", "steps = [{ from = 0.0, change = 1.0 }]");
+    if tables.is_empty() && table.sink().errors() == errors {
+        table.sink().error(table.at, "`steps` must have one step at least");
+    }
     let mut steps: Vec<Step> = Vec::new();
     for step in &tables {
         let bound = |key| step.get::<f64>(key).map(|found| found.value);

@@ -15,8 +15,10 @@ use crate::types::{
     Timestamp,
 };
 
-/// Actions in one turn before the manager is said to have no limit.
-const TURN_LIMIT: u32 = 5_000;
+/// Actions in one turn for each instance that there may be, and some more, before the manager is said to have no
+/// limit.
+const TURN_SHARE: u32 = 20;
+const TURN_LEAST: u32 = 5_000;
 /// After which a provider's own time limit ends a call.
 const CALL_LIMIT: Duration = Duration::from_secs(60);
 
@@ -112,7 +114,10 @@ impl World {
 
     /// Carries out the actions of one turn.
     pub(super) fn turn(&mut self) {
-        for _ in 0..TURN_LIMIT {
+        let most =
+            self.fleet.variants().map(|(_, variant)| variant.max_instance_count).sum::<u32>();
+        let limit = most.saturating_mul(TURN_SHARE).max(TURN_LEAST);
+        for _ in 0..limit {
             if let Some((0, down)) = self.crash {
                 return self.crash_now(down);
             }
@@ -133,7 +138,7 @@ impl World {
             self.check_truth(&action);
             self.execute(action);
         }
-        self.blame(format!("more than {TURN_LIMIT} actions in one turn"));
+        self.blame(format!("more than {limit} actions in one turn"));
     }
 
     fn execute(&mut self, action: Action) {

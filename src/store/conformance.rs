@@ -304,7 +304,7 @@ fn variant_record() -> impl Strategy<Value = VariantRecord> {
                 configured_initial,
                 was_in_service,
                 round,
-                scaled: LastChanges { out, inward },
+                scaled: LastChanges { out, out_from: out.map(|(_, size)| size / 2), inward },
             }
         },
     )

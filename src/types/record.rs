@@ -72,6 +72,9 @@ pub struct VariantRecord {
 pub struct LastChanges {
     /// When they last scaled out, and to how many.
     pub out: Option<(Timestamp, u32)>,
+    /// From how many that was.
+    #[serde(default)]
+    pub out_from: Option<u32>,
     /// When they last scaled in.
     pub inward: Option<Timestamp>,
 }

@@ -61,6 +61,13 @@ impl Controller {
         })
     }
 
+    /// Requests that wait at the proxies that are heard.
+    pub(super) fn queued_at_live(&self, key: &VariantKey) -> u64 {
+        let live = self.proxies.values().filter(|proxy| proxy.live);
+        let queued = live.filter_map(|proxy| proxy.demand.get(key));
+        queued.map(|(queued, _)| u64::from(*queued)).sum()
+    }
+
     fn serves(&self, key: &VariantKey) -> bool {
         self.fleet.of(key).any(|i| i.state() == InstanceState::InService)
     }

@@ -194,6 +194,13 @@ impl Controller {
         self.proxies.values().map(at).sum()
     }
 
+    /// Requests at an instance, over the proxies that are heard.
+    pub(super) fn outstanding_of_live(&self, generation: Generation) -> u64 {
+        let live = self.proxies.values().filter(|proxy| proxy.live);
+        let at = live.filter_map(|proxy| proxy.outstanding.get(&generation));
+        at.map(|(count, _)| u64::from(*count)).sum()
+    }
+
     fn has(&self, id: &InstanceId, generation: Generation) -> bool {
         self.fleet.get(id).is_some_and(|instance| instance.record.generation == generation)
     }

@@ -34,8 +34,10 @@ impl Controller {
         self.sample_every = shortest.clamp(LEAST_INTERVAL, FINE);
         self.timers.set(Waiter::Sample, Some(next(now, self.sample_every)));
         for (key, variant) in &mut self.variants {
-            variant.measured.set_fine(self.sample_every);
             let periods = variant.policies().iter().map(|policy| policy.period).min();
+            // Each by its own policies: another variant's short periods cost it nothing.
+            let own = periods.map_or(FINE, |shortest| shortest / SAMPLES);
+            variant.measured.set_fine(own.clamp(LEAST_INTERVAL, FINE));
             let at = periods.map(|period| next(now, period));
             self.timers.set(Waiter::Scaling(key.clone()), at);
             if at.is_none() {
@@ -62,10 +64,10 @@ impl Controller {
                     let record = &instance.record;
                     let (count, requests) = types.entry(record.instance_type.clone()).or_default();
                     *count += 1;
-                    *requests += self.outstanding(record.generation);
+                    *requests += self.outstanding_of_live(record.generation);
                 }
             }
-            let (queued, _) = self.demand(&key);
+            let queued = self.queued_at_live(&key);
             let Some(variant) = self.variants.get_mut(&key) else { continue };
             let measured = &mut variant.measured;
             measured.record(now, Metric::QueueDepth, None, queued as f64);
@@ -112,16 +114,23 @@ impl Controller {
         self.timers.set(Waiter::Scaling(key.clone()), shortest.map(|period| next(now, period)));
         let types = self.type_facts(&spec);
         let desired = variant.record.desired;
-        let known = Known { measured: &variant.measured, types: &types, desired };
+        let last = variant.record.scaled;
+        let known = Known { measured: &variant.measured, types: &types, desired, last };
+        let period = |policy: &ScalingPolicy| now.0 / whole_millis(policy.period);
+        let asked: Vec<u64> = spec.scaling.iter().map(period).collect();
+        let before = &variant.asked;
+        let due: Vec<bool> = (0..asked.len()).map(|n| before.get(n) != asked.get(n)).collect();
         let verdicts: Vec<Verdict> =
             spec.scaling.iter().map(|policy| policy::ask(policy, &known, now)).collect();
         // From zero it is demand that wakes, and to zero only its absence leads.
         let may_change = desired > 0 && !variant.waking;
         let bounds = (variant.bounds.min.max(1), variant.bounds.max);
-        let last = variant.record.scaled;
+        // What a silent proxy has is not known: it may be busy.
+        let all_heard = self.proxies.values().all(|proxy| proxy.live);
         let decision = may_change
-            .then(|| policy::decide(&spec.scaling, &verdicts, desired, bounds, last, now))
-            .flatten();
+            .then(|| policy::decide(&spec.scaling, &verdicts, &due, desired, bounds, last, now))
+            .flatten()
+            .filter(|decision| decision.size > desired || all_heard);
         if let Some(decision) = decision
             && let (Some(policy), Some(verdict)) =
                 (spec.scaling.get(decision.policy), verdicts.get(decision.policy))
@@ -134,6 +143,7 @@ impl Controller {
         }
         if let Some(variant) = self.variants.get_mut(key) {
             variant.verdicts = verdicts;
+            variant.asked = asked;
         }
     }
 
@@ -142,6 +152,7 @@ impl Controller {
         let before = std::mem::replace(&mut variant.record.desired, size);
         if size > before {
             variant.record.scaled.out = Some((now, size));
+            variant.record.scaled.out_from = Some(before);
         } else {
             variant.record.scaled.inward = Some(now);
         }
@@ -197,9 +208,13 @@ impl Variant {
     }
 }
 
+fn whole_millis(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX).max(1)
+}
+
 /// The next multiple of `span`: periods begin at the same moments for everybody.
 fn next(now: Timestamp, span: Duration) -> Timestamp {
-    let millis = u64::try_from(span.as_millis()).unwrap_or(u64::MAX).max(1);
+    let millis = whole_millis(span);
     Timestamp((now.0 / millis + 1).saturating_mul(millis))
 }
 

@@ -53,6 +53,8 @@ pub(super) struct Variant {
     pub(super) measured: Measured,
     /// What its scaling policies last said.
     pub(super) verdicts: Vec<Verdict>,
+    /// The number of the period at whose end each of them was last asked.
+    pub(super) asked: Vec<u64>,
     /// Each live proxy's last count of arrivals.
     pub(super) arrivals: BTreeMap<ProxyId, u64>,
 }
@@ -72,6 +74,7 @@ impl Variant {
             waking: false,
             measured: Measured::default(),
             verdicts: Vec::new(),
+            asked: Vec::new(),
             arrivals: BTreeMap::new(),
         }
     }

@@ -7,8 +7,12 @@
 //!   still coming have none of the load yet, and count as what they will take. So a step of load is one
 //!   decision, however long the new instances take.
 //! * **Step scaling** looks at as many periods, and changes the size by the step that the latest value's
-//!   distance from the threshold falls into.
-//! * **A gap** is no period above or below: what is not known scales nothing.
+//!   distance from the threshold falls into. A step out is taken from the instances that were in service, and
+//!   within the cooldown of the last one from the size before that: those that are coming count, so the same step
+//!   is not taken again.
+//! * **A gap** is no period above or below: what is not known scales nothing. Nor does what an expression makes of
+//!   nothing (`FILL`) scale in.
+//! * **Periods** of different policies end at different moments: each may change the size at the end of its own.
 //! * **Several policies**: the largest size wins; a smaller one than there is needs the consent of all that
 //!   ever scale in.
 //! * **Cooldowns**: after scaling out only a larger size than was decided is taken for a while; after
@@ -35,6 +39,8 @@ pub struct Known<'a> {
     pub types: &'a [TypeFacts],
     /// How many instances there should be until now.
     pub desired: u32,
+    /// What policies did last.
+    pub last: LastChanges,
 }
 
 /// What one policy has to say.
@@ -90,28 +96,52 @@ pub fn ask(policy: &ScalingPolicy, known: &Known<'_>, now: Timestamp) -> Verdict
                 |value: f64| if *above { value >= *threshold } else { value <= *threshold };
             let wanted = if *above { policy.scale_out_periods } else { policy.scale_in_periods };
             if in_a_row(wanted, &breaches) {
+                let base =
+                    if *above { step_base(policy, known, periods, now) } else { known.desired };
                 let because = format!(
                     "{value:.2} is {} {threshold} for {wanted} periods",
                     if *above { "at or above" } else { "at or below" }
                 );
                 let step = steps.iter().find(|step| step.holds(value - threshold));
-                let size = step.map(|s| adjusted(known.desired, *adjustment, s.change, *least));
-                (size.filter(|size| *size != known.desired), because)
+                let from = |base: u32| step.map(|s| adjusted(base, *adjustment, s.change, *least));
+                let out = from(base).filter(|size| *size > known.desired);
+                let inward = || from(known.desired).filter(|size| *size < known.desired);
+                (out.or_else(inward), because)
             } else {
                 (None, format!("{value:.2} is within {threshold}"))
             }
         }
     };
-    let wants = wants.filter(|size| *size >= known.desired || policy.scale_in);
+    let latest = Periods { count: 1, ..periods };
+    let is_measured = signal::has_data(&policy.signal, known.measured, latest);
+    let wants = wants.filter(|size| *size >= known.desired || (policy.scale_in && is_measured));
     Verdict { value: Some(value), wants, because }
+}
+
+/// What a step out is added to: those that are coming are no part of it.
+fn step_base(policy: &ScalingPolicy, known: &Known<'_>, periods: Periods, now: Timestamp) -> u32 {
+    let served = signal::instances(known.measured, known.types, periods);
+    let served = served.last().and_then(|served| whole(served.ceil())).unwrap_or(0);
+    let recent = known.last.out.filter(|(at, _)| now < *at + policy.scale_out_cooldown);
+    let before = recent.and(known.last.out_from).unwrap_or(u32::MAX);
+    known.desired.min(served).min(before)
 }
 
 /// Why `policy` may never scale out: an expression in which a type without instances counts as 0 may show
 /// little though all there is is full. `None` where it grows whatever its fleet is made of.
 #[must_use]
 pub fn out_of_reach(policy: &ScalingPolicy, types: &[TypeFacts]) -> Option<String> {
-    let Rule::TargetTracking { target, tolerance } = policy.rule else { return None };
-    let high = target * (1.0 + tolerance);
+    let high = match policy.rule {
+        Rule::TargetTracking { target, tolerance } => target * (1.0 + tolerance),
+        // A step is taken at its threshold already.
+        Rule::Step { above: true, threshold, .. } => threshold.next_down(),
+        Rule::Step { .. } => return None,
+    };
+    if let Some(most) = signal::most(&policy.signal, types).filter(|most| *most <= high) {
+        return Some(format!(
+            "this metric shows {most} at most and never passes {high:.2}, so the fleet does not grow"
+        ));
+    }
     types.iter().find_map(|only| {
         let value = signal::at_the_limit(&policy.signal, only)?;
         (value <= high).then(|| {
@@ -168,19 +198,22 @@ pub struct Decision {
     pub policy: usize,
 }
 
-/// What the verdicts of all policies come to, at a size of `desired` within `bounds`. In the order of the
-/// policies.
+/// What the verdicts of all policies come to, at a size of `desired` within `bounds`; `due` are those whose periods
+/// have just ended. In the order of the policies.
 #[must_use]
 pub fn decide(
     policies: &[ScalingPolicy],
     verdicts: &[Verdict],
+    due: &[bool],
     desired: u32,
     bounds: (u32, u32),
     last: LastChanges,
     now: Timestamp,
 ) -> Option<Decision> {
     let within = |size: u32| size.clamp(bounds.0, bounds.1.max(bounds.0));
-    let wanted = verdicts.iter().enumerate().filter_map(|(policy, verdict)| {
+    let may = |policy: &usize| due.get(*policy).copied().unwrap_or(true);
+    let all = verdicts.iter().enumerate().filter(|(policy, _)| may(policy));
+    let wanted = all.filter_map(|(policy, verdict)| {
         verdict.wants.map(|size| Decision { size: within(size), policy })
     });
     let largest = wanted.max_by_key(|decision| decision.size)?;

@@ -52,11 +52,12 @@ fn tracking(signal: Signal) -> ScalingPolicy {
 struct Fleet {
     measured: Measured,
     minutes: u64,
+    last: LastChanges,
 }
 
 impl Fleet {
     fn new() -> Self {
-        Self { measured: Measured::default(), minutes: 0 }
+        Self { measured: Measured::default(), minutes: 0, last: LastChanges::default() }
     }
 
     fn minutes(mut self, count: u64, p5: (u32, f64), g6: (u32, f64)) -> Self {
@@ -88,7 +89,7 @@ impl Fleet {
     }
 
     fn ask(&self, policy: &ScalingPolicy, desired: u32) -> Verdict {
-        let known = Known { measured: &self.measured, types: &types(), desired };
+        let known = Known { measured: &self.measured, types: &types(), desired, last: self.last };
         ask(policy, &known, self.now())
     }
 }
@@ -196,12 +197,24 @@ fn steps_are_chosen_by_the_distance_from_the_threshold() {
     };
     let up = [step(Some(0.0), Some(5.0), 1.0), step(Some(5.0), None, 3.0)];
     let wants = |policy: &ScalingPolicy, requests, desired| {
-        Fleet::new().minutes(1, (2, requests), (0, 0.0)).ask(policy, desired).wants
+        Fleet::new().minutes(1, (4, requests), (0, 0.0)).ask(policy, desired).wants
     };
     let more = policy(true, Adjustment::ChangeInCapacity, 0, &up);
     assert_eq!(wants(&more, 9.0, 4), None);
     assert_eq!(wants(&more, 10.0, 4), Some(5));
     assert_eq!(wants(&more, 15.0, 4), Some(7));
+    // Those that are coming count: the same step is not taken again, a larger one adds what it has more.
+    assert_eq!(wants(&more, 10.0, 5), None);
+    assert_eq!(wants(&more, 15.0, 5), Some(7));
+    assert_eq!(wants(&more, 15.0, 9), None);
+    // The same within the cooldown, though they have come.
+    let mut fleet = Fleet::new().minutes(1, (4, 12.0), (0, 0.0));
+    fleet.last.out = Some((Timestamp(START), 4));
+    fleet.last.out_from = Some(3);
+    assert_eq!(fleet.ask(&more, 4).wants, None);
+    let mut later = more.clone();
+    later.scale_out_cooldown = Duration::from_secs(60);
+    assert_eq!(fleet.ask(&later, 4).wants, Some(5));
     let fewer = policy(false, Adjustment::ChangeInCapacity, 0, &[step(None, Some(0.1), -6.0)]);
     assert_eq!(wants(&fewer, 3.0, 4), Some(0), "never fewer than none");
     assert_eq!(wants(&fewer, 11.0, 4), None);
@@ -223,6 +236,49 @@ fn steps_are_chosen_by_the_distance_from_the_threshold() {
     }
 }
 
+#[test]
+fn a_type_that_leaves_has_no_requests_and_is_no_gap() {
+    let mut fleet = Fleet::new().minutes(3, (2, 18.0), (2, 7.0)).minutes(3, (2, 20.0), (0, 0.0));
+    let Signal::Expression { metrics, .. } = weighted() else { panic!("an expression") };
+    let sum = Signal::Expression { text: "p5 / 20 + g6 / 8".into(), metrics };
+    assert_eq!(fleet.ask(&tracking(sum.clone()), 2).value, None, "nobody was asked for the queue");
+    for second in (0..360).step_by(10) {
+        fleet.measured.record(Timestamp(START + second * 1_000), Metric::QueueDepth, None, 0.0);
+    }
+    let verdict = fleet.ask(&tracking(sum), 2);
+    assert_eq!((verdict.value, verdict.wants), (Some(1.0), Some(3)), "{verdict:?}");
+}
+
+#[test]
+fn what_is_made_of_nothing_scales_out_and_never_in() {
+    let filled = |text: &str| {
+        let metrics = [(
+            "kv".to_owned(),
+            MetricQuery {
+                metric: Metric::KvCacheUtilization,
+                instance_type: None,
+                statistic: Statistic::Average,
+            },
+        )];
+        tracking(Signal::Expression { text: text.to_owned(), metrics: metrics.into() })
+    };
+    let fleet = Fleet::new().minutes(15, (2, 18.0), (0, 0.0));
+    assert_eq!(fleet.ask(&filled("FILL(kv, 0)"), 2).wants, None);
+    assert_eq!(fleet.ask(&filled("FILL(kv, 1.4)"), 2).wants, Some(4));
+}
+
+#[test]
+fn each_policy_acts_at_the_end_of_its_own_period() {
+    let policies = vec![tracking(weighted()); 2];
+    let verdicts = [wants(Some(8)), wants(None)];
+    let decided = |due: &[bool]| {
+        let last = LastChanges::default();
+        decide(&policies, &verdicts, due, 5, (1, 10), last, Timestamp(START)).map(|d| d.size)
+    };
+    assert_eq!(decided(&[true, true]), Some(8));
+    assert_eq!(decided(&[false, true]), None);
+}
+
 fn wants(size: Option<u32>) -> Verdict {
     Verdict { value: Some(1.0), wants: size, because: String::new() }
 }
@@ -232,7 +288,7 @@ fn the_largest_wins_and_in_needs_the_consent_of_all() {
     let two = [tracking(weighted()), tracking(weighted())];
     let size = |verdicts: &[Verdict]| {
         let last = LastChanges::default();
-        decide(&two, verdicts, 5, (1, 10), last, Timestamp(START)).map(|d| (d.size, d.policy))
+        decide(&two, verdicts, &[], 5, (1, 10), last, Timestamp(START)).map(|d| (d.size, d.policy))
     };
     assert_eq!(size(&[wants(Some(6)), wants(Some(8))]), Some((8, 1)));
     assert_eq!(size(&[wants(Some(2)), wants(Some(8))]), Some((8, 1)));
@@ -246,7 +302,7 @@ fn the_largest_wins_and_in_needs_the_consent_of_all() {
     one_way[1].scale_in = false;
     let verdicts = [wants(Some(2)), wants(None)];
     let last = LastChanges::default();
-    let decision = decide(&one_way, &verdicts, 5, (1, 10), last, Timestamp(START));
+    let decision = decide(&one_way, &verdicts, &[], 5, (1, 10), last, Timestamp(START));
     assert_eq!(decision, Some(Decision { size: 2, policy: 0 }));
 }
 
@@ -255,14 +311,14 @@ fn cooldowns_hold_back_what_is_not_more_urgent() {
     let one = [tracking(weighted())];
     let at = |seconds: u64| Timestamp(START + seconds * 1_000);
     let size = |verdict, desired, last, now| {
-        decide(&one, &[wants(Some(verdict))], desired, (1, 20), last, now).map(|d| d.size)
+        decide(&one, &[wants(Some(verdict))], &[], desired, (1, 20), last, now).map(|d| d.size)
     };
-    let out = LastChanges { out: Some((at(0), 6)), inward: None };
+    let out = LastChanges { out: Some((at(0), 6)), ..LastChanges::default() };
     // Somebody has taken two away meanwhile: as many as were decided are not asked for again so soon.
     assert_eq!(size(6, 4, out, at(299)), None);
     assert_eq!(size(6, 4, out, at(300)), Some(6));
     assert_eq!(size(7, 6, out, at(10)), Some(7), "a larger one is");
-    let inward = LastChanges { out: None, inward: Some(at(0)) };
+    let inward = LastChanges { inward: Some(at(0)), ..LastChanges::default() };
     assert_eq!(size(3, 4, inward, at(299)), None);
     assert_eq!(size(3, 4, inward, at(300)), Some(3));
     assert_eq!(size(8, 4, inward, at(1)), Some(8), "scaling out waits for no scale-in");
@@ -279,11 +335,12 @@ proptest! {
         let verdicts: Vec<_> = sizes.iter().copied().map(wants).collect();
         let last = LastChanges {
             out: out.map(|(at, size)| (Timestamp(START + at * 1_000), size)),
+            out_from: None,
             inward: inward.map(|at| Timestamp(START + at * 1_000)),
         };
         let now = Timestamp(START + 600_000);
         let bounds = (min, min + more);
-        if let Some(decision) = decide(&policies, &verdicts, desired, bounds, last, now) {
+        if let Some(decision) = decide(&policies, &verdicts, &[], desired, bounds, last, now) {
             prop_assert_ne!(decision.size, desired);
             prop_assert!((min..=min + more).contains(&decision.size));
             if decision.size < desired {

@@ -14,13 +14,14 @@ use crate::types::{InstanceTypeName, Timestamp};
 
 /// The usual fine resolution.
 pub const FINE: Duration = Duration::from_secs(10);
-/// How far the fine resolution reaches back, in slots of [`FINE`]; finer ones reach as many slots back.
+/// How far the fine resolution reaches back, in slots of [`FINE`]; finer ones reach as many slots back, and are kept
+/// beside those.
 const FINE_SLOTS: u64 = 1_080;
 const COARSE_MS: u64 = 60_000;
 /// 15 days of minutes.
 const COARSE_SLOTS: u64 = 21_600;
 /// Series of one store.
-const MOST_SERIES: usize = 256;
+const MOST_SERIES: usize = 4_096;
 
 /// The samples of a slot.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -67,6 +68,8 @@ struct Run {
 #[derive(Debug, Default)]
 struct Series {
     fine: VecDeque<Fine>,
+    /// Slots of [`FINE`], where those above are shorter.
+    usual: VecDeque<Fine>,
     coarse: VecDeque<Run>,
     /// The minute under way.
     minute: Option<(u64, Summary)>,
@@ -74,23 +77,12 @@ struct Series {
 
 impl Series {
     fn record(&mut self, at: Timestamp, fine_ms: u64, summary: &Summary, buckets: &[(u8, u32)]) {
-        let slot = at.0 / fine_ms;
-        match self.fine.back_mut() {
-            Some(last) if last.slot == slot => {
-                last.summary.add(summary);
-                merge(&mut last.buckets, buckets);
-            }
-            // A clock that was set back: the past stays as it was told.
-            Some(last) if last.slot > slot => return,
-            _ => {
-                let buckets = buckets.to_vec();
-                self.fine.push_back(Fine { slot, summary: *summary, buckets });
-            }
-        }
-        while self.fine.front().is_some_and(|first| first.slot + FINE_SLOTS <= slot) {
-            self.fine.pop_front();
+        put(&mut self.fine, at.0 / fine_ms, summary, buckets);
+        if fine_ms < millis(FINE) {
+            put(&mut self.usual, at.0 / millis(FINE), summary, buckets);
         }
         let minute = at.0 / COARSE_MS;
+        self.forget_after(minute);
         match &mut self.minute {
             Some((current, sum)) if *current == minute => sum.add(summary),
             _ => {
@@ -98,6 +90,18 @@ impl Series {
                 self.minute = Some((minute, *summary));
             }
         }
+    }
+
+    /// A clock that was set back: what it had told of later is not known.
+    fn forget_after(&mut self, minute: u64) {
+        while let Some(run) = self.coarse.back_mut().filter(|run| run.last >= minute) {
+            if run.first < minute {
+                run.last = minute - 1;
+                break;
+            }
+            self.coarse.pop_back();
+        }
+        self.minute = self.minute.take().filter(|(current, _)| *current <= minute);
     }
 
     fn close_minute(&mut self) {
@@ -118,16 +122,19 @@ impl Series {
 
     /// Adds what it has from `from` to `to`, itself not included.
     fn collect(&self, from: Timestamp, to: Timestamp, fine_ms: u64, into: &mut Window) {
-        let fine_since = self.fine.front().map_or(u64::MAX, |first| first.slot * fine_ms);
+        let since = |slots: &VecDeque<Fine>, length: u64| {
+            slots.front().map_or(u64::MAX, |first| first.slot * length)
+        };
+        let (length, usual) = (to.0 - from.0, millis(FINE));
+        if from.0 >= since(&self.fine, fine_ms) || length < usual {
+            return collect_from(&self.fine, fine_ms, (from, to), into);
+        }
         // Minutes tell nothing of what is shorter.
-        if from.0 >= fine_since || to.0 - from.0 < COARSE_MS {
-            let (first, end) = (from.0.div_ceil(fine_ms), to.0.div_ceil(fine_ms));
-            let begin = self.fine.partition_point(|one| one.slot < first);
-            for one in self.fine.range(begin..).take_while(|one| one.slot < end) {
-                into.summary.add(&one.summary);
-                merge(&mut into.buckets, &one.buckets);
-            }
-            return;
+        if from.0 >= since(&self.usual, usual) || (length < COARSE_MS && fine_ms < usual) {
+            return collect_from(&self.usual, usual, (from, to), into);
+        }
+        if length < COARSE_MS {
+            return collect_from(&self.fine, fine_ms, (from, to), into);
         }
         let (first, end) = (from.0.div_ceil(COARSE_MS), to.0.div_ceil(COARSE_MS));
         let begin = self.coarse.partition_point(|run| run.last < first);
@@ -150,10 +157,43 @@ impl Series {
 
     /// Memory that it takes.
     fn bytes(&self) -> usize {
-        let buckets: usize = self.fine.iter().map(|one| one.buckets.capacity()).sum();
-        self.fine.capacity() * size_of::<Fine>()
+        let slots = || self.fine.iter().chain(&self.usual);
+        let buckets: usize = slots().map(|one| one.buckets.capacity()).sum();
+        (self.fine.capacity() + self.usual.capacity()) * size_of::<Fine>()
             + buckets * size_of::<(u8, u32)>()
             + self.coarse.capacity() * size_of::<Run>()
+    }
+}
+
+/// Adds to the slot, which becomes the latest.
+fn put(slots: &mut VecDeque<Fine>, slot: u64, summary: &Summary, buckets: &[(u8, u32)]) {
+    while slots.back().is_some_and(|last| last.slot > slot) {
+        slots.pop_back();
+    }
+    match slots.back_mut() {
+        Some(last) if last.slot == slot => {
+            last.summary.add(summary);
+            merge(&mut last.buckets, buckets);
+        }
+        _ => slots.push_back(Fine { slot, summary: *summary, buckets: buckets.to_vec() }),
+    }
+    while slots.front().is_some_and(|first| first.slot + FINE_SLOTS <= slot) {
+        slots.pop_front();
+    }
+}
+
+/// Adds what slots of this length have of a span.
+fn collect_from(
+    slots: &VecDeque<Fine>,
+    length: u64,
+    (from, to): (Timestamp, Timestamp),
+    into: &mut Window,
+) {
+    let (first, end) = (from.0.div_ceil(length), to.0.div_ceil(length));
+    let begin = slots.partition_point(|one| one.slot < first);
+    for one in slots.range(begin..).take_while(|one| one.slot < end) {
+        into.summary.add(&one.summary);
+        merge(&mut into.buckets, &one.buckets);
     }
 }
 
@@ -452,7 +492,7 @@ mod tests {
         // 15 days of minutes at 32 bytes, three hours of tens of seconds at 48, and room to grow.
         assert!(busy.bytes() < 2 * (21_600 * 32 + 1_080 * 48), "{} bytes", busy.bytes());
         assert!(idle.bytes() < 150_000, "{} bytes", idle.bytes());
-        for number in 0..1_000 {
+        for number in 0..5_000 {
             let kind = InstanceTypeName::new(format!("t{number}")).expect("a name");
             idle.record(Timestamp(START), Metric::InstanceCount, Some(&kind), 1.0);
         }
@@ -460,11 +500,38 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_that_is_set_back_changes_no_past() {
+    fn a_clock_that_is_set_back_starts_again_from_there() {
         let mut measured = Measured::default();
         for at in [START + 60_000, START] {
             measured.record(Timestamp(at), Metric::ConcurrentRequestsPerModel, Some(&kind()), 1.0);
         }
-        assert_eq!(minutes(&measured, Statistic::Sum, START + 120_000, 2), [None, Some(1.0)]);
+        assert_eq!(minutes(&measured, Statistic::Sum, START + 120_000, 2), [Some(1.0), None]);
+        measured.record(
+            Timestamp(START + 60_000),
+            Metric::ConcurrentRequestsPerModel,
+            Some(&kind()),
+            2.0,
+        );
+        assert_eq!(minutes(&measured, Statistic::Sum, START + 120_000, 2), [Some(1.0), Some(2.0)]);
+    }
+
+    #[test]
+    fn shorter_slots_take_nothing_from_the_usual_three_hours() {
+        let mut measured = Measured::default();
+        measured.set_fine(Duration::from_millis(100));
+        let bucket = crate::types::durations::bucket(Duration::from_secs(1));
+        for second in 0..600 {
+            let at = Timestamp(START + second * 1_000);
+            measured.durations(at, Metric::ModelLatency, &kind(), &[(bucket, 1)]);
+        }
+        let (end, length) = (Timestamp(START + 600_000), Duration::from_secs(60));
+        let periods = Periods { end, length, count: 10 };
+        let p99 = measured.query(
+            Metric::ModelLatency,
+            Some(&kind()),
+            Statistic::Percentile(0.99),
+            periods,
+        );
+        assert!(p99.iter().all(Option::is_some), "{p99:?}");
     }
 }

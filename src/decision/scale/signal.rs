@@ -43,7 +43,12 @@ pub fn values(
             let names: Vec<&str> = metrics.keys().map(String::as_str).collect();
             let series = metrics.iter().map(|(name, query)| {
                 let kind = query.instance_type.as_ref();
-                let values = measured.query(query.metric, kind, query.statistic, periods);
+                let mut values = measured.query(query.metric, kind, query.statistic, periods);
+                if counts_what_is_there(query.metric) {
+                    for (value, is_known) in values.iter_mut().zip(sampled(measured, periods)) {
+                        *value = value.or(is_known.then_some(0.0));
+                    }
+                }
                 (name.clone(), values)
             });
             let known = Metrics::new(periods.count as usize, series.collect());
@@ -54,6 +59,31 @@ pub fn values(
             }
         }
     }
+}
+
+/// Whether a type that is not there has none of it, which is something else than not to be known.
+fn counts_what_is_there(metric: Metric) -> bool {
+    matches!(
+        metric,
+        Metric::ConcurrentRequestsPerModel | Metric::InstanceCount | Metric::Invocations
+    )
+}
+
+/// In which periods the variant was measured at all: its queue always is then.
+fn sampled(measured: &Measured, periods: Periods) -> Vec<bool> {
+    let queue = measured.query(Metric::QueueDepth, None, Statistic::SampleCount, periods);
+    queue.iter().map(Option::is_some).collect()
+}
+
+/// Whether anything that the signal is made of is known in any of these periods.
+pub(super) fn has_data(signal: &Signal, measured: &Measured, periods: Periods) -> bool {
+    let Signal::Expression { metrics, .. } = signal else { return true };
+    metrics.values().any(|query| {
+        let kind = query.instance_type.as_ref();
+        let found = measured.query(query.metric, kind, query.statistic, periods);
+        found.iter().any(Option::is_some)
+            || (counts_what_is_there(query.metric) && sampled(measured, periods).contains(&true))
+    })
 }
 
 fn built_in_values(
@@ -136,12 +166,41 @@ pub(super) fn instances(measured: &Measured, types: &[TypeFacts], periods: Perio
     all
 }
 
+/// The most that a built-in metric can show with these types; `None`: as much as there is.
+#[must_use]
+pub fn most(signal: &Signal, types: &[TypeFacts]) -> Option<f64> {
+    match signal {
+        Signal::BuiltIn(BuiltIn::Utilization | BuiltIn::UtilizationByType) => Some(1.0),
+        Signal::BuiltIn(BuiltIn::ConcurrencyPerCopy) => {
+            let each = types.iter().map(|of| f64::from(of.slots) / f64::from(of.copies.max(1)));
+            each.reduce(f64::max)
+        }
+        _ => None,
+    }
+}
+
+/// Whether it is made of percentiles.
+#[must_use]
+pub fn has_percentiles(signal: &Signal) -> bool {
+    match signal {
+        Signal::BuiltIn(built_in) => {
+            matches!(built_in, BuiltIn::ModelLatencyP99 | BuiltIn::FirstChunkP99)
+        }
+        Signal::Expression { metrics, .. } => {
+            metrics.values().any(|query| matches!(query.statistic, Statistic::Percentile(_)))
+        }
+    }
+}
+
 /// What an expression shows when a fleet of one type alone is at its limit; `None` for what it does not tell
 /// (other metrics than concurrency).
 #[must_use]
 pub fn at_the_limit(signal: &Signal, only: &TypeFacts) -> Option<f64> {
     let Signal::Expression { metrics, .. } = signal else { return None };
-    let all = metrics.values().all(|query| query.metric == Metric::ConcurrentRequestsPerModel);
+    let all = metrics.values().all(|query| {
+        let adds_up = matches!(query.statistic, Statistic::Sum | Statistic::SampleCount);
+        query.metric == Metric::ConcurrentRequestsPerModel && !adds_up
+    });
     if !all {
         return None;
     }

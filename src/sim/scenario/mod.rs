@@ -18,6 +18,7 @@ use super::setup::Span;
 use super::traffic::arrivals::Source;
 use crate::config::Mistake;
 use crate::types::VariantKey;
+use crate::types::scaling::{BuiltIn, Metric, Signal};
 use crate::types::spec::FleetSpec;
 
 pub use file::WorldSpec;
@@ -36,6 +37,8 @@ pub struct Scenario {
     pub fleet: Arc<FleetSpec>,
     /// What happens.
     pub world: WorldSpec,
+    /// What the config warns of, and what of it is not played: a line each.
+    pub warnings: Vec<String>,
     /// Who asks.
     sources: Vec<Source>,
 }
@@ -69,14 +72,15 @@ impl Scenario {
         let wrong =
             |message: String| ScenarioError::Simulation { file: file_name.to_owned(), message };
         let (config, simulation) = split(text);
-        let (config, _) =
+        let (config, mistakes) =
             crate::config::load_str(config, file_name).map_err(ScenarioError::Config)?;
         let file: Simulation =
             toml::from_str(&simulation).map_err(|error| wrong(error.to_string()))?;
         let (fleet, world) = (config.fleet, file.simulation);
         check(&fleet, &world).map_err(wrong)?;
         let sources = clients::sources(&fleet, &world, read).map_err(wrong)?;
-        Ok(Self { fleet, world, sources })
+        let warnings = warnings(&mistakes, &fleet, file_name);
+        Ok(Self { fleet, world, warnings, sources })
     }
 
     /// The same world with another fleet in it: that of the config in `text` (mistakes name `file_name`). What
@@ -85,7 +89,7 @@ impl Scenario {
     /// # Errors
     /// Mistakes of that config, or what this world speaks of and that config lacks.
     pub fn with_policy(&self, text: &str, file_name: &str) -> Result<Self, ScenarioError> {
-        let (config, _) =
+        let (config, mistakes) =
             crate::config::load_str(split(text).0, file_name).map_err(ScenarioError::Config)?;
         let fleet = config.fleet;
         let wrong = |message: String| {
@@ -97,7 +101,8 @@ impl Scenario {
         if let Some(missing) = self.sources.iter().find(|source| !known(source)) {
             return Err(wrong(format!("no endpoint is called \"{}\"", missing.endpoint)));
         }
-        Ok(Self { fleet, ..self.clone() })
+        let warnings = warnings(&mistakes, &fleet, file_name);
+        Ok(Self { fleet, warnings, ..self.clone() })
     }
 
     /// How long is played.
@@ -108,6 +113,43 @@ impl Scenario {
     /// Between two lines on the composition.
     pub(super) fn sample_every(&self) -> Duration {
         self.world.sample_every.0.max(Duration::from_secs(10))
+    }
+}
+
+fn warnings(mistakes: &[Mistake], fleet: &FleetSpec, file_name: &str) -> Vec<String> {
+    // No command is run here.
+    let told = mistakes.iter().map(ToString::to_string).filter(|told| !told.contains("`command`"));
+    let unseen = fleet.variants().flat_map(|(endpoint, variant)| {
+        let blind = variant.scaling.iter().filter(|policy| !is_played(&policy.signal));
+        blind.map(move |policy| {
+            format!(
+                "{file_name}: warning: policy \"{}\" of {}/{} does nothing here: what it looks at is not played",
+                policy.name, endpoint.name, variant.name
+            )
+        })
+    });
+    told.chain(unseen).collect()
+}
+
+/// Whether what the signal is made of is measured in the simulated world: first chunks and what workers tell of
+/// themselves are not.
+fn is_played(signal: &Signal) -> bool {
+    let is_metric_played = |metric: Metric| {
+        !matches!(
+            metric,
+            Metric::FirstChunkLatency
+                | Metric::GpuUtilization
+                | Metric::GpuMemoryUtilization
+                | Metric::KvCacheUtilization
+                | Metric::RunningRequests
+                | Metric::WaitingRequests
+        )
+    };
+    match signal {
+        Signal::BuiltIn(built_in) => *built_in != BuiltIn::FirstChunkP99,
+        Signal::Expression { metrics, .. } => {
+            metrics.values().all(|query| is_metric_played(query.metric))
+        }
     }
 }
 

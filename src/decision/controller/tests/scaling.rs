@@ -255,3 +255,23 @@ fn policies_keep_to_the_bounds_in_force_and_a_sleeper_is_woken_by_them() {
     world.run(secs(60));
     assert_eq!(world.in_service(), (1, 0));
 }
+
+#[test]
+fn a_dead_proxy_is_no_load_and_its_silence_no_reason_to_shrink() {
+    let mut world = scaled(vec![busy()]);
+    load(&mut world, 1.0);
+    world.run(secs(100));
+    // It dies, and another one reports, of nothing.
+    world.proxy_name = "proxy-2";
+    load(&mut world, 0.0);
+    world.run(secs(1_800));
+    assert_eq!(
+        desired(&mut world),
+        2,
+        "neither out for what the dead one had nor in while it may have it"
+    );
+    let now = world.now;
+    let status = world.controller().status(now);
+    let value = status.endpoints[0].variants[0].scaling[0].value;
+    assert_eq!(value, Some(0.0));
+}

@@ -57,6 +57,7 @@ pub(crate) struct World {
     pub(crate) table: Arc<RoutingTable>,
     /// What the one proxy has at each instance; `None`: there is no proxy.
     pub(crate) proxy: Option<BTreeMap<InstanceId, u32>>,
+    pub(crate) proxy_name: &'static str,
     pub(crate) queued: u32,
     pub(crate) arrivals: u64,
     pub(crate) durations: Vec<TypeReport>,
@@ -95,6 +96,7 @@ impl World {
             launches: Vec::new(),
             table: Arc::default(),
             proxy: Some(BTreeMap::new()),
+            proxy_name: "proxy-1",
             queued: 0,
             arrivals: 0,
             durations: Vec::new(),
@@ -430,7 +432,7 @@ impl World {
             types: self.durations.clone(),
         });
         let report = ProxyReport {
-            proxy: ProxyId::new("proxy-1").expect("a valid id"),
+            proxy: ProxyId::new(self.proxy_name).expect("a valid id"),
             run: 0,
             applied: self.applied.version,
             backends: backends.collect(),
