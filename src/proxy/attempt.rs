@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::header::{HOST, HeaderName, HeaderValue, TE};
+use http::header::{HOST, HeaderName, HeaderValue, TE, UPGRADE};
 use http::{Request, Response, StatusCode, Version};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
@@ -30,6 +30,8 @@ use crate::tls::{Fault, WorkerTlsError};
 use crate::types::Protocol;
 use crate::types::spec::OnClientAbort;
 
+/// What went wrong here.
+const ERROR: HeaderName = HeaderName::from_static("x-forebay-error");
 /// Which worker an answer came from.
 const INSTANCE: HeaderName = HeaderName::from_static("x-forebay-instance");
 const INSTANCE_TYPE: HeaderName = HeaderName::from_static("x-forebay-instance-type");
@@ -136,6 +138,8 @@ impl Sender {
             request.headers_mut().insert(LOAD_METRICS_FORMAT, format);
         }
         let client_upgrade = request.extensions_mut().remove::<OnUpgrade>();
+        // Whatever the client wrote: this is what the worker is asked for.
+        let asked = request.headers().get(UPGRADE).filter(|_| client_upgrade.is_some()).cloned();
         loop {
             let mut connection =
                 match self.pool.connect(exchange.backend(), self.connect_timeout).await {
@@ -156,8 +160,8 @@ impl Sender {
                 Failure::Counted(refusal)
             })? {
                 Ok(response) => {
-                    let answer = self.answer(response, connection, exchange, client_upgrade, terms);
-                    return answer.await;
+                    let upgrade = client_upgrade.zip(asked);
+                    return self.answer(response, connection, exchange, upgrade, terms).await;
                 }
                 // It closed while it was idle, or just now: another connection to the same instance.
                 Err(SendError::NotSent(unsent)) if connection.is_reused() => request = *unsent,
@@ -180,7 +184,7 @@ impl Sender {
         response: Response<()>,
         connection: Connection,
         mut exchange: Exchange,
-        client_upgrade: Option<OnUpgrade>,
+        asked: Option<(OnUpgrade, HeaderValue)>,
         terms: Terms<'_>,
     ) -> Result<Response<ResponseBody>, Failure> {
         let (mut parts, ()) = response.into_parts();
@@ -189,18 +193,21 @@ impl Sender {
         exchange.backend().vitals.told.take_off(&mut parts.headers);
         headers::fix_response_framing(&mut parts.headers, connection.rest().is_some());
         let backend = exchange.backend();
+        // What the proxy says itself nobody else may.
+        parts.headers.remove(ERROR);
         parts.headers.insert(INSTANCE, backend.instance_header.clone());
         parts.headers.insert(INSTANCE_TYPE, backend.instance_type_header.clone());
         parts.version = Version::HTTP_11;
         if parts.status == StatusCode::SWITCHING_PROTOCOLS {
-            let (Some(client), Some(protocol)) = (client_upgrade, upgrade) else {
+            let agreed = asked.zip(upgrade).filter(|((_, asked), to)| headers::offers(asked, to));
+            let Some(((client, _), protocol)) = agreed else {
                 tracing::debug!("a worker switches protocols though nobody asked it to");
                 exchange.failed();
                 return Err(Failure::Broken);
             };
             exchange.answered(parts.status.as_u16(), outcome::Outcome::Good);
             headers::set_upgrade(&mut parts.headers, protocol);
-            self.tunnel(client, connection, exchange);
+            self.tunnel(client, connection, exchange, terms.deadline);
             return Ok(Response::from_parts(parts, ResponseBody::full(Bytes::new())));
         }
         let engine = backend.route.engine;
@@ -224,18 +231,28 @@ impl Sender {
     }
 
     /// Passes bytes both ways until either side closes; the slot is held for as long.
-    fn tunnel(&self, client: OnUpgrade, connection: Connection, mut exchange: Exchange) {
+    fn tunnel(
+        &self,
+        client: OnUpgrade,
+        connection: Connection,
+        mut exchange: Exchange,
+        deadline: Deadline,
+    ) {
         self.tasks.spawn_local(async move {
             if let Some((mut worker, said_already)) = connection.into_switched()
                 && let Ok(client) = client.await
             {
                 let mut client = TokioIo::new(client);
                 // Either side's abrupt end is the end; there is nobody left to tell.
-                if client.write_all(&said_already).await.is_ok()
-                    && let Ok((up, down)) =
-                        tokio::io::copy_bidirectional(&mut client, &mut worker).await
-                {
-                    exchange.record().tunnelled(up, down);
+                if client.write_all(&said_already).await.is_ok() {
+                    tokio::select! {
+                        copied = tokio::io::copy_bidirectional(&mut client, &mut worker) => {
+                            if let Ok((up, down)) = copied {
+                                exchange.record().tunnelled(up, down);
+                            }
+                        }
+                        () = deadline.over() => {}
+                    }
                 }
             }
             exchange.completed();

@@ -25,6 +25,9 @@ pub(super) enum BodyError {
     /// It broke off or was malformed.
     #[error(transparent)]
     Client(#[from] hyper::Error),
+    /// Its trailers frame it, which they cannot.
+    #[error("the trailers have a field that frames the message")]
+    Trailers,
     /// Too little came for as long as the limit says.
     #[error("the client sent too little of its body for {0:?}")]
     Stalled(Duration),
@@ -141,7 +144,7 @@ impl RequestBody {
             self.came += data.len() as u64;
             self.meter.add(data.len());
         }
-        Poll::Ready(frame.map(|frame| frame.map(without_framing).map_err(BodyError::from)))
+        Poll::Ready(frame.map(|frame| frame.map_err(BodyError::from).and_then(checked)))
     }
 
     fn poll_patience(
@@ -258,14 +261,15 @@ impl RequestBody {
     }
 }
 
-/// Trailers, without what has no place there.
-fn without_framing(frame: Frame<Bytes>) -> Frame<Bytes> {
+/// Trailers without what has no place there.
+fn checked(frame: Frame<Bytes>) -> Result<Frame<Bytes>, BodyError> {
     match frame.into_trailers() {
+        Ok(trailers) if head::frames(&trailers) => Err(BodyError::Trailers),
         Ok(mut trailers) => {
             head::clean_trailers(&mut trailers);
-            Frame::trailers(trailers)
+            Ok(Frame::trailers(trailers))
         }
-        Err(frame) => frame,
+        Err(frame) => Ok(frame),
     }
 }
 

@@ -60,6 +60,14 @@ impl Deadline {
         tokio::time::timeout_at(end.into(), work).await.unwrap_or(Err(Refusal::DeadlineExceeded))
     }
 
+    /// Resolves when the request must be over; never, where nothing says so.
+    pub(super) async fn over(self) {
+        match self.end {
+            Some(end) => tokio::time::sleep_until(end.into()).await,
+            None => std::future::pending().await,
+        }
+    }
+
     /// The head of the answer to a request that is sent now, unless it comes too late.
     pub(super) async fn head<T>(
         self,

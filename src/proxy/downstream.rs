@@ -17,6 +17,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioTimer;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 use tokio_util::task::TaskTracker;
@@ -49,6 +50,8 @@ const CONNECTION_WINDOW: u32 = 1 << 20;
 const BUFFER: usize = 64 << 10;
 /// Bytes that wait for a stream's client in our memory.
 const SEND_BUFFER: usize = 64 << 10;
+/// How long a socket is silent before the client's host is asked, and how long between asking again.
+const KEEP_ALIVE: Duration = Duration::from_secs(20);
 /// A client is asked whether it is there after so much silence, and has as long again to answer.
 const PING_INTERVAL: Duration = Duration::from_secs(20);
 
@@ -61,6 +64,12 @@ pub(super) async fn serve_connection(
 ) {
     // Failing to set it costs latency, nothing else.
     drop(stream.set_nodelay(true));
+    // One whose host has gone must not hold a silent stream for ever.
+    drop(
+        SockRef::from(&stream).set_tcp_keepalive(
+            &TcpKeepalive::new().with_time(KEEP_ALIVE).with_interval(KEEP_ALIVE),
+        ),
+    );
     let origin = Origin::new(peer, tls.is_some(), &thread.clients.limits.trusted);
     let begins = begin(stream, tls.as_deref());
     let begins = tokio::time::timeout(thread.clients.limits.idle_timeout, begins);
@@ -123,10 +132,11 @@ async fn speaks_http2(stream: &TcpStream) -> io::Result<bool> {
 
 async fn serve_http1(stream: impl Transport, origin: Origin, thread: Rc<Thread>, ending: Ending) {
     let closing = Closing::default();
-    let io = ClientIo::new(Strict::new(stream), closing.clone(), &thread.clients);
+    let head = thread.clients.limits.head as usize;
+    // The parser refuses what is longer than it takes before we do.
+    let io = ClientIo::new(Strict::new(stream, 2 * head), closing.clone(), &thread.clients);
     let while_unfinished = closing.clone();
     let idle_timeout = thread.clients.limits.idle_timeout;
-    let head = thread.clients.limits.head as usize;
     // Whether the next answer is the last one here.
     let leaves = Rc::new(Cell::new(false));
     let says_so = Rc::clone(&leaves);

@@ -37,8 +37,8 @@ fn count(bytes: &[u8], what: &[u8]) -> usize {
 /// Stops at the same byte whatever pieces the bytes come in.
 pub fn strict(bytes: &[u8]) {
     let Some((size, bytes)) = pieces(bytes) else { return };
-    let whole = Scanner::new().look(bytes);
-    let mut scanner = Scanner::new();
+    let whole = Scanner::new(1 << 10).look(bytes);
+    let mut scanner = Scanner::new(1 << 10);
     let mut pieces = bytes.chunks(size).enumerate();
     assert_eq!(pieces.find_map(|(n, piece)| Some(n * size + scanner.look(piece)?)), whole);
 }

@@ -1,16 +1,29 @@
 //! What a request's head must be beyond what the parser asks for. Whatever two readers could understand
 //! differently is refused, so that what reaches a worker is unambiguous. Each rule names its paragraph.
 
-use http::header::{CONTENT_LENGTH, EXPECT, HOST, HeaderName, HeaderValue, TRANSFER_ENCODING};
+use http::header::{
+    CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderName, HeaderValue, TRANSFER_ENCODING,
+};
 use http::request::Parts;
 use http::uri::Authority;
 use http::{HeaderMap, Method, Version};
 
 use super::refusal::Refusal;
 
-/// Fields that frame a message or say for whom it is: some servers read `_` in a name as `-`.
-const DISGUISED: [&str; 5] =
-    ["content_length", "transfer_encoding", "host", "connection", "content_type"];
+/// Fields that frame a message, say for whom or from whom it is: some servers read `_` in a name as `-`.
+const DISGUISED: [&str; 11] = [
+    "content_length",
+    "transfer_encoding",
+    "content_type",
+    "x_forwarded_for",
+    "x_forwarded_proto",
+    "x_forwarded_host",
+    "x_forwarded_port",
+    "x_real_ip",
+    "x_api_key",
+    "proxy_authorization",
+    "x_forebay_endpoint",
+];
 
 /// Fields that must not come in a trailer (RFC 9110, 6.5.1): they frame, route or authenticate.
 const NOT_IN_TRAILERS: [HeaderName; 13] = [
@@ -29,6 +42,19 @@ const NOT_IN_TRAILERS: [HeaderName; 13] = [
     http::header::COOKIE,
 ];
 
+/// Whether a trailer's name is one that only a head may have: it routes, or says where a request comes from.
+fn is_for_heads(name: &HeaderName) -> bool {
+    let name = name.as_str();
+    let prefixes = ["x-forwarded-", "x-forebay-", "x-amzn-sagemaker-", "proxy-"];
+    prefixes.iter().any(|prefix| name.starts_with(prefix))
+        || ["forwarded", "x-real-ip", "x-request-id", "x-api-key"].contains(&name)
+}
+
+/// Whether trailers frame the message, which they cannot (RFC 9110, 6.5.1).
+pub(super) fn frames(trailers: &HeaderMap) -> bool {
+    [CONTENT_LENGTH, TRANSFER_ENCODING, HOST].iter().any(|name| trailers.contains_key(name))
+}
+
 /// Whether the head means one thing.
 ///
 /// # Errors
@@ -43,6 +69,10 @@ pub(super) fn clean_trailers(trailers: &mut HeaderMap) {
     for name in &NOT_IN_TRAILERS {
         trailers.remove(name);
     }
+    let odd: Vec<HeaderName> = trailers.keys().filter(|name| is_for_heads(name)).cloned().collect();
+    for name in odd {
+        trailers.remove(name);
+    }
 }
 
 fn method(parts: &Parts) -> Option<&'static str> {
@@ -51,6 +81,10 @@ fn method(parts: &Parts) -> Option<&'static str> {
         Method::CONNECT => Some("CONNECT is not served"),
         // The answer would show what was added on the way (RFC 9110, 9.3.8).
         Method::TRACE => Some("TRACE is not served"),
+        // Methods are case-sensitive (RFC 9110, 9.1), and not everybody knows.
+        ref other if other.as_str().bytes().any(|byte| byte.is_ascii_lowercase()) => {
+            Some("the method has small letters")
+        }
         _ => None,
     }
 }
@@ -65,6 +99,9 @@ fn target(parts: &Parts) -> Option<&'static str> {
         if authority.as_str().contains('@') {
             // RFC 9110, 4.2.4: a reader may take what is before the @ for the host.
             return Some("the target has user information");
+        }
+        if !has_plain_port(authority) {
+            return Some("the target's port is none");
         }
         if !matches!(uri.scheme_str(), Some("http" | "https")) {
             return Some("the target's scheme is neither http nor https");
@@ -88,6 +125,10 @@ fn fields(parts: &Parts) -> Option<&'static str> {
             CONTENT_LENGTH => (&mut length, "there are several Content-Length fields"),
             // RFC 9112, 6.1.
             TRANSFER_ENCODING => (&mut coding, "there are several Transfer-Encoding fields"),
+            // RFC 9110, 7.6.1: what frames a message is for its recipient, whoever that is.
+            CONNECTION if nominates_framing(value) => {
+                return Some("Connection names a field that frames the message");
+            }
             // RFC 9110, 10.1.1.
             EXPECT if !value.as_bytes().eq_ignore_ascii_case(b"100-continue") => {
                 return Some("Expect is something other than 100-continue");
@@ -121,10 +162,21 @@ fn fields(parts: &Parts) -> Option<&'static str> {
     }
 }
 
+/// Digits up to 65535, or none at all.
+fn has_plain_port(authority: &Authority) -> bool {
+    let port =
+        authority.as_str().strip_prefix(authority.host()).and_then(|rest| rest.strip_prefix(':'));
+    port.is_none_or(|port| {
+        port.bytes().all(|byte| byte.is_ascii_digit())
+            && (port.is_empty() || port.parse::<u16>().is_ok())
+    })
+}
+
 fn host_is_wrong(parts: &Parts, host: &HeaderValue) -> Option<&'static str> {
     let host = host.as_bytes();
     // It may be empty, where the target has no authority (RFC 9112, 3.2).
-    let parsed = Authority::try_from(host).ok().filter(|host| !host.as_str().contains('@'));
+    let parsed = Authority::try_from(host).ok();
+    let parsed = parsed.filter(|host| !host.as_str().contains('@') && has_plain_port(host));
     if !host.is_empty() && parsed.is_none() {
         return Some("Host is no host");
     }
@@ -132,6 +184,15 @@ fn host_is_wrong(parts: &Parts, host: &HeaderValue) -> Option<&'static str> {
     // RFC 9112, 3.2.2 would have it overwritten, RFC 9113, 8.3.1 refused.
     let same = authority.as_str().as_bytes().eq_ignore_ascii_case(host);
     (!same).then_some("Host is not the one of the target")
+}
+
+fn nominates_framing(connection: &HeaderValue) -> bool {
+    let mut tokens = connection.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
+    tokens.any(|token| {
+        [&b"host"[..], b"content-length", b"transfer-encoding"]
+            .iter()
+            .any(|name| token.eq_ignore_ascii_case(name))
+    })
 }
 
 /// Digits, and no more of them than it takes: `010` is 8 to some.
@@ -161,7 +222,7 @@ mod tests {
     fn what_means_one_thing_passes() {
         for (method, target, fields) in [
             ("GET", "/", &[("host", "models.example:8080")][..]),
-            ("POST", "/v1?x=%2f#", &[("host", "[::1]:80"), ("content-length", "0")]),
+            ("POST", "/v1?x=%2f", &[("host", "[::1]:80"), ("content-length", "0")]),
             ("POST", "/x", &[("host", "h"), ("transfer-encoding", "Chunked")]),
             ("GET", "http://H.example/x", &[("host", "h.EXAMPLE")]),
             ("OPTIONS", "*", &[("host", "h"), ("expect", "100-Continue")]),
@@ -175,7 +236,7 @@ mod tests {
     #[test]
     fn trailers_frame_nothing() {
         let mut trailers = HeaderMap::new();
-        for name in ["content-length", "host", "grpc-status", "x-checksum"] {
+        for name in ["content-length", "host", "x-forwarded-for", "grpc-status", "x-checksum"] {
             trailers.insert(name, HeaderValue::from_static("1"));
         }
         clean_trailers(&mut trailers);

@@ -127,6 +127,12 @@ pub(super) fn wanted_upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
     asks.then(|| wanted.clone())
 }
 
+/// Whether `to` is among the protocols of a request's `Upgrade`.
+pub(super) fn offers(asked: &HeaderValue, to: &HeaderValue) -> bool {
+    let mut all = asked.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
+    all.any(|one| one.eq_ignore_ascii_case(to.as_bytes().trim_ascii()))
+}
+
 /// Whether the client takes trailers.
 pub(super) fn takes_trailers(headers: &HeaderMap) -> bool {
     headers

@@ -86,7 +86,7 @@ impl Refusal {
         match error {
             BodyError::Stalled(limit) => Self::BodyTimeout(*limit),
             BodyError::Client(error) if broke_off(error) => Self::ClientLeft,
-            BodyError::Client(_) => Self::BadBody,
+            BodyError::Client(_) | BodyError::Trailers => Self::BadBody,
         }
     }
 
@@ -179,7 +179,7 @@ impl Refusal {
         };
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         self.explain(response.headers_mut());
-        if matches!(self, Self::Malformed(_)) {
+        if matches!(self, Self::Malformed(_) | Self::BadBody) {
             // What comes next on this connection may be anything (RFC 9112, 11.2). HTTP/2 has no such field,
             // and no such doubt.
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));

@@ -87,7 +87,7 @@ pub(super) fn serve(
         record.resolved(&variant.key, &variant.model);
     }
     let mut body = RequestBody::new(body, record.body_meter(), &thread.clients);
-    if target.dialect == Dialect::Grpc {
+    if target.dialect == Dialect::Grpc && parts.version == Version::HTTP_2 {
         body.may_be_silent();
     }
     let life = Life {

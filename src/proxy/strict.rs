@@ -17,8 +17,11 @@ use tokio::net::TcpStream;
 
 use super::client_io::Transport;
 
-/// As much of a line as is kept until its end comes: more than the lines that are looked into have.
-const KEPT: usize = 256;
+/// As much of a line before a chunk as is kept until its end comes. Of a head it is as much as a head may have:
+/// what cannot be kept cannot be judged, and does not pass.
+const CHUNK_LINE: usize = 4 << 10;
+/// What a line that came in pieces leaves behind for the next, in bytes.
+const LEFT: usize = 256;
 
 /// The end of a head, or of anything else that is made of lines.
 const END: &[u8] = b"\r\n\r\n";
@@ -40,6 +43,10 @@ enum State {
     Anything,
 }
 
+const BY_UPGRADE: u8 = 1;
+const BY_CONNECTION: u8 = 2;
+const ASKED_FOR: u8 = BY_UPGRADE | BY_CONNECTION;
+
 /// What a head says of what follows it.
 #[derive(Debug, Clone, Copy, Default)]
 struct Framing {
@@ -48,7 +55,8 @@ struct Framing {
     /// How often it says so.
     lengths: u32,
     chunked: bool,
-    upgrade: bool,
+    /// Which of the two fields ask for an upgrade; it takes both.
+    upgrade: u8,
 }
 
 /// Follows one direction of a connection.
@@ -60,11 +68,28 @@ pub(super) struct Scanner {
     line: Vec<u8>,
     /// The last byte of it.
     last: u8,
+    /// The longest line of a head.
+    longest: usize,
+    /// What must not pass stands in the line before a chunk.
+    stopped_in_chunks: bool,
 }
 
 impl Scanner {
-    pub(super) fn new() -> Self {
-        Self { state: State::Head, framing: Framing::default(), line: Vec::new(), last: 0 }
+    /// For heads of at most `longest` bytes.
+    pub(super) fn new(longest: usize) -> Self {
+        let framing = Framing::default();
+        Self {
+            state: State::Head,
+            framing,
+            line: Vec::new(),
+            last: 0,
+            longest,
+            stopped_in_chunks: false,
+        }
+    }
+
+    fn kept(&self) -> usize {
+        if self.state == State::ChunkLine { CHUNK_LINE } else { self.longest }
     }
 
     /// Looks at the next bytes. Where the first stands that must not pass, if there is one.
@@ -85,13 +110,20 @@ impl Scanner {
                         if left == here { State::ChunkLine } else { State::Chunk(left - here) };
                 }
                 State::Head | State::ChunkLine | State::Trailers => {
-                    let Some(length) = memchr::memchr(b'\n', &bytes[at..]) else {
-                        self.keep(&bytes[at..]);
-                        return None;
+                    let rest = &bytes[at..];
+                    let room = self.kept().saturating_sub(self.line.len());
+                    let within = &rest[..rest.len().min(room + 1)];
+                    let Some(length) = memchr::memchr(b'\n', within) else {
+                        if rest.len() <= room {
+                            self.keep(rest);
+                            return None;
+                        }
+                        self.stop();
+                        return Some(at + room);
                     };
                     let end = at + length;
                     if !self.take_line(&bytes[at..end]) {
-                        self.state = State::Anything;
+                        self.stop();
                         return Some(end);
                     }
                     at = end + 1;
@@ -101,9 +133,13 @@ impl Scanner {
         None
     }
 
+    fn stop(&mut self) {
+        self.stopped_in_chunks = self.state == State::ChunkLine;
+        self.state = State::Anything;
+    }
+
     fn keep(&mut self, bytes: &[u8]) {
-        let room = KEPT.saturating_sub(self.line.len()).min(bytes.len());
-        self.line.extend_from_slice(&bytes[..room]);
+        self.line.extend_from_slice(bytes);
         self.last = bytes.last().copied().unwrap_or(self.last);
     }
 
@@ -115,14 +151,14 @@ impl Scanner {
         let whole = if line.is_empty() && self.last == 0 {
             rest
         } else {
-            let room = KEPT.saturating_sub(line.len()).min(rest.len());
-            line.extend_from_slice(&rest[..room]);
+            line.extend_from_slice(rest);
             &line
         };
         let ends_well = last == b'\r';
         let passes = ends_well && self.understand(whole.strip_suffix(b"\r").unwrap_or(whole));
         self.last = 0;
         line.clear();
+        line.shrink_to(LEFT);
         self.line = line;
         passes
     }
@@ -156,9 +192,11 @@ impl Scanner {
         if !line.is_empty() {
             if self.framing.has_begun {
                 self.understand_field(line);
+                return true;
             }
             self.framing.has_begun = true;
-            return true;
+            // A target has no fragment (RFC 9112, 3.2); the parser would cut it off.
+            return !line.contains(&b'#');
         }
         let framing = std::mem::take(&mut self.framing);
         if !framing.has_begun {
@@ -169,7 +207,7 @@ impl Scanner {
             return false;
         }
         self.state = match framing {
-            Framing { upgrade: true, .. } => State::Anything,
+            Framing { upgrade: ASKED_FOR, .. } => State::Anything,
             Framing { chunked: true, .. } => State::ChunkLine,
             Framing { length: length @ 1.., .. } => State::Body(length),
             _ => State::Head,
@@ -190,7 +228,13 @@ impl Scanner {
                 self.framing.length = number.unwrap_or(0);
             }
             17 if is(b"transfer-encoding") => self.framing.chunked = true,
-            7 if is(b"upgrade") => self.framing.upgrade = true,
+            7 if is(b"upgrade") => self.framing.upgrade |= BY_UPGRADE,
+            10 if is(b"connection") => {
+                let mut tokens = value.split(|byte| *byte == b',');
+                if tokens.any(|token| token.trim_ascii().eq_ignore_ascii_case(b"upgrade")) {
+                    self.framing.upgrade |= BY_CONNECTION;
+                }
+            }
             _ => {}
         }
     }
@@ -218,8 +262,9 @@ pub(super) struct Strict<T> {
 }
 
 impl<T> Strict<T> {
-    pub(super) fn new(stream: T) -> Self {
-        Self { stream, scanner: Scanner::new() }
+    /// For heads of at most `longest` bytes.
+    pub(super) fn new(stream: T, longest: usize) -> Self {
+        Self { stream, scanner: Scanner::new(longest) }
     }
 }
 
@@ -238,8 +283,14 @@ impl<T: AsyncRead + Unpin> AsyncRead for Strict<T> {
         let before = buffer.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
         if let Some(at) = self.scanner.look(&buffer.filled()[before..]) {
-            // No text may have a NUL, and the parser looks at a head only once it is complete.
-            buffer.filled_mut()[before + at] = 0;
+            // No text may have a NUL, and the parser looks at a head only once it is complete. In the line before a
+            // chunk it takes anything but a line feed that nothing comes before.
+            let is_bare = buffer.filled()[..before + at].last() != Some(&b'\r')
+                && buffer.filled()[before + at] == b'\n';
+            let is_chunks = std::mem::take(&mut self.scanner.stopped_in_chunks);
+            if !(is_chunks && is_bare) {
+                buffer.filled_mut()[before + at] = 0;
+            }
             buffer.set_filled(before + at + 1);
             if buffer.remaining() >= END.len() {
                 buffer.put_slice(END);
@@ -286,7 +337,7 @@ mod tests {
 
     /// Where the first byte of `text` is that must not pass, when it comes in pieces of this size.
     fn stops(text: &str, piece: usize) -> Option<usize> {
-        let mut scanner = Scanner::new();
+        let mut scanner = Scanner::new(64 << 10);
         let mut pieces = text.as_bytes().chunks(piece).enumerate();
         pieces.find_map(|(n, bytes)| Some(n * piece + scanner.look(bytes)?))
     }
@@ -308,7 +359,7 @@ mod tests {
             "content-length: 5\r\n\r\na\nb\r\nGET / HTTP/1.1\r\nhost: h\r\n\r\n",
             "content-length: 0\r\n\r\n\r\nGET / HTTP/1.1\r\n\r\n",
             "transfer-encoding: chunked\r\n\r\n4\r\na\nb\n\r\n1F;x=\"y;z\";q\r\n0123456789012345678901234567890\r\n0\r\nx-y: z\r\n\r\nGET / HTTP/1.1\r\n\r\n",
-            "upgrade: echo\r\n\r\nanything\nat all\n",
+            "upgrade: echo\r\nconnection: x, Upgrade\r\n\r\nanything\nat all\n",
         ] {
             assert!(passes(&format!("{HEAD}{rest}")), "{rest:?}");
         }
@@ -352,8 +403,8 @@ mod tests {
                 proptest::sample::select(b"\r\n\r\n:;\" 013aTecontent-length: 3transfer-encoding: chunked".to_vec()), 0..300),
             sizes in proptest::collection::vec(1_usize..20, 1..50),
         ) {
-            let whole = Scanner::new().look(&bytes);
-            let (mut scanner, mut at, mut found) = (Scanner::new(), 0, None);
+            let whole = Scanner::new(64 << 10).look(&bytes);
+            let (mut scanner, mut at, mut found) = (Scanner::new(64 << 10), 0, None);
             for size in sizes.iter().cycle() {
                 if at >= bytes.len() || found.is_some() {
                     break;

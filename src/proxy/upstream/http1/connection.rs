@@ -24,6 +24,7 @@ const MOST_OUTGOING: usize = 64 << 10;
 /// How much is read at once: less of what comes in small pieces, more of what comes in large ones.
 const LEAST_READ: usize = 8 << 10;
 const MOST_READ: usize = 64 << 10;
+const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 /// Interim answers (1xx) before the final one.
 const MOST_INTERIM: u32 = 64;
 
@@ -301,13 +302,14 @@ impl Outgoing {
     fn new(parts: &Parts, body: RequestBody) -> Self {
         let mut head = Vec::with_capacity(1_024);
         message::write_head(&parts.method, &parts.uri, &parts.headers, &mut head);
-        let mut outgoing = Self {
-            is_chunked: parts.headers.contains_key(TRANSFER_ENCODING),
-            is_whole: body.is_end_stream(),
-            body: Some(body),
-            ..Self::default()
-        };
+        let mut outgoing =
+            Self { is_chunked: parts.headers.contains_key(TRANSFER_ENCODING), ..Self::default() };
         outgoing.bytes.push(head.into());
+        if body.is_end_stream() {
+            // Its head may promise chunks all the same: one without the last would take the next request's bytes.
+            outgoing.end(LAST_CHUNK.to_vec());
+        }
+        outgoing.body = Some(body);
         outgoing
     }
 
@@ -319,7 +321,7 @@ impl Outgoing {
                 Poll::Pending => break,
                 Poll::Ready(Some(Err(error))) => return Err(error.into()),
                 Poll::Ready(Some(Ok(frame))) => self.take(frame),
-                Poll::Ready(None) => self.end(b"0\r\n\r\n"[..].into()),
+                Poll::Ready(None) => self.end(LAST_CHUNK.to_vec()),
             }
         }
         Ok(())
@@ -431,5 +433,25 @@ impl Buf for Pieces {
             count -= first.len();
             self.pieces.pop_front();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::HeaderValue;
+
+    #[test]
+    fn chunks_that_are_promised_end_even_if_there_are_none() {
+        let chunked =
+            Request::post("/x").header(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+        let (parts, ()) = chunked.body(()).expect("a request").into_parts();
+        let mut outgoing = Outgoing::new(&parts, RequestBody::empty());
+        let bytes = outgoing.bytes.copy_to_bytes(outgoing.bytes.remaining());
+        assert!(bytes.ends_with(b"chunked\r\n\r\n0\r\n\r\n"), "{bytes:?}");
+        let (parts, ()) = Request::get("/x").body(()).expect("a request").into_parts();
+        let mut outgoing = Outgoing::new(&parts, RequestBody::empty());
+        let bytes = outgoing.bytes.copy_to_bytes(outgoing.bytes.remaining());
+        assert_eq!(bytes, "GET /x HTTP/1.1\r\n\r\n");
     }
 }

@@ -94,6 +94,9 @@ pub(super) fn read_head(
     let places: SmallVec<[(Range<usize>, Range<usize>); 16]> =
         parsed.headers.iter().map(|field| (at(field.name.as_bytes()), at(field.value))).collect();
     let head = bytes.split_to(length).freeze();
+    if memchr::memchr_iter(b'\n', &head).any(|at| at == 0 || head[at - 1] != b'\r') {
+        return Err("a bare line feed");
+    }
     let mut headers = HeaderMap::with_capacity(places.len() + 2);
     for (name, value) in places {
         let name = HeaderName::from_bytes(&head[name]).map_err(|_| "a field's name is none")?;
@@ -351,6 +354,7 @@ mod tests {
     #[test]
     fn what_can_be_read_in_two_ways_is_malformed() {
         for fields in [
+            "x: y\ncontent-length: 5\r\n",
             "content-length: 5\r\ncontent-length: 6\r\n",
             "content-length: +5\r\n",
             "content-length: 5,\r\n",
