@@ -1,5 +1,5 @@
 //! Plays a scenario and tells of it: what happened, what was decided and why, who served, how long clients
-//! waited, what it cost. [`text`] is for people, [`compare`] sets two policies side by side, [`picture()`]
+//! waited, what it cost. [`text`] is for people, [`compare()`] sets two policies side by side, [`picture()`]
 //! draws the fleet over time; a [`Report`] is also JSON.
 
 mod compare;

@@ -2,7 +2,7 @@
 //! `[simulation` or `[[simulation` is an ordinary config (its listeners, store and provider commands play
 //! no part); the rest is [`WorldSpec`]. `config/scenarios/` has examples.
 //!
-//! [`file`] is what it may say, [`clients`] reads its arrivals, [`world`] makes the world of it.
+//! [`mod@file`] is what it may say, [`clients`] reads its arrivals, [`world`] makes the world of it.
 
 mod clients;
 mod file;
