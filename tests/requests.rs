@@ -535,8 +535,10 @@ fn sessions_stick_close_and_move_when_their_instance_goes() {
     let path = "/endpoints/e/invocations";
     let session_header = "x-amzn-sagemaker-session-id";
     let invoke = |session: &str| http::post(forebay.proxy, path, &[(session_header, session)], "x");
-    let mut sessions = Vec::new();
-    for _ in 0..8 {
+    let mut sessions: Vec<(String, String)> = Vec::new();
+    // Among equals it is drawn: until both have some, which takes more than eight once in a hundred runs.
+    while sessions.len() < 8 || sessions.iter().all(|s| s.1 == sessions[0].1) {
+        assert!(sessions.len() < 64, "one instance gets all");
         let answer = invoke("NEW_SESSION");
         let named = answer.header("x-amzn-sagemaker-new-session-id").expect("a new session");
         assert!(answer.header(session_header).is_none());
@@ -545,7 +547,6 @@ fn sessions_stick_close_and_move_when_their_instance_goes() {
         let instance = answer.header("x-forebay-instance").expect("instance").to_owned();
         sessions.push((id.to_owned(), instance));
     }
-    assert!(sessions.iter().any(|s| s.1 != sessions[0].1), "both instances have some");
     for _ in 0..5 {
         for (id, instance) in &sessions {
             let answer = invoke(id);
