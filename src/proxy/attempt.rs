@@ -20,7 +20,7 @@ use super::body::{BodyError, RequestBody, ResponseBody};
 use super::deadline::Deadline;
 use super::exchange::Exchange;
 use super::headers;
-use super::refusal::Refusal;
+use super::refusal::{ERROR, Refusal};
 use super::told::LOAD_METRICS_FORMAT;
 use super::upstream::{Connection, Pool, SendError, UpstreamError};
 use crate::decision::outcome;
@@ -30,8 +30,6 @@ use crate::tls::{Fault, WorkerTlsError};
 use crate::types::Protocol;
 use crate::types::spec::OnClientAbort;
 
-/// What went wrong here.
-const ERROR: HeaderName = HeaderName::from_static("x-forebay-error");
 /// Which worker an answer came from.
 const INSTANCE: HeaderName = HeaderName::from_static("x-forebay-instance");
 const INSTANCE_TYPE: HeaderName = HeaderName::from_static("x-forebay-instance-type");

@@ -6,13 +6,16 @@ use std::io;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONNECTION, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::header::{CONNECTION, CONTENT_TYPE, HeaderName, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use thiserror::Error;
 
 use super::body::{BodyError, ResponseBody};
 use super::exchange::CLIENT_LEFT;
 use crate::tls::Fault;
+
+/// Names what went wrong, in what the proxy itself answers and in nothing else.
+pub(super) const ERROR: HeaderName = HeaderName::from_static("x-forebay-error");
 
 /// Why a request got no worker's answer.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -211,7 +214,7 @@ impl Refusal {
 
     /// What is told whatever the shape.
     fn explain(&self, headers: &mut HeaderMap) {
-        headers.insert("x-forebay-error", HeaderValue::from_static(self.kind()));
+        headers.insert(ERROR, HeaderValue::from_static(self.kind()));
         if let Some(seconds) = self.retry_after() {
             headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
         }

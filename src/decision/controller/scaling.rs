@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::decision::scale::policy::{self, Known, Verdict};
-use crate::decision::scale::series::FINE;
+use crate::decision::scale::series::{FINE, Periods};
 use crate::decision::scale::signal::TypeFacts;
 use crate::types::report::{ProxyReport, TypeReport};
 use crate::types::scaling::{Metric, ScalingPolicy};
@@ -116,8 +116,8 @@ impl Controller {
         let desired = variant.record.desired;
         let last = variant.record.scaled;
         let known = Known { measured: &variant.measured, types: &types, desired, last };
-        let period = |policy: &ScalingPolicy| now.0 / whole_millis(policy.period);
-        let asked: Vec<u64> = spec.scaling.iter().map(period).collect();
+        let ended = |policy: &ScalingPolicy| Periods::complete(now, policy.period, 1).end;
+        let asked: Vec<Timestamp> = spec.scaling.iter().map(ended).collect();
         let before = &variant.asked;
         let due: Vec<bool> = (0..asked.len()).map(|n| before.get(n) != asked.get(n)).collect();
         let verdicts: Vec<Verdict> =
@@ -208,14 +208,9 @@ impl Variant {
     }
 }
 
-fn whole_millis(span: Duration) -> u64 {
-    u64::try_from(span.as_millis()).unwrap_or(u64::MAX).max(1)
-}
-
 /// The next multiple of `span`: periods begin at the same moments for everybody.
 fn next(now: Timestamp, span: Duration) -> Timestamp {
-    let millis = whole_millis(span);
-    Timestamp((now.0 / millis + 1).saturating_mul(millis))
+    Periods::complete(now, span, 1).end + span.max(Duration::from_millis(1))
 }
 
 /// What has been counted since, in each bucket.

@@ -53,8 +53,8 @@ pub(super) struct Variant {
     pub(super) measured: Measured,
     /// What its scaling policies last said.
     pub(super) verdicts: Vec<Verdict>,
-    /// The number of the period at whose end each of them was last asked.
-    pub(super) asked: Vec<u64>,
+    /// The end of the period for which each of them was last asked.
+    pub(super) asked: Vec<Timestamp>,
     /// Each live proxy's last count of arrivals.
     pub(super) arrivals: BTreeMap<ProxyId, u64>,
 }

@@ -42,7 +42,7 @@ pub(in crate::proxy) struct Connection {
     framing: Framing,
     /// May be used again once the answer is over.
     keeps_alive: bool,
-    reused: bool,
+    has_served: bool,
 }
 
 impl Connection {
@@ -55,13 +55,13 @@ impl Connection {
             is_unflushed: false,
             framing: Framing::Over,
             keeps_alive: true,
-            reused: false,
+            has_served: false,
         }
     }
 
     /// Whether it has served a request before.
     pub(in crate::proxy) fn is_reused(&self) -> bool {
-        self.reused
+        self.has_served
     }
 
     /// Sends a request and waits for the head of the answer; on with the request's body goes whoever polls for
@@ -112,6 +112,7 @@ impl Connection {
     }
 
     fn begin_answer(&mut self, head: Head) -> Response<()> {
+        self.has_served = true;
         self.framing = head.framing;
         self.keeps_alive &= head.keeps_alive;
         let mut response = Response::new(());
@@ -216,9 +217,7 @@ impl Connection {
     pub(super) fn is_usable(&mut self) -> bool {
         // Nobody waits for it while it is idle, so nobody needs to be woken. Whatever comes unasked, be it the
         // connection's end, is no answer to what is to be sent.
-        let usable = self.poll_read(&mut Context::from_waker(Waker::noop())).is_pending();
-        self.reused = true;
-        usable
+        self.poll_read(&mut Context::from_waker(Waker::noop())).is_pending()
     }
 
     /// After the worker has agreed to switch protocols: the bare connection, and what the worker has said
