@@ -67,9 +67,10 @@ struct Run {
 /// One metric of one type, over time.
 #[derive(Debug, Default)]
 struct Series {
-    fine: VecDeque<Fine>,
-    /// Slots of [`FINE`], where those above are shorter.
+    /// Slots of [`FINE`].
     usual: VecDeque<Fine>,
+    /// The same in shorter ones, where those are wanted.
+    shorter: VecDeque<Fine>,
     coarse: VecDeque<Run>,
     /// The minute under way.
     minute: Option<(u64, Summary)>,
@@ -77,9 +78,9 @@ struct Series {
 
 impl Series {
     fn record(&mut self, at: Timestamp, fine_ms: u64, summary: &Summary, buckets: &[(u8, u32)]) {
-        put(&mut self.fine, at.0 / fine_ms, summary, buckets);
+        put(&mut self.usual, at.0 / millis(FINE), summary, buckets);
         if fine_ms < millis(FINE) {
-            put(&mut self.usual, at.0 / millis(FINE), summary, buckets);
+            put(&mut self.shorter, at.0 / fine_ms, summary, buckets);
         }
         let minute = at.0 / COARSE_MS;
         self.forget_after(minute);
@@ -126,15 +127,12 @@ impl Series {
             slots.front().map_or(u64::MAX, |first| first.slot * length)
         };
         let (length, usual) = (to.0 - from.0, millis(FINE));
-        if from.0 >= since(&self.fine, fine_ms) || length < usual {
-            return collect_from(&self.fine, fine_ms, (from, to), into);
+        // Longer slots tell nothing of what is shorter than they are.
+        if fine_ms < usual && (from.0 >= since(&self.shorter, fine_ms) || length < usual) {
+            return collect_from(&self.shorter, fine_ms, (from, to), into);
         }
-        // Minutes tell nothing of what is shorter.
-        if from.0 >= since(&self.usual, usual) || (length < COARSE_MS && fine_ms < usual) {
+        if from.0 >= since(&self.usual, usual) || length < COARSE_MS {
             return collect_from(&self.usual, usual, (from, to), into);
-        }
-        if length < COARSE_MS {
-            return collect_from(&self.fine, fine_ms, (from, to), into);
         }
         let (first, end) = (from.0.div_ceil(COARSE_MS), to.0.div_ceil(COARSE_MS));
         let begin = self.coarse.partition_point(|run| run.last < first);
@@ -157,9 +155,9 @@ impl Series {
 
     /// Memory that it takes.
     fn bytes(&self) -> usize {
-        let slots = || self.fine.iter().chain(&self.usual);
+        let slots = || self.usual.iter().chain(&self.shorter);
         let buckets: usize = slots().map(|one| one.buckets.capacity()).sum();
-        (self.fine.capacity() + self.usual.capacity()) * size_of::<Fine>()
+        (self.usual.capacity() + self.shorter.capacity()) * size_of::<Fine>()
             + buckets * size_of::<(u8, u32)>()
             + self.coarse.capacity() * size_of::<Run>()
     }
@@ -289,13 +287,14 @@ impl Default for Measured {
 }
 
 impl Measured {
-    /// Keeps slots of this length from now on; what was kept at another one is forgotten but for the minutes.
+    /// Keeps slots of this length as well from now on; what was kept in other ones that are shorter than usual is
+    /// forgotten.
     pub fn set_fine(&mut self, fine: Duration) {
         let fine_ms = millis(fine);
         if fine_ms != self.fine_ms {
             self.fine_ms = fine_ms;
             for series in self.series.values_mut() {
-                series.fine.clear();
+                series.shorter.clear();
             }
         }
     }
