@@ -9,7 +9,7 @@ use crate::decision::signals;
 use crate::types::Timestamp;
 use crate::types::scaling::ScheduledAction;
 
-pub use crate::proxy::fuzzing::{answer, model_field, strict};
+pub use crate::proxy::fuzzing::{answer, model_field, request};
 pub use crate::telemetry::trace::traceparent;
 
 const NAMES: [&str; 2] = ["p5", "g6"];
@@ -86,7 +86,7 @@ mod tests {
         type Target = fn(&[u8]);
         let targets: [(&str, Target); 8] = [
             ("model_field", model_field),
-            ("strict", strict),
+            ("request", request),
             ("expression", expression),
             ("schedule", schedule),
             ("traceparent", traceparent),

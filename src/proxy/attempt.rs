@@ -6,12 +6,8 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use http::header::{HOST, HeaderName, HeaderValue, TE, UPGRADE};
 use http::{Request, Response, StatusCode, Version};
-use hyper::upgrade::OnUpgrade;
-use hyper_util::rt::TokioIo;
-use tokio::io::AsyncWriteExt;
 use tokio_util::task::TaskTracker;
 
 use super::admission::Reservation;
@@ -21,7 +17,9 @@ use super::deadline::Deadline;
 use super::exchange::Exchange;
 use super::headers;
 use super::refusal::{ERROR, Refusal};
+use super::retry;
 use super::told::LOAD_METRICS_FORMAT;
+use super::tunnel::Tunnel;
 use super::upstream::{Connection, Pool, SendError, UpstreamError};
 use crate::decision::outcome;
 use crate::runtime::clock;
@@ -135,9 +133,8 @@ impl Sender {
             let format = HeaderValue::from_static(format.as_str());
             request.headers_mut().insert(LOAD_METRICS_FORMAT, format);
         }
-        let client_upgrade = request.extensions_mut().remove::<OnUpgrade>();
         // Whatever the client wrote: this is what the worker is asked for.
-        let asked = request.headers().get(UPGRADE).filter(|_| client_upgrade.is_some()).cloned();
+        let asked = request.headers().get(UPGRADE).cloned();
         loop {
             let mut connection =
                 match self.pool.connect(exchange.backend(), self.connect_timeout).await {
@@ -146,9 +143,13 @@ impl Sender {
                         let instance = &exchange.backend().route.instance;
                         tracing::debug!(%instance, %error, "cannot connect");
                         let fault = WorkerTlsError::fault_of(&error);
-                        return Err(not_sent(exchange, request, client_upgrade, fault));
+                        return Err(not_sent(exchange, request, fault));
                     }
                 };
+            // A connection that the worker closes while it is idle takes with it what is sent just then. What changes
+            // nothing may be sent again (RFC 9112, 9.3.1).
+            let again = connection.is_reused() && request.method().is_safe();
+            let spare = again.then(|| retry::copy(&request)).flatten();
             let sent = {
                 let sent = pin!(connection.send(request));
                 terms.deadline.head(exchange.sent_at(), sent).await
@@ -158,13 +159,12 @@ impl Sender {
                 Failure::Counted(refusal)
             })? {
                 Ok(response) => {
-                    let upgrade = client_upgrade.zip(asked);
-                    return self.answer(response, connection, exchange, upgrade, terms).await;
+                    return self.answer(response, connection, exchange, asked, terms).await;
                 }
                 // It closed while it was idle, or just now: another connection to the same instance.
                 Err(SendError::NotSent(unsent)) if connection.is_reused() => request = *unsent,
                 Err(SendError::NotSent(unsent)) => {
-                    return Err(not_sent(exchange, *unsent, client_upgrade, None));
+                    return Err(not_sent(exchange, *unsent, None));
                 }
                 Err(SendError::Refused(error)) => {
                     let instance = &exchange.backend().route.instance;
@@ -172,7 +172,10 @@ impl Sender {
                     exchange.refused();
                     return Err(Failure::Refused);
                 }
-                Err(SendError::Broken(error)) => return Err(broken(exchange, &error)),
+                Err(SendError::Broken(error)) => match (spare, error) {
+                    (Some(spare), UpstreamError::Io(_) | UpstreamError::Closed) => request = spare,
+                    (_, error) => return Err(broken(exchange, &error)),
+                },
             }
         }
     }
@@ -182,7 +185,7 @@ impl Sender {
         response: Response<()>,
         connection: Connection,
         mut exchange: Exchange,
-        asked: Option<(OnUpgrade, HeaderValue)>,
+        asked: Option<HeaderValue>,
         terms: Terms<'_>,
     ) -> Result<Response<ResponseBody>, Failure> {
         let (mut parts, ()) = response.into_parts();
@@ -197,16 +200,16 @@ impl Sender {
         parts.headers.insert(INSTANCE_TYPE, backend.instance_type_header.clone());
         parts.version = Version::HTTP_11;
         if parts.status == StatusCode::SWITCHING_PROTOCOLS {
-            let agreed = asked.zip(upgrade).filter(|((_, asked), to)| headers::offers(asked, to));
-            let Some(((client, _), protocol)) = agreed else {
+            let agreed = asked.zip(upgrade).filter(|(asked, to)| headers::offers(asked, to));
+            let Some((_, protocol)) = agreed else {
                 tracing::debug!("a worker switches protocols though nobody asked it to");
                 exchange.failed();
                 return Err(Failure::Broken);
             };
             exchange.answered(parts.status.as_u16(), outcome::Outcome::Good);
             headers::set_upgrade(&mut parts.headers, protocol);
-            self.tunnel(client, connection, exchange, terms.deadline);
-            return Ok(Response::from_parts(parts, ResponseBody::full(Bytes::new())));
+            let tunnel = Tunnel { connection, exchange, deadline: terms.deadline };
+            return Ok(Response::from_parts(parts, ResponseBody::Tunnel(Box::new(tunnel))));
         }
         let engine = backend.route.engine;
         let mut not_run = outcome::not_run(engine, parts.status.as_u16(), |name| {
@@ -227,46 +230,9 @@ impl Sender {
         let response = Response::from_parts(parts, ResponseBody::Upstream(Box::new(body)));
         if not_run { Err(Failure::NotRun(Box::new(response))) } else { Ok(response) }
     }
-
-    /// Passes bytes both ways until either side closes; the slot is held for as long.
-    fn tunnel(
-        &self,
-        client: OnUpgrade,
-        connection: Connection,
-        mut exchange: Exchange,
-        deadline: Deadline,
-    ) {
-        self.tasks.spawn_local(async move {
-            if let Some((mut worker, said_already)) = connection.into_switched()
-                && let Ok(client) = client.await
-            {
-                let mut client = TokioIo::new(client);
-                // Either side's abrupt end is the end; there is nobody left to tell.
-                if client.write_all(&said_already).await.is_ok() {
-                    tokio::select! {
-                        copied = tokio::io::copy_bidirectional(&mut client, &mut worker) => {
-                            if let Ok((up, down)) = copied {
-                                exchange.record().tunnelled(up, down);
-                            }
-                        }
-                        () = deadline.over() => {}
-                    }
-                }
-            }
-            exchange.completed();
-        });
-    }
 }
 
-fn not_sent(
-    exchange: Exchange,
-    mut request: Request<RequestBody>,
-    client_upgrade: Option<OnUpgrade>,
-    fault: Option<Fault>,
-) -> Failure {
-    if let Some(upgrade) = client_upgrade {
-        request.extensions_mut().insert(upgrade);
-    }
+fn not_sent(exchange: Exchange, request: Request<RequestBody>, fault: Option<Fault>) -> Failure {
     exchange.not_sent();
     Failure::NotSent(Box::new(request), fault)
 }

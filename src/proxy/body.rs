@@ -1,6 +1,7 @@
 //! The two body types of the request path: what goes to a worker, what goes to a client.
 
 use std::collections::VecDeque;
+use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -8,29 +9,80 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 use thiserror::Error;
 use tokio::time::Sleep;
 
 use super::answer::{AnswerError, UpstreamBody};
+use super::downstream::ClientBody;
 use super::head;
 use super::headers::Length;
 use super::limits::{Clients, Held};
+use super::tunnel::Tunnel;
 use crate::runtime::clock;
 use crate::telemetry::request::BodyMeter;
 
 /// Why a client's body did not come whole.
 #[derive(Debug, Error)]
 pub(super) enum BodyError {
-    /// It broke off or was malformed.
+    /// The connection broke off.
     #[error(transparent)]
-    Client(#[from] hyper::Error),
+    Io(#[from] io::Error),
+    /// It cannot be understood, or in more than one way.
+    #[error("the client sent {0}")]
+    Malformed(&'static str),
+    /// Over HTTP/2.
+    #[error(transparent)]
+    Http2(#[from] hyper::Error),
     /// Its trailers frame it, which they cannot.
     #[error("the trailers have a field that frames the message")]
     Trailers,
     /// Too little came for as long as the limit says.
     #[error("the client sent too little of its body for {0:?}")]
     Stalled(Duration),
+}
+
+/// A client's body where it comes from.
+#[derive(Debug)]
+pub(super) enum Incoming {
+    /// There is none.
+    Nothing,
+    /// The rest of what its connection was asked.
+    Http1(ClientBody),
+    /// A stream.
+    Http2(hyper::body::Incoming),
+}
+
+impl Incoming {
+    fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match self {
+            Self::Nothing => Poll::Ready(None),
+            Self::Http1(body) => body.poll_frame(cx),
+            Self::Http2(body) => {
+                let frame = std::task::ready!(Pin::new(body).poll_frame(cx));
+                Poll::Ready(frame.map(|frame| frame.map_err(BodyError::from)))
+            }
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        match self {
+            Self::Nothing => true,
+            Self::Http1(body) => body.is_over(),
+            Self::Http2(body) => body.is_end_stream(),
+        }
+    }
+
+    /// How much more there is, where that is known.
+    fn rest(&self) -> Option<u64> {
+        match self {
+            Self::Nothing => Some(0),
+            Self::Http1(body) => body.rest(),
+            Self::Http2(body) => body.size_hint().exact(),
+        }
+    }
 }
 
 /// A client's body: what has been read of it so far, and the rest.
@@ -65,10 +117,10 @@ const SMALL: usize = 4 << 10;
 
 impl RequestBody {
     pub(super) fn new(incoming: Incoming, meter: BodyMeter, clients: &Arc<Clients>) -> Self {
-        let length = if incoming.is_end_stream() {
+        let length = if incoming.is_over() {
             Length::None
         } else {
-            incoming.size_hint().exact().map_or(Length::Unknown, Length::Exact)
+            incoming.rest().map_or(Length::Unknown, Length::Exact)
         };
         let rest = (length != Length::None).then_some(incoming);
         let clients = rest.is_some().then(|| Arc::clone(clients));
@@ -134,7 +186,7 @@ impl RequestBody {
     /// The next frame from the client, which may not keep us waiting for ever.
     fn poll_rest(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let Some(rest) = &mut self.rest else { return Poll::Ready(None) };
-        let Poll::Ready(frame) = Pin::new(rest).poll_frame(cx) else {
+        let Poll::Ready(frame) = rest.poll_frame(cx) else {
             return self.poll_patience(cx);
         };
         if let Some(since) = self.waiting_since.take() {
@@ -144,7 +196,7 @@ impl RequestBody {
             self.came += data.len() as u64;
             self.meter.add(data.len());
         }
-        Poll::Ready(frame.map(|frame| frame.map_err(BodyError::from).and_then(checked)))
+        Poll::Ready(frame.map(|frame| frame.and_then(checked)))
     }
 
     fn poll_patience(
@@ -208,7 +260,7 @@ impl RequestBody {
                         self.held.more(self.clients.as_ref(), data.len() as u64);
                     }
                     self.push(data);
-                    if self.rest.as_ref().is_some_and(Body::is_end_stream) {
+                    if self.rest.as_ref().is_some_and(Incoming::is_over) {
                         self.rest = None;
                     }
                 }
@@ -294,14 +346,14 @@ impl Body for RequestBody {
     fn is_end_stream(&self) -> bool {
         self.read.is_empty()
             && self.trailers.is_none()
-            && self.rest.as_ref().is_none_or(Body::is_end_stream)
+            && self.rest.as_ref().is_none_or(Incoming::is_over)
     }
 
     fn size_hint(&self) -> SizeHint {
         let here: u64 = self.read.iter().map(|piece| piece.len() as u64).sum();
         match &self.rest {
             None => SizeHint::with_exact(here),
-            Some(rest) => match rest.size_hint().exact() {
+            Some(rest) => match rest.rest() {
                 Some(more) => SizeHint::with_exact(here + more),
                 None => SizeHint::new(),
             },
@@ -322,6 +374,8 @@ pub(super) enum ResponseBody {
     Full(Option<Bytes>),
     /// A worker's.
     Upstream(Box<UpstreamBody>),
+    /// Behind the head both sides speak something else.
+    Tunnel(Box<Tunnel>),
 }
 
 impl ResponseBody {
@@ -348,6 +402,7 @@ impl Body for ResponseBody {
         match self.get_mut() {
             Self::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Self::Upstream(body) => body.poll_for_client(cx),
+            Self::Tunnel(_) => Poll::Ready(None),
         }
     }
 
@@ -355,6 +410,7 @@ impl Body for ResponseBody {
         match self {
             Self::Full(bytes) => bytes.is_none(),
             Self::Upstream(body) => body.is_end_stream(),
+            Self::Tunnel(_) => true,
         }
     }
 
@@ -364,6 +420,7 @@ impl Body for ResponseBody {
                 SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
             }
             Self::Upstream(body) => body.size_hint(),
+            Self::Tunnel(_) => SizeHint::with_exact(0),
         }
     }
 }

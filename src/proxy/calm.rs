@@ -14,9 +14,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 
-use super::client_io::Transport;
 use super::limits::Clients;
 use crate::runtime::clock;
 
@@ -103,6 +101,11 @@ impl<T> Calm<T> {
         Self { stream, frames: Frames::default(), sent: 0, since, clients: Arc::clone(clients) }
     }
 
+    /// What is below.
+    pub(super) fn socket(&self) -> &T {
+        &self.stream
+    }
+
     /// Whether the time that has passed makes up for it.
     fn has_waited(&mut self, now: Instant) -> bool {
         let earned = now.saturating_duration_since(self.since).as_millis() / COMES_BACK.as_millis();
@@ -117,12 +120,6 @@ impl<T> Calm<T> {
             self.frames.earn(i64::try_from(sent / PER_SENT).unwrap_or(MOST));
             self.sent = sent % PER_SENT;
         }
-    }
-}
-
-impl<T: Transport> Transport for Calm<T> {
-    fn socket(&self) -> &TcpStream {
-        self.stream.socket()
     }
 }
 

@@ -3,6 +3,8 @@
 //! clients do not come back all at once; from then on it ends with the request that it serves next, or when
 //! it has been idle for too long. A connection is never closed while its client may be sending a request.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
@@ -16,23 +18,32 @@ pub(super) struct Ending {
     told: CancellationToken,
     /// Nor waited for.
     at_once: CancellationToken,
+    /// The same as `told`, for those who ask often.
+    has_begun: Arc<AtomicBool>,
     spread: Duration,
 }
 
 impl Ending {
     pub(super) fn new(spread: Duration) -> Self {
-        Self { told: CancellationToken::new(), at_once: CancellationToken::new(), spread }
+        let (told, at_once) = (CancellationToken::new(), CancellationToken::new());
+        Self { told, at_once, has_begun: Arc::default(), spread }
     }
 
     /// Whoever waits for a request is closed.
     pub(super) fn end(&self) {
         self.at_once.cancel();
-        self.told.cancel();
+        self.hand_over();
     }
 
     /// A successor accepts from now on.
     pub(super) fn hand_over(&self) {
+        self.has_begun.store(true, Ordering::Release);
         self.told.cancel();
+    }
+
+    /// Whether it ends, in either way.
+    pub(super) fn has_begun(&self) -> bool {
+        self.has_begun.load(Ordering::Acquire)
     }
 
     /// Resolves when nothing more is to be accepted.

@@ -1,7 +1,6 @@
 //! The proxy's part of [`crate::fuzzing`].
 
 use super::model_field::{Finder, ModelField};
-use super::strict::Scanner;
 
 /// The first byte says in which pieces the others come.
 fn pieces(bytes: &[u8]) -> Option<(usize, &[u8])> {
@@ -34,18 +33,16 @@ fn count(bytes: &[u8], what: &[u8]) -> usize {
     bytes.windows(what.len()).filter(|window| *window == what).count()
 }
 
-/// Stops at the same byte whatever pieces the bytes come in.
-pub fn strict(bytes: &[u8]) {
-    let Some((size, bytes)) = pieces(bytes) else { return };
-    let whole = Scanner::new(1 << 10).look(bytes);
-    let mut scanner = Scanner::new(1 << 10);
-    let mut pieces = bytes.chunks(size).enumerate();
-    assert_eq!(pieces.find_map(|(n, piece)| Some(n * size + scanner.look(piece)?)), whole);
+/// A client's request is the same whatever pieces it comes in.
+pub fn request(bytes: &[u8]) {
+    if let Some((size, bytes)) = pieces(bytes) {
+        super::http1::fuzz(bytes, size, true);
+    }
 }
 
-/// A worker's answer is the same whatever pieces it comes in.
+/// So is a worker's answer.
 pub fn answer(bytes: &[u8]) {
     if let Some((size, bytes)) = pieces(bytes) {
-        super::upstream::fuzzing::answer(bytes, size);
+        super::http1::fuzz(bytes, size, false);
     }
 }

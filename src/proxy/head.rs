@@ -149,6 +149,10 @@ fn fields(parts: &Parts) -> Option<&'static str> {
     if coding.is_some_and(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"chunked")) {
         return Some("Transfer-Encoding is something other than chunked");
     }
+    if coding.is_some() && parts.version == Version::HTTP_10 {
+        // RFC 9112, 6.1.
+        return Some("the version is one that has no Transfer-Encoding");
+    }
     if coding.is_some() && length.is_some() {
         return Some("both Content-Length and Transfer-Encoding are there");
     }

@@ -6,23 +6,24 @@
 //! ([`Router::report`]).
 //!
 //! From a client to a worker: [`listener`] accepts, [`downstream`] finds out what is spoken ([`crate::tls`] before it,
-//! [`strict`] below HTTP/1.1, [`calm`] below HTTP/2), [`request`] checks the head ([`head`]) and who asks ([`keys`]), finds the variant ([`resolve`]) and a
-//! slot ([`admission`]), [`attempt`] sends it on a connection of [`upstream`], [`exchange`] holds the slot, and
-//! [`answer`] passes on what comes back, without what is for us ([`told`]).
+//! [`calm`] below HTTP/2) and reads requests, [`request`] checks the head ([`head`]) and who asks ([`keys`]), finds
+//! the variant ([`resolve`]) and a slot ([`admission`]), [`attempt`] sends it on a connection of [`upstream`],
+//! [`exchange`] holds the slot, and [`answer`] passes on what comes back, without what is for us ([`told`]), or
+//! [`tunnel`] whatever else both sides agree on. HTTP/1.1 as bytes is [`http1`]'s, for both sides.
 //!
 //! # What it is built on, and why
 //!
-//! * **hyper** on one single-threaded runtime per core (tokio's `LocalRuntime`), each with its own listener:
-//!   tasks never move between threads, so connections and pools need no lock. Its HTTP/1.1 is the cheapest
-//!   of the well-kept ones: about 16 µs of CPU a request in this shape, where the pingora proxy crate takes
-//!   31 to 36 and HAProxy 16.
+//! * One single-threaded runtime per core (tokio's `LocalRuntime`), each with its own listener: tasks never move
+//!   between threads, so connections and pools need no lock.
+//! * **HTTP/1.1 by code of our own** on httparse and http, since that is where a request's time goes and where
+//!   messages must mean one thing; **HTTP/2 by hyper** and h2, TLS by rustls.
 //! * **pingora's smaller crates** were looked at one by one. `pingora-runtime`'s no-steal runtime is what
 //!   `LocalRuntime` gives without a dependency, and more strictly. `pingora-timeout`'s coarse timers pay
 //!   where every request arms several timers; a request here arms one only when it has to connect or wait.
 //!   `pingora-limits` estimates what we must count exactly. `pingora-ketama` is for sticky routing, when that
 //!   comes. So none of them is taken yet.
 //! * **Who parses is kept apart from what a request is**: [`request`] and [`exchange`] deal in heads, body
-//!   frames, upgrades and ends; only [`downstream`] and [`upstream`] name hyper's connections.
+//!   frames, tunnels and ends; only [`downstream`] and [`upstream`] know connections.
 
 mod admission;
 mod answer;
@@ -30,7 +31,6 @@ mod attempt;
 pub mod bench;
 mod body;
 mod calm;
-mod client_io;
 mod deadline;
 mod downstream;
 mod drain_rate;
@@ -40,6 +40,7 @@ mod exchange;
 pub(crate) mod fuzzing;
 mod head;
 mod headers;
+mod http1;
 mod identity;
 mod keys;
 mod limits;
@@ -55,10 +56,10 @@ mod retry;
 mod router;
 mod slot;
 mod snapshot;
+mod socket;
 mod sticky;
-mod strict;
-mod taking;
 mod told;
+mod tunnel;
 mod upstream;
 mod vitals;
 

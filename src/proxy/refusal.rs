@@ -38,6 +38,8 @@ pub(super) enum Refusal {
     RateLimited { per_minute: u32, retry_after: u32 },
     #[error("the request's head is malformed: {0}")]
     Malformed(&'static str),
+    #[error("the request's head is larger, or has more fields, than may be")]
+    HeadTooLarge,
     #[error("no instance is in service yet; try again in a moment")]
     NoInstance,
     #[error("{waiting} requests wait already, which is the limit; try again later")]
@@ -88,8 +90,9 @@ impl Refusal {
     pub(super) fn of_body(error: &BodyError) -> Self {
         match error {
             BodyError::Stalled(limit) => Self::BodyTimeout(*limit),
-            BodyError::Client(error) if broke_off(error) => Self::ClientLeft,
-            BodyError::Client(_) | BodyError::Trailers => Self::BadBody,
+            BodyError::Io(_) => Self::ClientLeft,
+            BodyError::Http2(error) if broke_off(error) => Self::ClientLeft,
+            BodyError::Http2(_) | BodyError::Malformed(_) | BodyError::Trailers => Self::BadBody,
         }
     }
 
@@ -101,6 +104,7 @@ impl Refusal {
             }
             Self::Unauthenticated => StatusCode::UNAUTHORIZED,
             Self::NotAllowed { .. } => StatusCode::FORBIDDEN,
+            Self::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::BodyTimeout(_) => StatusCode::REQUEST_TIMEOUT,
             Self::QueueFull { .. } | Self::RateLimited { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::NoInstance
@@ -126,6 +130,7 @@ impl Refusal {
             Self::NotAllowed { .. } => "endpoint_not_allowed",
             Self::RateLimited { .. } => "rate_limited",
             Self::Malformed(_) => "malformed_request",
+            Self::HeadTooLarge => "head_too_large",
             Self::NoInstance => "no_instance",
             Self::QueueFull { .. } => "queue_full",
             Self::QueueTimeout { .. } => "queue_timeout",
@@ -182,11 +187,6 @@ impl Refusal {
         };
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         self.explain(response.headers_mut());
-        if matches!(self, Self::Malformed(_) | Self::BadBody) {
-            // What comes next on this connection may be anything (RFC 9112, 11.2). HTTP/2 has no such field,
-            // and no such doubt.
-            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-        }
         if dialect == Dialect::SageMaker {
             let kind = HeaderValue::from_static(self.sagemaker_type());
             response.headers_mut().insert("x-amzn-errortype", kind);
@@ -218,6 +218,11 @@ impl Refusal {
         if let Some(seconds) = self.retry_after() {
             headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
         }
+        if matches!(self, Self::Malformed(_) | Self::BadBody) {
+            // What comes next on this connection may be anything (RFC 9112, 11.2). HTTP/2 has no such field,
+            // and no such doubt.
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        }
         if *self == Self::Unauthenticated {
             // RFC 9110, 11.6.1.
             headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"forebay\""));
@@ -231,7 +236,7 @@ impl Refusal {
             StatusCode::REQUEST_TIMEOUT | StatusCode::GATEWAY_TIMEOUT => "4",
             StatusCode::NOT_FOUND => "5",
             StatusCode::FORBIDDEN => "7",
-            StatusCode::TOO_MANY_REQUESTS => "8",
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => "8",
             StatusCode::UNAUTHORIZED => "16",
             _ => "14",
         }
@@ -239,9 +244,10 @@ impl Refusal {
 
     fn sagemaker_type(&self) -> &'static str {
         match self.status() {
-            StatusCode::NOT_FOUND | StatusCode::BAD_REQUEST | StatusCode::REQUEST_TIMEOUT => {
-                "ValidationError"
-            }
+            StatusCode::NOT_FOUND
+            | StatusCode::BAD_REQUEST
+            | StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE
+            | StatusCode::REQUEST_TIMEOUT => "ValidationError",
             StatusCode::UNAUTHORIZED => "UnrecognizedClientException",
             StatusCode::FORBIDDEN => "AccessDeniedException",
             StatusCode::TOO_MANY_REQUESTS => "ThrottlingException",
@@ -331,7 +337,8 @@ mod tests {
                     Some(Refusal::RateLimited { per_minute: 1, retry_after: 1 })
                 }
                 Refusal::RateLimited { .. } => Some(Refusal::Malformed("")),
-                Refusal::Malformed(_) => Some(Refusal::NoInstance),
+                Refusal::Malformed(_) => Some(Refusal::HeadTooLarge),
+                Refusal::HeadTooLarge => Some(Refusal::NoInstance),
                 Refusal::NoInstance => Some(Refusal::QueueFull { waiting: 1, retry_after: 1 }),
                 Refusal::QueueFull { .. } => {
                     Some(Refusal::QueueTimeout { waited: Duration::ZERO, retry_after: 1 })
@@ -385,14 +392,11 @@ mod tests {
             }
             assert!(!safe.is_empty(), "{kind}");
         }
-        // Those that are not made here: too many connections, and hyper's own.
+        // That one is not made here.
         documented.sort();
         let left: Vec<_> =
             documented.iter().map(|(s, kind, _)| (s.as_str(), kind.as_str())).collect();
-        assert_eq!(
-            left,
-            [("400", "–"), ("414", "–"), ("431", "–"), ("503", "too_many_connections")]
-        );
+        assert_eq!(left, [("503", "too_many_connections")]);
     }
 
     #[test]

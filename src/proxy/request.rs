@@ -10,14 +10,13 @@ use std::task::Poll;
 use std::time::Instant;
 
 use bytes::Bytes;
-use http::header::{CONNECTION, CONTENT_TYPE, EXPECT, HeaderMap, HeaderValue, TE, UPGRADE};
+use http::header::{CONTENT_TYPE, EXPECT, HeaderMap, HeaderValue, TE};
 use http::request::Parts;
-use http::{Method, Request, Response, StatusCode, Uri, Version};
-use hyper::body::Incoming;
+use http::{Method, Request, Response, Uri, Version};
 
 use super::admission::{Affinity, Reservation};
 use super::attempt::{Failure, Sender, Terms};
-use super::body::{RequestBody, ResponseBody};
+use super::body::{Incoming, RequestBody, ResponseBody};
 use super::deadline::Deadline;
 use super::exchange::CLIENT_LEFT;
 use super::head;
@@ -63,7 +62,6 @@ pub(super) fn serve(
     let arrived_at = clock::monotonic();
     let record = thread.observers.begin(&mut parts, arrived_at);
     let target = Target::of(&parts);
-    let asks_for_upgrade = parts.headers.contains_key(UPGRADE);
     let admitted =
         head::check(&parts).and_then(|()| thread.keys.admit(&mut parts.headers, arrived_at));
     if let Ok(Some(key)) = &admitted {
@@ -105,18 +103,13 @@ pub(super) fn serve(
         record,
     };
     async move {
-        let mut response = if lists_models {
+        Ok(if lists_models {
             let models = list_models(&life.thread.router, life.key.as_deref());
             life.record.own_answer(models.status().as_u16(), full_length(&models));
             models
         } else {
             life.answer(&target, by_head).await
-        };
-        if asks_for_upgrade && response.status() != StatusCode::SWITCHING_PROTOCOLS {
-            // What came behind the request was not looked at: it might have been anything.
-            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-        }
-        Ok(response)
+        })
     }
 }
 
@@ -244,8 +237,11 @@ impl Life {
         }
         let path = target.worker_path.clone().or_else(|| self.parts.uri.path_and_query().cloned());
         self.parts.uri = path.map_or_else(Uri::default, Uri::from);
+        // HTTP/1.0 knows no switch (RFC 9110, 7.8).
+        let upgrade = (self.parts.version == Version::HTTP_11)
+            .then(|| headers::wanted_upgrade(&self.parts.headers))
+            .flatten();
         self.parts.version = Version::HTTP_11;
-        let upgrade = headers::wanted_upgrade(&self.parts.headers);
         let trailers = headers::takes_trailers(&self.parts.headers);
         headers::strip_hop_by_hop(&mut self.parts.headers);
         if trailers {

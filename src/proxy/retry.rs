@@ -154,13 +154,8 @@ impl Draft {
     }
 }
 
-fn copy(request: &Request<RequestBody>) -> Option<Request<RequestBody>> {
-    // An upgrade takes the client's connection along, of which there is one.
-    if request.extensions().get::<hyper::upgrade::OnUpgrade>().is_some()
-        && super::headers::wanted_upgrade(request.headers()).is_some()
-    {
-        return None;
-    }
+/// The same once more, if all of its body is in memory.
+pub(super) fn copy(request: &Request<RequestBody>) -> Option<Request<RequestBody>> {
     let body = request.body().try_copy()?;
     let (mut parts, ()) = Request::new(()).into_parts();
     parts.method = request.method().clone();

@@ -30,10 +30,11 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::sync::Mutex;
 
-use super::{SendError, Socket, UpstreamError, dial};
+use super::{SendError, UpstreamError, dial};
 use crate::decision::engine;
 use crate::proxy::body::RequestBody;
 use crate::proxy::snapshot::Backend;
+use crate::proxy::socket::Socket;
 use crate::runtime::clock;
 use crate::tls::Connectors;
 use crate::types::{Generation, Protocol};

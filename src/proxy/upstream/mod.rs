@@ -6,14 +6,8 @@
 //! engine is known to close them, never later than its profile says. A worker whose address is `https` is
 //! spoken to over TLS ([`crate::tls`]); agreeing on it is part of connecting, and of its limit.
 
-#[cfg(any(test, fuzzing))]
-pub(super) mod fuzzing {
-    //! The part of [`crate::fuzzing`] that is about connections to workers.
-    pub(in crate::proxy) use super::http1::message::fuzz as answer;
-}
 mod http1;
 mod http2;
-mod socket;
 
 use std::io;
 use std::task::{Context, Poll};
@@ -25,9 +19,9 @@ use http_body::Frame;
 use thiserror::Error;
 use tokio::net::TcpStream;
 
-use self::socket::Socket;
 use super::body::{BodyError, RequestBody};
 use super::snapshot::Backend;
+use super::socket::Socket;
 use crate::tls::{Connectors, Peer};
 use crate::types::Protocol;
 
@@ -204,5 +198,5 @@ async fn dial(backend: &Backend, tls: &Connectors) -> io::Result<Socket> {
         return Ok(Socket::Plain(stream));
     }
     let peer = Peer { address: &route.address, tls: route.tls.as_ref(), protocol: route.protocol };
-    Ok(Socket::Tls(Box::new(tls.connect(stream, peer).await?)))
+    Ok(Socket::Tls(Box::new(tls.connect(stream, peer).await?.into())))
 }

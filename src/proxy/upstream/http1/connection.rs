@@ -1,30 +1,25 @@
 //! One connection to a worker, and the exchange under way on it. Whoever waits for the answer moves the
 //! request's bytes too: there is no task of its own, no channel, and no buffer while nothing comes.
 
-use std::collections::VecDeque;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker, ready};
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::Bytes;
 use http::header::TRANSFER_ENCODING;
 use http::request::Parts;
-use http::{Method, Request, Response};
+use http::{HeaderMap, Method, Request, Response};
 use http_body::{Body, Frame};
 use smallvec::SmallVec;
 use tokio::io::AsyncWrite;
-use tokio_util::io::{poll_read_buf, poll_write_buf};
 
-use super::super::{Socket, UpstreamError};
-use super::message::{self, Framing, Head, Part};
+use super::super::UpstreamError;
 use crate::proxy::body::RequestBody;
+use crate::proxy::http1::{self, Framing, Head, ReadBuffer, WriteBuffer};
+use crate::proxy::socket::Socket;
 
 /// Bytes of a request that wait for the worker in our memory, about.
 const MOST_OUTGOING: usize = 64 << 10;
-/// How much is read at once: less of what comes in small pieces, more of what comes in large ones.
-const LEAST_READ: usize = 8 << 10;
-const MOST_READ: usize = 64 << 10;
-const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 /// Interim answers (1xx) before the final one.
 const MOST_INTERIM: u32 = 64;
 
@@ -33,8 +28,7 @@ const MOST_INTERIM: u32 = 64;
 pub(in crate::proxy) struct Connection {
     socket: Socket,
     /// What the worker has sent and nobody has taken.
-    read: BytesMut,
-    next_read: usize,
+    read: ReadBuffer,
     request: Outgoing,
     /// Some of it may be in the layer below.
     is_unflushed: bool,
@@ -49,8 +43,7 @@ impl Connection {
     pub(super) fn new(socket: Socket) -> Self {
         Self {
             socket,
-            read: BytesMut::new(),
-            next_read: LEAST_READ,
+            read: ReadBuffer::default(),
             request: Outgoing::default(),
             is_unflushed: false,
             framing: Framing::Over,
@@ -90,8 +83,8 @@ impl Connection {
     ) -> Poll<Result<Response<()>, UpstreamError>> {
         self.poll_request(cx)?;
         loop {
-            if !self.read.is_empty()
-                && let Some(head) = message::read_head(&mut self.read, answers_head)
+            if !self.read.bytes.is_empty()
+                && let Some(head) = http1::read_response(&mut self.read.bytes, answers_head)
                     .map_err(UpstreamError::Malformed)?
             {
                 if !head.status.is_informational() || head.status.as_u16() == 101 {
@@ -105,7 +98,7 @@ impl Connection {
                 }
                 continue;
             }
-            if ready!(self.poll_read(cx))? == 0 {
+            if ready!(self.read.poll_fill(&mut self.socket, cx))? == 0 {
                 return Poll::Ready(Err(self.request.failure()));
             }
         }
@@ -130,13 +123,13 @@ impl Connection {
             return Poll::Ready(Some(Err(error)));
         }
         loop {
-            match self.take_frame() {
+            match self.framing.take(&mut self.read.bytes) {
                 Ok(Some(frame)) => return Poll::Ready(Some(Ok(frame))),
                 Err(error) => return Poll::Ready(Some(Err(UpstreamError::Malformed(error)))),
                 Ok(None) if self.is_over() => return Poll::Ready(None),
                 Ok(None) => {}
             }
-            match self.poll_read(cx) {
+            match self.read.poll_fill(&mut self.socket, cx) {
                 Poll::Ready(Ok(0)) if matches!(self.framing, Framing::UntilClose) => {
                     self.framing = Framing::Over;
                     return Poll::Ready(None);
@@ -146,60 +139,26 @@ impl Connection {
                 Poll::Ready(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
                 Poll::Pending => {
                     // A stream may be silent for long: it holds no memory meanwhile.
-                    if self.read.is_empty() {
-                        self.read = BytesMut::new();
-                    }
+                    self.read.rest();
                     return Poll::Pending;
                 }
             }
         }
     }
 
-    /// What is here of the answer.
-    fn take_frame(&mut self) -> Result<Option<Frame<Bytes>>, message::Malformed> {
-        match &mut self.framing {
-            Framing::Over => Ok(None),
-            Framing::Length(_) | Framing::UntilClose if self.read.is_empty() => Ok(None),
-            Framing::Length(left) => {
-                let data = message::take(&mut self.read, left);
-                if *left == 0 {
-                    self.framing = Framing::Over;
-                }
-                Ok(Some(Frame::data(data)))
-            }
-            Framing::UntilClose => Ok(Some(Frame::data(self.read.split().freeze()))),
-            Framing::Chunked(chunks) => match chunks.take(&mut self.read)? {
-                Part::NotYet => Ok(None),
-                Part::Data(data) => Ok(Some(Frame::data(data))),
-                Part::Trailers(trailers) => {
-                    self.framing = Framing::Over;
-                    Ok(Some(Frame::trailers(trailers)))
-                }
-                Part::Over => {
-                    self.framing = Framing::Over;
-                    Ok(None)
-                }
-            },
-        }
-    }
-
     /// Whether the answer has no more.
     pub(in crate::proxy) fn is_over(&self) -> bool {
-        matches!(self.framing, Framing::Over)
+        self.framing.is_over()
     }
 
     /// How much more of the answer there is, where that is known.
     pub(in crate::proxy) fn rest(&self) -> Option<u64> {
-        match self.framing {
-            Framing::Over => Some(0),
-            Framing::Length(left) => Some(left),
-            Framing::Chunked(_) | Framing::UntilClose => None,
-        }
+        self.framing.rest()
     }
 
     /// Whether another request may be sent on it, as far as is known without a look at the socket.
     pub(super) fn is_reusable(&self) -> bool {
-        self.is_over() && self.keeps_alive && self.is_sent() && self.read.is_empty()
+        self.is_over() && self.keeps_alive && self.is_sent() && self.read.bytes.is_empty()
     }
 
     fn is_sent(&self) -> bool {
@@ -208,43 +167,21 @@ impl Connection {
 
     /// Nobody uses it for a while: it keeps no more memory than it needs.
     pub(super) fn rests(&mut self) {
-        if self.read.capacity() > LEAST_READ {
-            self.read = BytesMut::new();
-        }
+        self.read.rest();
+        self.request.bytes.rest();
     }
 
     /// Looks at an idle connection: whether another request can be sent on it.
     pub(super) fn is_usable(&mut self) -> bool {
         // Nobody waits for it while it is idle, so nobody needs to be woken. Whatever comes unasked, be it the
         // connection's end, is no answer to what is to be sent.
-        self.poll_read(&mut Context::from_waker(Waker::noop())).is_pending()
+        self.read.poll_fill(&mut self.socket, &mut Context::from_waker(Waker::noop())).is_pending()
     }
 
     /// After the worker has agreed to switch protocols: the bare connection, and what the worker has said
     /// on it already.
     pub(in crate::proxy) fn into_switched(self) -> (Socket, Bytes) {
-        (self.socket, self.read.freeze())
-    }
-
-    /// Reads what there is, at least one byte; 0 is the connection's end.
-    fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        if let Socket::Plain(socket) = &self.socket {
-            // So that there is memory only for what is there.
-            ready!(socket.poll_read_ready(cx))?;
-        }
-        if self.read.capacity() - self.read.len() < self.next_read / 4 {
-            self.read.reserve(self.next_read);
-        }
-        let room = self.read.capacity() - self.read.len();
-        let read = ready!(poll_read_buf(Pin::new(&mut self.socket), cx, &mut self.read))?;
-        self.next_read = if read >= room {
-            (self.next_read * 2).min(MOST_READ)
-        } else if read < self.next_read / 4 {
-            (self.next_read / 2).max(LEAST_READ)
-        } else {
-            self.next_read
-        };
-        Poll::Ready(Ok(read))
+        (self.socket, self.read.bytes.freeze())
     }
 
     /// Sends on what there is of the request, as far as the worker takes it.
@@ -260,7 +197,7 @@ impl Connection {
                 return Ok(());
             }
             self.is_unflushed = true;
-            match poll_write_buf(Pin::new(&mut self.socket), cx, &mut self.request.bytes) {
+            match self.request.bytes.poll_write(&mut self.socket, cx) {
                 Poll::Pending => return Ok(()),
                 Poll::Ready(Ok(written)) if written > 0 => self.request.note_written(),
                 Poll::Ready(written) => {
@@ -281,7 +218,7 @@ impl Connection {
 /// A request on its way.
 #[derive(Debug, Default)]
 struct Outgoing {
-    bytes: Pieces,
+    bytes: WriteBuffer,
     /// What is not in `bytes` yet.
     body: Option<RequestBody>,
     is_chunked: bool,
@@ -299,14 +236,15 @@ struct Outgoing {
 
 impl Outgoing {
     fn new(parts: &Parts, body: RequestBody) -> Self {
-        let mut head = Vec::with_capacity(1_024);
-        message::write_head(&parts.method, &parts.uri, &parts.headers, &mut head);
         let mut outgoing =
             Self { is_chunked: parts.headers.contains_key(TRANSFER_ENCODING), ..Self::default() };
-        outgoing.bytes.push(head.into());
+        outgoing.bytes.write_with(|into| {
+            into.reserve(1 << 10);
+            http1::write_request(&parts.method, &parts.uri, &parts.headers, into);
+        });
         if body.is_end_stream() {
             // Its head may promise chunks all the same: one without the last would take the next request's bytes.
-            outgoing.end(LAST_CHUNK.to_vec());
+            outgoing.end(None);
         }
         outgoing.body = Some(body);
         outgoing
@@ -314,13 +252,13 @@ impl Outgoing {
 
     /// Takes on what there is of the body.
     fn fill(&mut self, cx: &mut Context<'_>) -> Result<(), UpstreamError> {
-        while !self.is_whole && self.bytes.length < MOST_OUTGOING {
+        while !self.is_whole && self.bytes.len() < MOST_OUTGOING {
             let Some(body) = &mut self.body else { break };
             match Pin::new(&mut *body).poll_frame(cx) {
                 Poll::Pending => break,
                 Poll::Ready(Some(Err(error))) => return Err(error.into()),
                 Poll::Ready(Some(Ok(frame))) => self.take(frame),
-                Poll::Ready(None) => self.end(LAST_CHUNK.to_vec()),
+                Poll::Ready(None) => self.end(None),
             }
         }
         Ok(())
@@ -334,32 +272,27 @@ impl Outgoing {
                     self.restorable.push(data.clone());
                 }
                 if self.is_chunked {
-                    self.bytes.push(format!("{:x}\r\n", data.len()).into());
-                    self.bytes.push(data);
-                    self.bytes.push(Bytes::from_static(b"\r\n"));
+                    self.bytes.push_chunk(data);
                 } else {
                     self.bytes.push(data);
                     self.is_whole = self.body.as_ref().is_none_or(Body::is_end_stream);
                 }
             }
             Err(frame) => {
-                let mut last = b"0\r\n".to_vec();
-                if let Ok(trailers) = frame.into_trailers() {
-                    message::write_fields(&trailers, &mut last);
-                    if let Some(body) = &mut self.body {
-                        body.put_back_trailers(trailers);
-                    }
+                let trailers = frame.into_trailers().ok();
+                self.end(trailers.as_ref());
+                if let (Some(trailers), Some(body)) = (trailers, &mut self.body) {
+                    body.put_back_trailers(trailers);
                 }
-                self.end(last);
             }
         }
     }
 
     /// There is no more of the body.
-    fn end(&mut self, last: Vec<u8>) {
+    fn end(&mut self, trailers: Option<&HeaderMap>) {
         self.is_whole = true;
         if self.is_chunked {
-            self.bytes.push(last.into());
+            self.bytes.push_last_chunk(trailers);
         }
     }
 
@@ -372,7 +305,7 @@ impl Outgoing {
     }
 
     fn give_up(&mut self, error: io::Error) {
-        (self.bytes, self.body) = (Pieces::default(), None);
+        (self.bytes, self.body) = (WriteBuffer::default(), None);
         self.is_whole = true;
         self.failure = Some(error);
     }
@@ -390,51 +323,6 @@ impl Outgoing {
     }
 }
 
-/// Bytes in several pieces, written in one go.
-#[derive(Debug, Default)]
-struct Pieces {
-    pieces: VecDeque<Bytes>,
-    length: usize,
-}
-
-impl Pieces {
-    fn push(&mut self, piece: Bytes) {
-        self.length += piece.len();
-        self.pieces.push_back(piece);
-    }
-
-    fn is_empty(&self) -> bool {
-        self.length == 0
-    }
-}
-
-impl Buf for Pieces {
-    fn remaining(&self) -> usize {
-        self.length
-    }
-
-    fn chunk(&self) -> &[u8] {
-        self.pieces.front().map_or(&[], |piece| piece)
-    }
-
-    fn chunks_vectored<'a>(&'a self, into: &mut [io::IoSlice<'a>]) -> usize {
-        let pieces = into.iter_mut().zip(&self.pieces);
-        pieces.map(|(slice, piece)| *slice = io::IoSlice::new(piece)).count()
-    }
-
-    fn advance(&mut self, mut count: usize) {
-        self.length -= count;
-        while let Some(first) = self.pieces.front_mut() {
-            if first.len() > count {
-                first.advance(count);
-                return;
-            }
-            count -= first.len();
-            self.pieces.pop_front();
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -446,11 +334,11 @@ mod tests {
             Request::post("/x").header(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
         let (parts, ()) = chunked.body(()).expect("a request").into_parts();
         let mut outgoing = Outgoing::new(&parts, RequestBody::empty());
-        let bytes = outgoing.bytes.copy_to_bytes(outgoing.bytes.remaining());
+        let bytes = outgoing.bytes.take_all();
         assert!(bytes.ends_with(b"chunked\r\n\r\n0\r\n\r\n"), "{bytes:?}");
         let (parts, ()) = Request::get("/x").body(()).expect("a request").into_parts();
         let mut outgoing = Outgoing::new(&parts, RequestBody::empty());
-        let bytes = outgoing.bytes.copy_to_bytes(outgoing.bytes.remaining());
-        assert_eq!(bytes, "GET /x HTTP/1.1\r\n\r\n");
+        let bytes = outgoing.bytes.take_all();
+        assert_eq!(bytes, b"GET /x HTTP/1.1\r\n\r\n");
     }
 }

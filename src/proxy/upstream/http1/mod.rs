@@ -1,13 +1,9 @@
-//! HTTP/1.1 to workers, by a client of our own ([`connection`], [`message`]): each connection is driven by whoever
+//! HTTP/1.1 to workers, by a client of our own ([`connection`]): each connection is driven by whoever
 //! uses it, in the request's own task; while it is idle nobody does, and it is looked at once before it is used
 //! again. hyper's client has the task and the pieces of a request meet in channels, and holds 16 KiB of buffers
 //! and as much of channel for each connection, idle streams included.
 
 mod connection;
-#[cfg(any(test, fuzzing))]
-pub(super) mod message;
-#[cfg(not(any(test, fuzzing)))]
-mod message;
 
 use std::cell::RefCell;
 use std::collections::HashMap;

@@ -11,8 +11,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 
-use super::answer::AnswerError;
-use super::body::ResponseBody;
+use crate::proxy::answer::AnswerError;
+use crate::proxy::body::ResponseBody;
 
 /// Whose turn it is on a stream.
 #[derive(Debug, Default)]

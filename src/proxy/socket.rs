@@ -1,4 +1,4 @@
-//! What a worker's bytes go through: its socket, or TLS on it.
+//! What a connection's bytes go through, a client's or a worker's: its socket, or TLS on it.
 
 use std::io;
 use std::pin::Pin;
@@ -6,7 +6,7 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio_rustls::client::TlsStream;
+use tokio_rustls::TlsStream;
 
 /// A connection's bytes.
 #[derive(Debug)]
@@ -19,7 +19,7 @@ pub(in crate::proxy) enum Socket {
 
 impl Socket {
     /// The connection below.
-    pub(super) fn tcp(&self) -> &TcpStream {
+    pub(in crate::proxy) fn tcp(&self) -> &TcpStream {
         match self {
             Self::Plain(stream) => stream,
             Self::Tls(stream) => stream.get_ref().0,

@@ -1,65 +1,35 @@
-//! A client's socket. What it adds to hyper's own is how it ends. An HTTP/1.0 client knows a body's end
-//! only by the connection's, so an answer that broke off must end in a reset and never in a clean close.
-//! And a client that takes nothing of what waits for it is not waited for without end.
+//! The socket of a client that speaks HTTP/2. What it adds to hyper's own is that a client that takes nothing of
+//! what waits for it is not waited for without end.
 
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
 use tokio::time::Sleep;
-use tokio_rustls::server::TlsStream;
 
-use super::limits::Clients;
-
-/// Says, while the connection lives, how it is to be closed.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Closing(Arc<AtomicBool>);
-
-impl Closing {
-    /// From now on its end is a reset, or is not.
-    pub(super) fn by_reset(&self, reset: bool) {
-        self.0.store(reset, Ordering::Relaxed);
-    }
-}
-
-/// What bytes of a client go through: its socket, or TLS on it.
-pub(super) trait Transport: AsyncRead + AsyncWrite + Send + Unpin + 'static {
-    /// The socket below.
-    fn socket(&self) -> &TcpStream;
-}
-
-impl Transport for TcpStream {
-    fn socket(&self) -> &TcpStream {
-        self
-    }
-}
-
-impl Transport for TlsStream<TcpStream> {
-    fn socket(&self) -> &TcpStream {
-        self.get_ref().0
-    }
-}
+use crate::proxy::calm::Calm;
+use crate::proxy::limits::Clients;
+use crate::proxy::socket::Socket;
 
 /// The client's side of a connection.
 #[derive(Debug)]
-pub(super) struct ClientIo<T: Transport> {
-    io: TokioIo<T>,
-    closing: Closing,
+pub(super) struct ClientIo {
+    io: TokioIo<Calm<Socket>>,
     clients: Arc<Clients>,
     /// Runs while nothing can be written.
     patience: Option<Pin<Box<Sleep>>>,
+    /// Nobody reads what a clean close would still wait to deliver.
+    ends_by_reset: bool,
 }
 
-impl<T: Transport> ClientIo<T> {
-    pub(super) fn new(stream: T, closing: Closing, clients: &Arc<Clients>) -> Self {
-        Self { io: TokioIo::new(stream), closing, clients: Arc::clone(clients), patience: None }
+impl ClientIo {
+    pub(super) fn new(stream: Calm<Socket>, clients: &Arc<Clients>) -> Self {
+        let clients = Arc::clone(clients);
+        Self { io: TokioIo::new(stream), clients, patience: None, ends_by_reset: false }
     }
 
     /// `written`, or an error once nothing could be written for `write_timeout`.
@@ -79,22 +49,21 @@ impl<T: Transport> ClientIo<T> {
         let patience = self.patience.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
         std::task::ready!(patience.as_mut().poll(cx));
         self.clients.not_taken();
-        // Nobody reads what a clean close would still wait to deliver.
-        self.closing.by_reset(true);
+        self.ends_by_reset = true;
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 }
 
-impl<T: Transport> Drop for ClientIo<T> {
+impl Drop for ClientIo {
     fn drop(&mut self) {
-        if self.closing.0.load(Ordering::Relaxed) {
+        if self.ends_by_reset {
             // A socket that is closed already needs none.
-            drop(self.io.inner().socket().set_zero_linger());
+            drop(self.io.inner().socket().tcp().set_zero_linger());
         }
     }
 }
 
-impl<T: Transport> Read for ClientIo<T> {
+impl Read for ClientIo {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -104,7 +73,7 @@ impl<T: Transport> Read for ClientIo<T> {
     }
 }
 
-impl<T: Transport> Write for ClientIo<T> {
+impl Write for ClientIo {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,

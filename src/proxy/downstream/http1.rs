@@ -1,0 +1,278 @@
+//! An HTTP/1.1 connection of a client, by a server of our own: one task reads a head, has the request answered,
+//! looks meanwhile whether the client is still there, and passes the answer on, its head and what is here of
+//! its body in one write. hyper's server keeps 16 KiB of buffers for each connection and the future that answers
+//! for as long as the answer lasts; here a stream that is silent holds neither. Nor can it be told what to refuse:
+//! it hides lines that end in LF alone, lengths that are said twice, a length beside chunks.
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use http::header::CONNECTION;
+use http::{Method, Request, Response, Version};
+use http_body::Body;
+use tokio::time::Sleep;
+
+use super::client::{Client, Seen};
+use super::leaving::Leaving;
+use super::outgoing::{Answer, Asked, Shape, write_head};
+use crate::proxy::body::{Incoming, ResponseBody};
+use crate::proxy::ending::Ending;
+use crate::proxy::headers;
+use crate::proxy::http1::{Framing, HeadError, RequestHead, write_fields, write_status};
+use crate::proxy::origin::Origin;
+use crate::proxy::refusal::{Dialect, Refusal};
+use crate::proxy::request::{Thread, serve};
+use crate::proxy::socket::Socket;
+use crate::runtime::clock;
+
+/// A connection that is closed while its client still sends is read from for a while, so that the answer is not
+/// lost in a reset (RFC 9112, 9.6).
+const LINGER: Duration = Duration::from_secs(2);
+const MOST_LINGERING: usize = 16 << 20;
+
+/// Serves all requests of a connection, until the proxy ends.
+pub(super) async fn serve_connection(
+    socket: Socket,
+    origin: Origin,
+    thread: Rc<Thread>,
+    ending: Ending,
+) {
+    let client = Client::new(socket, &thread.clients);
+    let leaving = Leaving::new(ending);
+    let mut driver = Driver { client, origin, thread, leaving, patience: None };
+    driver.run().await;
+}
+
+/// Whoever drives a connection. Its drop is the connection's end.
+struct Driver {
+    client: Client,
+    origin: Origin,
+    thread: Rc<Thread>,
+    leaving: Leaving,
+    /// How long a head is waited for.
+    patience: Option<Pin<Box<Sleep>>>,
+}
+
+impl Driver {
+    async fn run(&mut self) {
+        loop {
+            let (request, asked) = match self.next_request().await {
+                Ok(Some(next)) => next,
+                Ok(None) => return,
+                Err(error) => return self.refuse(error).await,
+            };
+            let Some(response) = self.answer(request).await else { return };
+            match self.pass_on(response, &asked).await {
+                Ok(true) => {}
+                Ok(false) => return,
+                Err(error) => {
+                    tracing::debug!(%error, "a client's connection ended early");
+                    return;
+                }
+            }
+        }
+    }
+
+    /// `None` where none will come.
+    async fn next_request(&mut self) -> Result<Option<(Request<Incoming>, Asked)>, HeadError> {
+        let since = clock::monotonic();
+        let head = poll_fn(|cx| {
+            self.client.state().driven_by(cx.waker());
+            self.poll_head(cx, since)
+        });
+        let Some(head) = head.await? else { return Ok(None) };
+        let (mut parts, ()) = head.request.into_parts();
+        self.origin.mark(&mut parts.headers);
+        let asked = Asked {
+            version: parts.version,
+            is_head: parts.method == Method::HEAD,
+            // Where an upgrade is not made, a proxy in front of us may believe that it was.
+            keeps_alive: head.keeps_alive && headers::wanted_upgrade(&parts.headers).is_none(),
+            takes_trailers: headers::takes_trailers(&parts.headers),
+        };
+        let body = if head.framing.is_over() {
+            Incoming::Nothing
+        } else {
+            self.client.state().expect_body(head.framing, head.expects_continue);
+            Incoming::Http1(self.client.body())
+        };
+        Ok(Some((Request::from_parts(parts, body), asked)))
+    }
+
+    /// The next head; `None` where none will come.
+    fn poll_head(
+        &mut self,
+        cx: &mut Context<'_>,
+        since: Instant,
+    ) -> Poll<Result<Option<RequestHead>, HeadError>> {
+        loop {
+            let mut client = self.client.state();
+            if let Some(head) = client.take_head()? {
+                return Poll::Ready(Ok(Some(head)));
+            }
+            let Poll::Ready(filled) = client.poll_fill(cx) else {
+                // One who may be sending a request is not closed.
+                let is_idle = client.is_idle();
+                drop(client);
+                if is_idle && self.leaving.poll(cx).is_ready() {
+                    return Poll::Ready(Ok(None));
+                }
+                ready!(self.poll_patience(cx, since));
+                return Poll::Ready(Ok(None));
+            };
+            if !matches!(filled, Ok(1..)) {
+                return Poll::Ready(Ok(None));
+            }
+        }
+    }
+
+    /// Ready once a head has been waited for too long. The timer is set anew only when it runs out: most heads
+    /// come long before that.
+    fn poll_patience(&mut self, cx: &mut Context<'_>, since: Instant) -> Poll<()> {
+        let due = since + self.thread.clients.limits.idle_timeout;
+        let patience = match &mut self.patience {
+            // It wakes this task, which is always the same, when it runs out.
+            Some(patience) if !patience.is_elapsed() => return Poll::Pending,
+            Some(patience) => patience,
+            None => self.patience.insert(Box::pin(tokio::time::sleep_until(due.into()))),
+        };
+        while patience.as_mut().poll(cx).is_ready() {
+            if clock::monotonic() >= due {
+                return Poll::Ready(());
+            }
+            patience.as_mut().reset(due.into());
+        }
+        Poll::Pending
+    }
+
+    /// The answer to a request; `None` if its client leaves before.
+    async fn answer(&mut self, request: Request<Incoming>) -> Option<Response<ResponseBody>> {
+        // In a place of its own, which is given back before the answer is passed on.
+        let mut answer = Box::pin(serve(Rc::clone(&self.thread), request));
+        let client = &self.client;
+        poll_fn(|cx| {
+            loop {
+                if let Poll::Ready(Ok(response)) = answer.as_mut().poll(cx) {
+                    return Poll::Ready(Some(response));
+                }
+                if ready!(client.state().poll_watch(cx)) == Seen::Left {
+                    return Poll::Ready(None);
+                }
+            }
+        })
+        .await
+    }
+
+    /// Passes an answer on. Whether another request may come.
+    async fn pass_on(
+        &mut self,
+        response: Response<ResponseBody>,
+        asked: &Asked,
+    ) -> io::Result<bool> {
+        let (mut parts, body) = response.into_parts();
+        if let ResponseBody::Tunnel(tunnel) = body {
+            self.client.state().out.write_with(|into| {
+                write_status(asked.version, parts.status, into);
+                write_fields(&parts.headers, into);
+                into.extend_from_slice(b"\r\n");
+            });
+            poll_fn(|cx| self.client.state().poll_send(cx)).await?;
+            let client = self.client.state().take_socket();
+            if let Some((socket, said_already)) = client {
+                tunnel.run(socket, said_already).await;
+            }
+            return Ok(false);
+        }
+        let shape = Shape::of(&parts, &body, asked);
+        // Of these there are only our own.
+        let says_close = parts.headers.remove(CONNECTION).is_some();
+        let is_last = poll_fn(|cx| Poll::Ready(self.leaving.is_last(cx))).await;
+        let keeps_alive = asked.keeps_alive
+            && !(says_close || is_last || shape == Shape::UntilClose)
+            && self.body_is_no_obstacle();
+        let connection = match (keeps_alive, asked.version) {
+            (false, _) => Some("close"),
+            (true, Version::HTTP_10) => Some("keep-alive"),
+            (true, _) => None,
+        };
+        {
+            let mut client = self.client.state();
+            client.ends_by_reset = shape == Shape::UntilClose;
+            let length = body.size_hint().exact();
+            client.out.write_with(|into| {
+                write_head(into, (asked.version, &parts), (shape, length), connection);
+            });
+        }
+        drop(parts);
+        let mut answer = Answer::new(body, shape);
+        let whole = poll_fn(|cx| answer.poll_pass_on(cx, &self.client)).await?;
+        // Its slot is free from here on.
+        drop(answer);
+        if !whole {
+            return Ok(false);
+        }
+        self.client.state().ends_by_reset = false;
+        if keeps_alive && self.read_off().await {
+            return Ok(true);
+        }
+        self.close().await?;
+        Ok(false)
+    }
+
+    /// Whether the rest of the request's body, as far as is known now, lets the connection be kept.
+    fn body_is_no_obstacle(&self) -> bool {
+        let client = self.client.state();
+        client.is_body_over() || client.may_read_off() || !self.client.is_body_dropped()
+    }
+
+    /// Reads what is left of the request's body, for nobody. Whether another request may come behind it.
+    async fn read_off(&mut self) -> bool {
+        let (is_over, may) = {
+            let client = self.client.state();
+            (client.is_body_over(), client.may_read_off() && self.client.is_body_dropped())
+        };
+        if is_over || !may {
+            return is_over;
+        }
+        let read = poll_fn(|cx| self.client.state().poll_read_off(cx));
+        matches!(tokio::time::timeout(LINGER, read).await, Ok(Ok(())))
+    }
+
+    /// Tells a client why its head is none, as far as there is something to tell.
+    async fn refuse(&mut self, error: HeadError) {
+        let refusal = match error {
+            HeadError::Malformed(why) => Refusal::Malformed(why),
+            HeadError::TooLarge => Refusal::HeadTooLarge,
+        };
+        let asked = Asked {
+            version: Version::HTTP_11,
+            is_head: false,
+            keeps_alive: false,
+            takes_trailers: false,
+        };
+        let response = refusal.into_response(Dialect::OpenAi);
+        // Whatever follows is the next request of nobody's.
+        self.client.state().expect_body(Framing::UntilClose, false);
+        drop(self.pass_on(response, &asked).await);
+    }
+
+    async fn close(&mut self) -> io::Result<()> {
+        if !self.client.state().has_unread() {
+            return Ok(());
+        }
+        poll_fn(|cx| self.client.state().poll_shutdown(cx)).await?;
+        let discarded = poll_fn(|cx| self.client.state().poll_discard(cx, MOST_LINGERING));
+        drop(tokio::time::timeout(LINGER, discarded).await);
+        Ok(())
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        self.client.state().close();
+    }
+}

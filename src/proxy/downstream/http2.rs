@@ -1,0 +1,189 @@
+//! An HTTP/2 connection of a client, by hyper's server: each stream a task of its own.
+
+use std::cell::{Cell, RefCell};
+use std::convert::Infallible;
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use http::Request;
+use http::header::{COOKIE, HeaderMap};
+use hyper::server::conn::http2;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioTimer;
+use tokio_util::task::TaskTracker;
+
+use super::client_io::ClientIo;
+use super::taking::Taking;
+use crate::proxy::body::Incoming;
+use crate::proxy::calm::Calm;
+use crate::proxy::ending::Ending;
+use crate::proxy::http1::MOST_FIELDS;
+use crate::proxy::limits::Clients;
+use crate::proxy::origin::Origin;
+use crate::proxy::refusal::{Dialect, Refusal};
+use crate::proxy::request::{Thread, serve};
+use crate::proxy::socket::Socket;
+use crate::runtime::clock;
+
+/// How far the peer of an HTTP/2 connection may send ahead of us: one stream, and all of them.
+const STREAM_WINDOW: u32 = 256 << 10;
+const CONNECTION_WINDOW: u32 = 1 << 20;
+/// Bytes that wait for a stream's client in our memory.
+const SEND_BUFFER: usize = 64 << 10;
+/// A client is asked whether it is there after so much silence, and has as long again to answer.
+const PING_INTERVAL: Duration = Duration::from_secs(20);
+
+/// Serves all requests of a connection, until the proxy ends.
+pub(super) async fn serve_connection(
+    socket: Socket,
+    origin: Origin,
+    thread: Rc<Thread>,
+    ending: Ending,
+) {
+    let limits = &thread.clients.limits;
+    let (most_streams, idle_timeout) = (limits.streams, limits.idle_timeout);
+    let running = Rc::new(Running::default());
+    let streams = Streams {
+        tasks: thread.sender.tasks.clone(),
+        running: Rc::clone(&running),
+        clients: Arc::clone(&thread.clients),
+        next: Rc::default(),
+    };
+    let next = Rc::clone(&streams.next);
+    let io = ClientIo::new(Calm::new(socket, &thread.clients), &thread.clients);
+    let service = {
+        let thread = Rc::clone(&thread);
+        service_fn(move |mut request: Request<hyper::body::Incoming>| {
+            let taking = Rc::new(Taking::default());
+            // hyper gives it to its task before it looks for another.
+            next.replace(Some(Rc::clone(&taking)));
+            let answer = (!has_too_many_fields(request.headers())).then(|| {
+                origin.mark(request.headers_mut());
+                serve(Rc::clone(&thread), request.map(Incoming::Http2))
+            });
+            async move {
+                let answer = match answer {
+                    Some(answer) => answer.await?,
+                    None => Refusal::HeadTooLarge.into_response(Dialect::OpenAi),
+                };
+                Ok::<_, Infallible>(answer.map(|body| taking.watch(body)))
+            }
+        })
+    };
+    let connection = http2::Builder::new(streams)
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(most_streams)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buf_size(SEND_BUFFER)
+        // As HTTP/2 counts them (RFC 9113, 6.5.2).
+        .max_header_list_size(limits.head)
+        .keep_alive_interval(PING_INTERVAL)
+        .keep_alive_timeout(PING_INTERVAL)
+        .serve_connection(io, service);
+    let mut connection = pin!(connection);
+    let is_over = async {
+        tokio::select! {
+            () = ending.turn() => {}
+            () = running.idle_for(idle_timeout) => {}
+        }
+    };
+    let outcome = tokio::select! {
+        outcome = connection.as_mut() => outcome,
+        () = is_over => {
+            // GOAWAY: streams that have begun are finished, others are not taken.
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = outcome {
+        tracing::debug!(%error, "a client's connection ended early");
+    }
+}
+
+/// There is only a limit on their bytes, within which thousands of small ones fit. Cookies count as one: HTTP/2 may send them apart (RFC 9113, 8.2.3).
+fn has_too_many_fields(headers: &HeaderMap) -> bool {
+    headers.len() > MOST_FIELDS
+        && headers.len() - headers.get_all(COOKIE).iter().count() >= MOST_FIELDS
+}
+
+/// Runs the streams of a connection, each a task of its own: a stream lasts until the last byte of its
+/// answer is handed on.
+#[derive(Debug, Clone)]
+struct Streams {
+    tasks: TaskTracker,
+    running: Rc<Running>,
+    clients: Arc<Clients>,
+    /// How the stream that comes next to be run is taken.
+    next: Rc<RefCell<Option<Rc<Taking>>>>,
+}
+
+impl<F: Future<Output: 'static> + 'static> hyper::rt::Executor<F> for Streams {
+    fn execute(&self, stream: F) {
+        let one = One::of(&self.running);
+        let (taking, clients) = (self.next.take(), Arc::clone(&self.clients));
+        self.tasks.spawn_local(async move {
+            let limit = clients.limits.write_timeout;
+            match taking.filter(|_| !limit.is_zero()) {
+                None => {
+                    stream.await;
+                }
+                Some(taking) => tokio::select! {
+                    _ = stream => {}
+                    // What is dropped with the stream resets it.
+                    () = taking.stalled(limit) => clients.not_taken(),
+                },
+            }
+            drop(one);
+        });
+    }
+}
+
+/// Streams that run, and since when there are none.
+#[derive(Debug)]
+struct Running {
+    count: Cell<usize>,
+    idle_since: Cell<Instant>,
+}
+
+impl Default for Running {
+    fn default() -> Self {
+        Self { count: Cell::new(0), idle_since: Cell::new(clock::monotonic()) }
+    }
+}
+
+impl Running {
+    /// Resolves when there has been no stream for `limit`.
+    async fn idle_for(&self, limit: Duration) {
+        loop {
+            let idle = match self.count.get() {
+                0 => clock::monotonic().duration_since(self.idle_since.get()),
+                _ => Duration::ZERO,
+            };
+            if idle >= limit {
+                return;
+            }
+            tokio::time::sleep(limit.saturating_sub(idle)).await;
+        }
+    }
+}
+
+/// One of the streams that run.
+#[derive(Debug)]
+struct One(Rc<Running>);
+
+impl One {
+    fn of(running: &Rc<Running>) -> Self {
+        running.count.set(running.count.get() + 1);
+        Self(Rc::clone(running))
+    }
+}
+
+impl Drop for One {
+    fn drop(&mut self) {
+        self.0.count.set(self.0.count.get() - 1);
+        self.0.idle_since.set(clock::monotonic());
+    }
+}

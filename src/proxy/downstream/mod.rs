@@ -1,0 +1,100 @@
+//! A client's connection, from its first byte to its close: HTTP/2 ([`http2`]) for those who begin with its preface
+//! (RFC 9113, 3.3) or agree on it in the TLS handshake, HTTP/1.1 ([`http1`]) for all others. Whatever it speaks,
+//! each of its requests enters by [`super::request::serve`].
+
+mod client;
+mod client_io;
+mod date;
+mod http1;
+mod http2;
+mod leaving;
+mod outgoing;
+mod taking;
+
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::TcpStream;
+
+use super::ending::Ending;
+use super::origin::Origin;
+use super::request::Thread;
+use super::socket::Socket;
+use crate::tls::Tls;
+
+pub(super) use client::ClientBody;
+
+/// How an HTTP/2 connection begins, as far as it takes to tell it from every method of HTTP/1.1.
+const PREFACE: &[u8; 4] = b"PRI ";
+/// How long a beginning that is not long enough to tell is left alone.
+const NEXT_LOOK: Duration = Duration::from_millis(5);
+/// How long a socket is silent before the client's host is asked, and how long between asking again.
+const KEEP_ALIVE: Duration = Duration::from_secs(20);
+
+/// Serves all requests of a connection, until the proxy ends.
+pub(super) async fn serve_connection(
+    (stream, peer): (TcpStream, SocketAddr),
+    tls: Option<Arc<Tls>>,
+    thread: Rc<Thread>,
+    ending: Ending,
+) {
+    // Failing to set it costs latency, nothing else.
+    drop(stream.set_nodelay(true));
+    // One whose host has gone must not hold a silent stream for ever.
+    drop(
+        SockRef::from(&stream).set_tcp_keepalive(
+            &TcpKeepalive::new().with_time(KEEP_ALIVE).with_interval(KEEP_ALIVE),
+        ),
+    );
+    let origin = Origin::new(peer, tls.is_some(), &thread.clients.limits.trusted);
+    let begins = begin(stream, tls.as_deref());
+    let begins = tokio::time::timeout(thread.clients.limits.idle_timeout, begins);
+    let begun = tokio::select! {
+        begun = begins => begun,
+        () = ending.at_once() => return,
+    };
+    match begun {
+        Ok(Ok((socket, true))) => http2::serve_connection(socket, origin, thread, ending).await,
+        Ok(Ok((socket, false))) => http1::serve_connection(socket, origin, thread, ending).await,
+        // Nothing of a request has come: nobody is owed an answer.
+        Ok(Err(_)) | Err(_) if tls.is_none() => {}
+        Ok(Err(error)) => {
+            tracing::debug!(%error, "a TLS handshake failed");
+            thread.clients.handshake_failed();
+        }
+        Err(_) => thread.clients.handshake_failed(),
+    }
+}
+
+/// The connection, and whether it speaks HTTP/2.
+async fn begin(stream: TcpStream, tls: Option<&Tls>) -> io::Result<(Socket, bool)> {
+    let Some(tls) = tls else {
+        let http2 = speaks_http2(&stream).await?;
+        return Ok((Socket::Plain(stream), http2));
+    };
+    let (stream, http2) = tls.accept(stream).await?;
+    Ok((Socket::Tls(Box::new(stream.into())), http2))
+}
+
+/// Looks at the first bytes and leaves them where they are.
+async fn speaks_http2(stream: &TcpStream) -> io::Result<bool> {
+    let mut first = [0; PREFACE.len()];
+    loop {
+        let length = stream.peek(&mut first).await?;
+        if first[..length] != PREFACE[..length] {
+            return Ok(false);
+        }
+        if length == PREFACE.len() {
+            return Ok(true);
+        }
+        if length == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        // "P" begins a POST too. More does not make the socket any readier than it is.
+        tokio::time::sleep(NEXT_LOOK).await;
+    }
+}
