@@ -16,7 +16,7 @@ use crate::types::spec::RequestPolicy;
 /// A client's own limit, in milliseconds from the request's arrival.
 const TIMEOUT_MS: HeaderName = HeaderName::from_static("x-forebay-timeout-ms");
 const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
-/// What both may ask for at most; more is no limit at all.
+/// What both may ask for at most; more is refused, like whatever else is no limit.
 const MOST_DIGITS: usize = 8;
 
 /// When a request must be over, and how long its worker may be silent.
@@ -32,12 +32,18 @@ pub(super) struct Deadline {
 
 impl Deadline {
     /// What the client asks for, of a request that arrived at `arrived_at`.
-    pub(super) fn asked(headers: &HeaderMap, arrived_at: Instant) -> Self {
-        let text = |name: &HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
-        let own = text(&TIMEOUT_MS).and_then(|digits| number(digits).map(Duration::from_millis));
-        let grpc = text(&GRPC_TIMEOUT).and_then(grpc_timeout);
+    ///
+    /// # Errors
+    /// [`Refusal::Malformed`] where that cannot be read: a client that believes in a limit must not wait
+    /// without one.
+    pub(super) fn asked(headers: &HeaderMap, arrived_at: Instant) -> Result<Self, Refusal> {
+        let own = only(headers, &TIMEOUT_MS, own_timeout).map_err(|()| {
+            Refusal::Malformed("x-forebay-timeout-ms is not one number from 1 to 99999999")
+        })?;
+        let grpc = only(headers, &GRPC_TIMEOUT, grpc_timeout)
+            .map_err(|()| Refusal::Malformed("grpc-timeout is not one number with a unit"))?;
         let limit = own.into_iter().chain(grpc).min();
-        Self { end: limit.map(|limit| arrived_at + limit), ..Self::default() }
+        Ok(Self { end: limit.map(|limit| arrived_at + limit), ..Self::default() })
     }
 
     /// Together with what the variant says.
@@ -145,6 +151,25 @@ impl Watch {
     }
 }
 
+/// What a field says that may come once at most.
+fn only<T>(
+    headers: &HeaderMap,
+    name: &HeaderName,
+    read: impl Fn(&str) -> Option<T>,
+) -> Result<Option<T>, ()> {
+    let mut values = headers.get_all(name).iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    if values.next().is_some() {
+        return Err(());
+    }
+    value.to_str().ok().and_then(read).map(Some).ok_or(())
+}
+
+/// A limit of nothing can only be a mistake.
+fn own_timeout(text: &str) -> Option<Duration> {
+    number(text).filter(|count| *count > 0).map(Duration::from_millis)
+}
+
 fn number(digits: &str) -> Option<u64> {
     let fits =
         (1..=MOST_DIGITS).contains(&digits.len()) && digits.bytes().all(|b| b.is_ascii_digit());
@@ -178,7 +203,7 @@ mod tests {
             let headers = pairs.iter().map(|(name, value)| {
                 (http::HeaderName::from_static(name), http::HeaderValue::from_static(value))
             });
-            Deadline::asked(&headers.collect(), now)
+            Deadline::asked(&headers.collect(), now).expect("limits")
         };
         let end = |deadline: Deadline| deadline.end.map(|end| end.duration_since(now).as_millis());
         assert_eq!(asked(&[]), Deadline::default());
@@ -193,6 +218,25 @@ mod tests {
         assert_eq!(end(both.with(&policy(1), now)), Some(1_000));
         assert_eq!(end(both.with(&policy(9), now)), Some(1_500));
         assert_eq!(end(asked(&[]).with(&policy(9), now)), Some(9_000));
+    }
+
+    #[test]
+    fn what_is_no_limit_is_refused() {
+        let refused = |name: &'static str, values: &[&'static str]| {
+            let headers = values.iter().map(|value| {
+                (HeaderName::from_static(name), http::HeaderValue::from_static(value))
+            });
+            let asked = Deadline::asked(&headers.collect(), clock::monotonic());
+            matches!(asked, Err(Refusal::Malformed(_)))
+        };
+        for values in [&["0"][..], &[""], &["soon"], &["+1"], &["123456789"], &["5", "5"]] {
+            assert!(refused("x-forebay-timeout-ms", values), "{values:?}");
+        }
+        for values in [&["5"][..], &["5x"], &["1S", "1S"]] {
+            assert!(refused("grpc-timeout", values), "{values:?}");
+        }
+        // A gRPC client whose time is over says so.
+        assert!(!refused("grpc-timeout", &["0n"]));
     }
 
     #[test]

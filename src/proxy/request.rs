@@ -62,8 +62,9 @@ pub(super) fn serve(
     let arrived_at = clock::monotonic();
     let record = thread.observers.begin(&mut parts, arrived_at);
     let target = Target::of(&parts);
-    let admitted =
-        head::check(&parts).and_then(|()| thread.keys.admit(&mut parts.headers, arrived_at));
+    let asked = head::check(&parts).and_then(|()| Deadline::asked(&parts.headers, arrived_at));
+    let deadline = asked.as_ref().map_or_else(|_| Deadline::default(), |deadline| *deadline);
+    let admitted = asked.and_then(|_| thread.keys.admit(&mut parts.headers, arrived_at));
     if let Ok(Some(key)) = &admitted {
         record.came_with(&key.name);
     }
@@ -90,7 +91,7 @@ pub(super) fn serve(
     }
     let life = Life {
         arrived_at,
-        deadline: Deadline::asked(&parts.headers, arrived_at),
+        deadline,
         body,
         parts,
         key,

@@ -58,6 +58,9 @@ impl Target {
         parts: &Parts,
         snapshot: &Snapshot,
     ) -> Option<Result<Arc<Variant>, Refusal>> {
+        if parts.headers.get_all(&ENDPOINT).iter().nth(1).is_some() {
+            return Some(Err(Refusal::Malformed("x-forebay-endpoint is there more than once")));
+        }
         let named = self.endpoint.as_deref().or_else(|| header(&parts.headers, &ENDPOINT));
         if let Some(name) = named {
             let endpoint = snapshot.endpoint(name);
