@@ -58,6 +58,25 @@ fn a_client_says_how_long_it_waits() {
 }
 
 #[test]
+fn a_limit_or_an_endpoint_that_cannot_be_read_is_refused() {
+    let worker = Worker::start(&[]);
+    let forebay = Forebay::in_front_of(&[(&worker, 4)], "");
+    for headers in [
+        &[("x-forebay-timeout-ms", "soon")][..],
+        &[("x-forebay-timeout-ms", "0")],
+        &[("x-forebay-timeout-ms", "100"), ("x-forebay-timeout-ms", "200")],
+        &[("grpc-timeout", "2")],
+        &[("x-forebay-endpoint", "e"), ("x-forebay-endpoint", "other")],
+    ] {
+        let answer = http::post(forebay.proxy, "/v1/chat/completions", headers, STREAM);
+        let error = answer.header("x-forebay-error");
+        assert_eq!((answer.status, error), (400, Some("malformed_request")), "{headers:?}");
+    }
+    assert_eq!(worker.stat("started"), 0, "none of them got there");
+    forebay.wait_all_zero();
+}
+
+#[test]
 fn a_variant_says_how_long_its_requests_may_take() {
     let quick = ["--first-token", "10ms", "--tokens-per-second", "20"];
     let worker = Worker::start(&quick);
