@@ -835,6 +835,13 @@ fn nesting_without_end_is_a_mistake_and_no_crash() {
     }
 }
 
+#[test]
+fn a_name_over_two_lines_is_named_on_one() {
+    let found = mistakes("[instance_type.\"on\\nprem\"]\nprovider = \"pl\\u0007ain\"\n");
+    assert!(found.iter().any(|line| line.contains(r"on\nprem")), "{found:?}");
+    assert!(!found.iter().any(|line| line.contains(char::is_control)), "{found:?}");
+}
+
 fn assert_places(text: &str) {
     let lines: Vec<&str> = text.split('\n').collect();
     let found = match config::load_str(text, "f") {

@@ -174,7 +174,13 @@ impl<'a> Sink<'a> {
         found.into_iter().map(mistake).collect()
     }
 
-    fn push(&self, at: usize, severity: Severity, message: String) {
+    /// What a file names is in many messages as it stands there, a line's end within it included; a
+    /// mistake stays on one line all the same.
+    fn push(&self, at: usize, severity: Severity, mut message: String) {
+        while let Some(found) = message.find(char::is_control) {
+            let control = message.remove(found);
+            message.insert_str(found, &control.escape_debug().to_string());
+        }
         let line = self.line(at);
         if !self.broken.contains(&line) && !self.astray.contains(&line) {
             self.errors.set(self.errors.get() + usize::from(severity == Severity::Error));

@@ -14,7 +14,7 @@ use thiserror::Error;
 pub struct InvalidName {
     /// Which kind of name was asked for, for example `endpoint name`.
     pub what: &'static str,
-    /// The text that was refused, shortened to 80 characters.
+    /// The text that was refused, on one line and shortened to 80 characters.
     pub text: String,
     /// What a valid one looks like, as the end of the sentence.
     pub rule: &'static str,
@@ -37,7 +37,7 @@ macro_rules! name {
                 if $valid(text) {
                     Ok(Self(Arc::from(text)))
                 } else {
-                    let text = text.chars().take(80).collect();
+                    let text = text.chars().take(80).flat_map(char::escape_debug).collect();
                     Err(InvalidName { what: $what, text, rule: $rule })
                 }
             }
