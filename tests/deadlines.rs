@@ -9,12 +9,14 @@
 
 mod support;
 
+use std::io::Write;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use ::http::Request;
 use bytes::Bytes;
 use support::bulk::Bulk;
+use support::by_hand::healthy;
 use support::h2::H2;
 use support::http::{self, Client};
 use support::{Forebay, Worker, eventually};
@@ -157,6 +159,27 @@ fn a_client_that_takes_nothing_of_its_answer_loses_it() {
     assert_eq!(client.head(other).status(), 200);
     let (_, error) = client.rest(unread);
     assert!(error.is_some_and(|error| error.is_reset()));
+    forebay.wait_all_zero();
+}
+
+#[test]
+fn a_client_that_takes_nothing_of_a_tunnel_loses_it() {
+    let worker = healthy(|_, stream| {
+        let switched =
+            "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n";
+        let mut written = stream.write_all(switched.as_bytes());
+        while written.is_ok() {
+            written = stream.write_all(&[b'x'; 8 << 10]);
+        }
+    });
+    let forebay = Forebay::limited_at(worker, "write_timeout = \"300ms\"");
+    let mut client = Client::connect(forebay.proxy);
+    client.send("GET", "/x", &[("connection", "upgrade"), ("upgrade", "x")], b"");
+    assert_eq!(client.read_head().status, 101);
+    eventually("its slot is free", || {
+        (forebay.gauge("forebay_outstanding_requests") == 0.0).then_some(())
+    });
+    assert_eq!(forebay.gauge("forebay_client_write_timeouts_total"), 1.0);
     forebay.wait_all_zero();
 }
 

@@ -29,6 +29,7 @@ fn a_client_that_stops_in_the_middle_of_its_body_is_answered_and_holds_nothing()
     let mut known = begin(&forebay, "POST /x HTTP/1.1\r\nhost: t\r\ncontent-length: 10\r\n\r\nabc");
     let answer = known.read_answer();
     assert_eq!((answer.status, answer.header("x-forebay-error")), (408, Some("body_timeout")));
+    assert_eq!(answer.header("connection"), Some("close"));
     assert!(known.is_closed(), "what comes next could be the rest");
     assert_eq!(worker.stat("started"), 0);
     // Without one it is sent on as it comes, and the worker's request is cancelled.

@@ -185,6 +185,21 @@ fn clients_have_to_show_a_certificate_where_that_is_asked_for() {
 }
 
 #[test]
+fn the_end_of_a_connection_is_said_and_not_only_made() {
+    let worker = Worker::start(&[]);
+    let house = House::new(&worker, false);
+    for (head, answered) in [("connection: close\r\n", "200"), ("host: b\r\n", "400")] {
+        let mut tls = house.connect("a.example", house.client(&[])).expect("connects");
+        let request = format!("POST /x HTTP/1.1\r\nhost: a\r\n{head}content-length: 2\r\n\r\n{{}}");
+        tls.write_all(request.as_bytes()).expect("sent");
+        // Without it this is an error: the answer could be cut off anywhere.
+        let mut text = String::new();
+        tls.read_to_string(&mut text).expect("an end that is said");
+        assert!(text.starts_with(&format!("HTTP/1.1 {answered}")), "{text}");
+    }
+}
+
+#[test]
 fn new_files_are_taken_over_under_load_and_bad_ones_are_not() {
     let worker = Worker::start(&[]);
     let house = House::new(&worker, false);

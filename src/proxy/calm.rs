@@ -101,11 +101,6 @@ impl<T> Calm<T> {
         Self { stream, frames: Frames::default(), sent: 0, since, clients: Arc::clone(clients) }
     }
 
-    /// What is below.
-    pub(super) fn socket(&self) -> &T {
-        &self.stream
-    }
-
     /// Whether the time that has passed makes up for it.
     fn has_waited(&mut self, now: Instant) -> bool {
         let earned = now.saturating_duration_since(self.since).as_millis() / COMES_BACK.as_millis();

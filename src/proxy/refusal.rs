@@ -218,9 +218,9 @@ impl Refusal {
         if let Some(seconds) = self.retry_after() {
             headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
         }
-        if matches!(self, Self::Malformed(_) | Self::BadBody) {
-            // What comes next on this connection may be anything (RFC 9112, 11.2). HTTP/2 has no such field,
-            // and no such doubt.
+        if matches!(self, Self::Malformed(_) | Self::BadBody | Self::BodyTimeout(_)) {
+            // What comes next on this connection may be anything (RFC 9112, 11.2), and is not waited for after
+            // a 408 (RFC 9110, 15.5.9). HTTP/2 has no such field, and no such doubt.
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
         if *self == Self::Unauthenticated {

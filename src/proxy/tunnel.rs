@@ -5,8 +5,8 @@ use bytes::Bytes;
 use tokio::io::AsyncWriteExt;
 
 use super::deadline::Deadline;
+use super::downstream::ClientIo;
 use super::exchange::Exchange;
-use super::socket::Socket;
 use super::upstream::Connection;
 
 /// The worker's side of it, which waits for the client to be told.
@@ -19,7 +19,7 @@ pub(super) struct Tunnel {
 
 impl Tunnel {
     /// Passes bytes on until it is over. `from_client`: what the client has said already.
-    pub(super) async fn run(mut self, mut client: Socket, from_client: Bytes) {
+    pub(super) async fn run(mut self, mut client: ClientIo, from_client: Bytes) {
         if let Some((mut worker, from_worker)) = self.connection.into_switched()
             // Either side's abrupt end is the end; there is nobody left to tell.
             && client.write_all(&from_worker).await.is_ok()

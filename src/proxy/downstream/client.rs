@@ -8,17 +8,15 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
-use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::Frame;
 use tokio::io::AsyncWrite;
-use tokio::time::Sleep;
 
+use super::client_io::ClientIo;
 use crate::proxy::body::BodyError;
 use crate::proxy::http1::{self, Framing, HeadError, ReadBuffer, RequestHead, WriteBuffer};
 use crate::proxy::limits::Clients;
-use crate::proxy::socket::Socket;
 
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 /// How much of a body that nobody wants is read so that the connection can be kept.
@@ -32,7 +30,7 @@ pub(super) struct Client(Rc<RefCell<State>>);
 #[derive(Debug)]
 pub(super) struct State {
     /// There is none once the connection is over.
-    socket: Option<Socket>,
+    socket: Option<ClientIo>,
     read: ReadBuffer,
     /// How much of `read` was looked at for a head.
     seen: usize,
@@ -43,10 +41,6 @@ pub(super) struct State {
     pub(super) out: WriteBuffer,
     /// Some of what was written may be in the layer below.
     is_unflushed: bool,
-    /// Its end is to be a reset: it must not be taken for the end of what was sent.
-    pub(super) ends_by_reset: bool,
-    /// Runs while nothing can be written.
-    patience: Option<Pin<Box<Sleep>>>,
     /// The task that drives it.
     driver: Waker,
     /// Whoever waits for the body elsewhere.
@@ -63,7 +57,7 @@ pub(super) enum Seen {
 }
 
 impl Client {
-    pub(super) fn new(socket: Socket, clients: &Arc<Clients>) -> Self {
+    pub(super) fn new(socket: ClientIo, clients: &Arc<Clients>) -> Self {
         Self(Rc::new(RefCell::new(State {
             socket: Some(socket),
             read: ReadBuffer::default(),
@@ -72,8 +66,6 @@ impl Client {
             expects_continue: false,
             out: WriteBuffer::default(),
             is_unflushed: false,
-            ends_by_reset: false,
-            patience: None,
             driver: Waker::noop().clone(),
             reader: None,
             clients: Arc::clone(clients),
@@ -126,7 +118,7 @@ impl State {
     /// Reads what there is; 0 is the end.
     pub(super) fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         let Some(socket) = &mut self.socket else { return Poll::Ready(Ok(0)) };
-        let filled = self.read.poll_fill(socket, cx);
+        let filled = self.read.poll_fill(socket.socket(), cx);
         if filled.is_pending() {
             self.read.rest();
         }
@@ -151,41 +143,22 @@ impl State {
         Poll::Ready(if matches!(filled, Ok(1..)) { Seen::Bytes } else { Seen::Left })
     }
 
-    /// Writes and flushes all that waits. A client that takes nothing of it for `write_timeout` is not waited for.
+    /// Writes and flushes all that waits.
     pub(super) fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let Some(socket) = &mut self.socket else {
             return Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
         };
         while !self.out.is_empty() {
-            match self.out.poll_write(socket, cx) {
-                Poll::Pending => return self.poll_patience(cx),
-                Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                Poll::Ready(Ok(_)) => self.is_unflushed = true,
-                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+            if ready!(self.out.poll_write(socket, cx))? == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
-            self.patience = None;
+            self.is_unflushed = true;
         }
         if self.is_unflushed {
-            if Pin::new(socket).poll_flush(cx)?.is_pending() {
-                return self.poll_patience(cx);
-            }
+            ready!(Pin::new(socket).poll_flush(cx))?;
             self.is_unflushed = false;
-            self.patience = None;
         }
         Poll::Ready(Ok(()))
-    }
-
-    fn poll_patience(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let limit = self.clients.limits.write_timeout;
-        if limit == Duration::ZERO {
-            return Poll::Pending;
-        }
-        let patience = self.patience.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
-        ready!(patience.as_mut().poll(cx));
-        self.clients.not_taken();
-        // Nobody reads what a clean close would still wait to deliver.
-        self.ends_by_reset = true;
-        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 
     /// The next piece of the request's body, for a reader with this context.
@@ -211,7 +184,9 @@ impl State {
             if !self.driver.will_wake(cx.waker()) {
                 self.reader = Some(cx.waker().clone());
             }
-            match ready!(self.read.poll_fill(socket, &mut Context::from_waker(&self.driver))) {
+            match ready!(
+                self.read.poll_fill(socket.socket(), &mut Context::from_waker(&self.driver))
+            ) {
                 Ok(1..) => {}
                 _ => return Poll::Ready(Some(Err(left()))),
             }
@@ -243,17 +218,28 @@ impl State {
         }
     }
 
+    /// Its end is to be a reset, so that it is not taken for the end of what was sent; or not.
+    pub(super) fn end_by_reset(&mut self, ends_by_reset: bool) {
+        if let Some(socket) = &mut self.socket {
+            socket.end_by_reset(ends_by_reset);
+        }
+    }
+
+    pub(super) fn is_tls(&self) -> bool {
+        self.socket.as_ref().is_some_and(ClientIo::is_tls)
+    }
+
     /// Says that no more will be sent.
     pub(super) fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.socket.as_mut().map_or(Poll::Ready(Ok(())), |it| Pin::new(it).poll_shutdown(cx))
     }
 
     /// Throws away what comes, up to so many bytes; ready at the end.
-    pub(super) fn poll_discard(&mut self, cx: &mut Context<'_>, mut most: usize) -> Poll<()> {
-        while most > 0 {
+    pub(super) fn poll_discard(&mut self, cx: &mut Context<'_>, most: &mut usize) -> Poll<()> {
+        while *most > 0 {
             self.read.bytes.clear();
             match ready!(self.poll_fill(cx)) {
-                Ok(read @ 1..) => most = most.saturating_sub(read),
+                Ok(read @ 1..) => *most = most.saturating_sub(read),
                 _ => break,
             }
         }
@@ -266,18 +252,13 @@ impl State {
     }
 
     /// The bare connection, and what the client has said on it already.
-    pub(super) fn take_socket(&mut self) -> Option<(Socket, Bytes)> {
+    pub(super) fn take_socket(&mut self) -> Option<(ClientIo, Bytes)> {
         Some((self.socket.take()?, self.read.bytes.split().freeze()))
     }
 
     /// It is over: whoever still waits for the body is told.
     pub(super) fn close(&mut self) {
-        if let Some(socket) = self.socket.take()
-            && self.ends_by_reset
-        {
-            // One that is closed already needs none.
-            drop(socket.tcp().set_zero_linger());
-        }
+        self.socket = None;
         if let Some(reader) = self.reader.take() {
             reader.wake();
         }

@@ -1,5 +1,5 @@
-//! The socket of a client that speaks HTTP/2. What it adds to hyper's own is that a client that takes nothing of
-//! what waits for it is not waited for without end.
+//! A client's socket, whatever is spoken on it. What it adds is that a client that takes nothing of what waits for
+//! it is not waited for without end.
 
 use std::io;
 use std::pin::Pin;
@@ -7,29 +7,41 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use hyper::rt::{Read, ReadBufCursor, Write};
-use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
-use crate::proxy::calm::Calm;
 use crate::proxy::limits::Clients;
 use crate::proxy::socket::Socket;
 
 /// The client's side of a connection.
 #[derive(Debug)]
-pub(super) struct ClientIo {
-    io: TokioIo<Calm<Socket>>,
+pub(in crate::proxy) struct ClientIo {
+    socket: Socket,
     clients: Arc<Clients>,
     /// Runs while nothing can be written.
     patience: Option<Pin<Box<Sleep>>>,
-    /// Nobody reads what a clean close would still wait to deliver.
+    /// Nobody is to wait for a clean close, or to take it for the end of what was sent.
     ends_by_reset: bool,
 }
 
 impl ClientIo {
-    pub(super) fn new(stream: Calm<Socket>, clients: &Arc<Clients>) -> Self {
-        let clients = Arc::clone(clients);
-        Self { io: TokioIo::new(stream), clients, patience: None, ends_by_reset: false }
+    pub(super) fn new(socket: Socket, clients: &Arc<Clients>) -> Self {
+        Self { socket, clients: Arc::clone(clients), patience: None, ends_by_reset: false }
+    }
+
+    /// What is read from: only writing is waited for with patience.
+    pub(super) fn socket(&mut self) -> &mut Socket {
+        &mut self.socket
+    }
+
+    /// Whether it has an end of its own, beside that of the connection below.
+    pub(super) fn is_tls(&self) -> bool {
+        matches!(self.socket, Socket::Tls(_))
+    }
+
+    /// Its end is to be a reset, or not.
+    pub(super) fn end_by_reset(&mut self, ends_by_reset: bool) {
+        self.ends_by_reset = ends_by_reset;
     }
 
     /// `written`, or an error once nothing could be written for `write_timeout`.
@@ -58,43 +70,29 @@ impl Drop for ClientIo {
     fn drop(&mut self) {
         if self.ends_by_reset {
             // A socket that is closed already needs none.
-            drop(self.io.inner().socket().tcp().set_zero_linger());
+            drop(self.socket.tcp().set_zero_linger());
         }
     }
 }
 
-impl Read for ClientIo {
+impl AsyncRead for ClientIo {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-        buffer: ReadBufCursor<'_>,
+        buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_read(cx, buffer)
+        Pin::new(&mut self.socket).poll_read(cx, buffer)
     }
 }
 
-impl Write for ClientIo {
+impl AsyncWrite for ClientIo {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.io).poll_write(cx, bytes);
+        let written = Pin::new(&mut self.socket).poll_write(cx, bytes);
         self.bounded(cx, written)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let flushed = Pin::new(&mut self.io).poll_flush(cx);
-        self.bounded(cx, flushed)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let shut = Pin::new(&mut self.io).poll_shutdown(cx);
-        self.bounded(cx, shut)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
     }
 
     fn poll_write_vectored(
@@ -102,7 +100,21 @@ impl Write for ClientIo {
         cx: &mut Context<'_>,
         pieces: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.io).poll_write_vectored(cx, pieces);
+        let written = Pin::new(&mut self.socket).poll_write_vectored(cx, pieces);
         self.bounded(cx, written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.socket.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let flushed = Pin::new(&mut self.socket).poll_flush(cx);
+        self.bounded(cx, flushed)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let shut = Pin::new(&mut self.socket).poll_shutdown(cx);
+        self.bounded(cx, shut)
     }
 }

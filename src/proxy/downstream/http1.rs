@@ -17,6 +17,7 @@ use http_body::Body;
 use tokio::time::Sleep;
 
 use super::client::{Client, Seen};
+use super::client_io::ClientIo;
 use super::leaving::Leaving;
 use super::outgoing::{Answer, Asked, Shape, write_head};
 use crate::proxy::body::{Incoming, ResponseBody};
@@ -34,6 +35,15 @@ use crate::runtime::clock;
 const LINGER: Duration = Duration::from_secs(2);
 const MOST_LINGERING: usize = 16 << 20;
 
+/// What follows an answer.
+enum Next {
+    Request,
+    /// The connection's clean end.
+    Close,
+    /// The connection is over, or its end is to be seen as one that is not clean.
+    Nothing,
+}
+
 /// Serves all requests of a connection, until the proxy ends.
 pub(super) async fn serve_connection(
     socket: Socket,
@@ -41,10 +51,12 @@ pub(super) async fn serve_connection(
     thread: Rc<Thread>,
     ending: Ending,
 ) {
-    let client = Client::new(socket, &thread.clients);
+    let client = Client::new(ClientIo::new(socket, &thread.clients), &thread.clients);
     let leaving = Leaving::new(ending);
     let mut driver = Driver { client, origin, thread, leaving, patience: None };
-    driver.run().await;
+    if let Err(error) = driver.run().await {
+        tracing::debug!(%error, "a client's connection ended early");
+    }
 }
 
 /// Whoever drives a connection. Its drop is the connection's end.
@@ -58,23 +70,24 @@ struct Driver {
 }
 
 impl Driver {
-    async fn run(&mut self) {
+    async fn run(&mut self) -> io::Result<()> {
         loop {
             let (request, asked) = match self.next_request().await {
                 Ok(Some(next)) => next,
-                Ok(None) => return,
-                Err(error) => return self.refuse(error).await,
-            };
-            let Some(response) = self.answer(request).await else { return };
-            match self.pass_on(response, &asked).await {
-                Ok(true) => {}
-                Ok(false) => return,
+                Ok(None) => break,
                 Err(error) => {
-                    tracing::debug!(%error, "a client's connection ended early");
-                    return;
+                    self.refuse(error).await?;
+                    break;
                 }
+            };
+            let Some(response) = self.answer(request).await else { return Ok(()) };
+            match self.pass_on(response, &asked).await? {
+                Next::Request => {}
+                Next::Close => break,
+                Next::Nothing => return Ok(()),
             }
         }
+        self.close().await
     }
 
     /// `None` where none will come.
@@ -167,12 +180,12 @@ impl Driver {
         .await
     }
 
-    /// Passes an answer on. Whether another request may come.
+    /// Passes an answer on.
     async fn pass_on(
         &mut self,
         response: Response<ResponseBody>,
         asked: &Asked,
-    ) -> io::Result<bool> {
+    ) -> io::Result<Next> {
         let (mut parts, body) = response.into_parts();
         if let ResponseBody::Tunnel(tunnel) = body {
             self.client.state().out.write_with(|into| {
@@ -185,7 +198,7 @@ impl Driver {
             if let Some((socket, said_already)) = client {
                 tunnel.run(socket, said_already).await;
             }
-            return Ok(false);
+            return Ok(Next::Nothing);
         }
         let shape = Shape::of(&parts, &body, asked);
         // Of these there are only our own.
@@ -201,7 +214,7 @@ impl Driver {
         };
         {
             let mut client = self.client.state();
-            client.ends_by_reset = shape == Shape::UntilClose;
+            client.end_by_reset(shape == Shape::UntilClose);
             let length = body.size_hint().exact();
             client.out.write_with(|into| {
                 write_head(into, (asked.version, &parts), (shape, length), connection);
@@ -213,14 +226,10 @@ impl Driver {
         // Its slot is free from here on.
         drop(answer);
         if !whole {
-            return Ok(false);
+            return Ok(Next::Nothing);
         }
-        self.client.state().ends_by_reset = false;
-        if keeps_alive && self.read_off().await {
-            return Ok(true);
-        }
-        self.close().await?;
-        Ok(false)
+        self.client.state().end_by_reset(false);
+        Ok(if keeps_alive && self.read_off().await { Next::Request } else { Next::Close })
     }
 
     /// Whether the rest of the request's body, as far as is known now, lets the connection be kept.
@@ -243,7 +252,7 @@ impl Driver {
     }
 
     /// Tells a client why its head is none, as far as there is something to tell.
-    async fn refuse(&mut self, error: HeadError) {
+    async fn refuse(&mut self, error: HeadError) -> io::Result<()> {
         let refusal = match error {
             HeadError::Malformed(why) => Refusal::Malformed(why),
             HeadError::TooLarge => Refusal::HeadTooLarge,
@@ -257,16 +266,23 @@ impl Driver {
         let response = refusal.into_response(Dialect::OpenAi);
         // Whatever follows is the next request of nobody's.
         self.client.state().expect_body(Framing::UntilClose, false);
-        drop(self.pass_on(response, &asked).await);
+        self.pass_on(response, &asked).await.map(drop)
     }
 
+    /// Ends the connection so that all that was sent arrives, and the client knows that it is all.
     async fn close(&mut self) -> io::Result<()> {
-        if !self.client.state().has_unread() {
-            return Ok(());
+        let (says_its_end, has_unread) = {
+            let client = self.client.state();
+            (client.is_tls(), client.has_unread())
+        };
+        if says_its_end || has_unread {
+            poll_fn(|cx| self.client.state().poll_shutdown(cx)).await?;
         }
-        poll_fn(|cx| self.client.state().poll_shutdown(cx)).await?;
-        let discarded = poll_fn(|cx| self.client.state().poll_discard(cx, MOST_LINGERING));
-        drop(tokio::time::timeout(LINGER, discarded).await);
+        if has_unread {
+            let mut most = MOST_LINGERING;
+            let discarded = poll_fn(|cx| self.client.state().poll_discard(cx, &mut most));
+            drop(tokio::time::timeout(LINGER, discarded).await);
+        }
         Ok(())
     }
 }

@@ -11,7 +11,7 @@ use http::Request;
 use http::header::{COOKIE, HeaderMap};
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
-use hyper_util::rt::TokioTimer;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio_util::task::TaskTracker;
 
 use super::client_io::ClientIo;
@@ -52,7 +52,8 @@ pub(super) async fn serve_connection(
         next: Rc::default(),
     };
     let next = Rc::clone(&streams.next);
-    let io = ClientIo::new(Calm::new(socket, &thread.clients), &thread.clients);
+    let io = ClientIo::new(socket, &thread.clients);
+    let io = TokioIo::new(Calm::new(io, &thread.clients));
     let service = {
         let thread = Rc::clone(&thread);
         service_fn(move |mut request: Request<hyper::body::Incoming>| {

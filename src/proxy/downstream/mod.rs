@@ -27,6 +27,7 @@ use super::socket::Socket;
 use crate::tls::Tls;
 
 pub(super) use client::ClientBody;
+pub(super) use client_io::ClientIo;
 
 /// How an HTTP/2 connection begins, as far as it takes to tell it from every method of HTTP/1.1.
 const PREFACE: &[u8; 4] = b"PRI ";

@@ -144,7 +144,7 @@ impl WriteBuffer {
     /// Writes some of it. Nothing to write is an end without a byte, as a closed connection is.
     pub(in crate::proxy) fn poll_write(
         &mut self,
-        socket: &mut Socket,
+        socket: &mut (impl AsyncWrite + Unpin),
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<usize>> {
         let socket = Pin::new(socket);
