@@ -2,7 +2,8 @@
 //! differently is refused, so that what reaches a worker is unambiguous. Each rule names its paragraph.
 
 use http::header::{
-    CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderName, HeaderValue, TRANSFER_ENCODING,
+    CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderName, HeaderValue, MAX_FORWARDS,
+    TRANSFER_ENCODING,
 };
 use http::request::Parts;
 use http::uri::Authority;
@@ -62,6 +63,26 @@ pub(super) fn frames(trailers: &HeaderMap) -> bool {
 pub(super) fn check(parts: &Parts) -> Result<(), Refusal> {
     let wrong = method(parts).or_else(|| target(parts)).or_else(|| fields(parts));
     wrong.map_or(Ok(()), |why| Err(Refusal::Malformed(why)))
+}
+
+/// Whether an OPTIONS is for whoever gets it now; if not, it has one forward less (RFC 9110, 7.6.2).
+///
+/// # Errors
+/// [`Refusal::Malformed`] where it is not said how many it has.
+pub(super) fn ends_here(parts: &mut Parts) -> Result<bool, Refusal> {
+    if parts.method != Method::OPTIONS {
+        return Ok(false);
+    }
+    let mut values = parts.headers.get_all(MAX_FORWARDS).iter();
+    let Some(value) = values.next() else { return Ok(false) };
+    let left = value.to_str().ok().filter(|_| is_plain_number(value) && values.next().is_none());
+    // There are never more hops than that.
+    let left = left.map(|digits| digits.parse().unwrap_or(u32::MAX));
+    let left = left.ok_or(Refusal::Malformed("Max-Forwards is not one plain number"))?;
+    if let Some(left) = left.checked_sub(1) {
+        parts.headers.insert(MAX_FORWARDS, left.into());
+    }
+    Ok(left == 0)
 }
 
 /// Drops what has no place in trailers.
@@ -234,6 +255,28 @@ mod tests {
             ("GET", "/", &[("host", "h"), ("x_request_id", "1")]),
         ] {
             assert_eq!(refused(method, target, fields), None, "{method} {target} {fields:?}");
+        }
+    }
+
+    #[test]
+    fn an_options_has_so_many_forwards() {
+        let left = |method: &str, said: &[&str]| {
+            let request = Request::builder().method(method).uri("/");
+            let request = said.iter().fold(request, |r, value| r.header(MAX_FORWARDS, *value));
+            let (mut parts, ()) = request.body(()).expect("a request").into_parts();
+            let ends = ends_here(&mut parts).ok()?;
+            let left =
+                parts.headers.get(MAX_FORWARDS).map(|v| v.to_str().expect("text").to_owned());
+            Some((ends, left.unwrap_or_default()))
+        };
+        let some = |ends, left: &str| Some((ends, left.to_owned()));
+        assert_eq!(left("OPTIONS", &[]), some(false, ""));
+        assert_eq!(left("OPTIONS", &["0"]), some(true, "0"));
+        assert_eq!(left("OPTIONS", &["1"]), some(false, "0"));
+        assert_eq!(left("OPTIONS", &["99999999999"]), some(false, "4294967294"));
+        assert_eq!(left("GET", &["0"]), some(false, "0"));
+        for said in [&[""][..], &["-1"], &["01"], &["1", "1"], &["one"]] {
+            assert_eq!(left("OPTIONS", said), None, "{said:?}");
         }
     }
 

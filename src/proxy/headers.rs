@@ -9,26 +9,31 @@ use http::header::{
     TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
 
-/// Fields that end at this hop, besides those that `Connection` nominates.
-const HOP_BY_HOP: [HeaderName; 6] = [
-    CONNECTION,
-    HeaderName::from_static("keep-alive"),
-    HeaderName::from_static("proxy-connection"),
-    TE,
-    TRANSFER_ENCODING,
-    UPGRADE,
+/// Fields that end at this hop, besides those that `Connection` nominates. What is between a client and a proxy is
+/// none of a worker's (RFC 9110, 11.7), and `HTTP2-Settings` begins an upgrade that is never made (RFC 7540, 3.2.1).
+const HOP_BY_HOP: [&str; 10] = [
+    "connection",
+    "keep-alive",
+    "proxy-connection",
+    "te",
+    "transfer-encoding",
+    "upgrade",
+    "proxy-authorization",
+    "proxy-authenticate",
+    "proxy-authentication-info",
+    "http2-settings",
 ];
 
 /// Removes what concerns only the connection that the message came by.
 pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) {
     // Most messages have none of it, which one look at the names tells.
-    if !headers.keys().any(|name| HOP_BY_HOP.contains(name)) {
+    if !headers.keys().any(|name| HOP_BY_HOP.contains(&name.as_str())) {
         return;
     }
     if headers.contains_key(CONNECTION) {
         remove_nominated(headers);
     }
-    for name in &HOP_BY_HOP {
+    for name in HOP_BY_HOP {
         headers.remove(name);
     }
 }
@@ -180,6 +185,10 @@ mod tests {
             ("keep-alive", "timeout=5"),
             ("te", "trailers"),
             ("transfer-encoding", "chunked"),
+            ("proxy-authorization", "Basic c2VjcmV0"),
+            ("proxy-authenticate", "Basic"),
+            ("proxy-authentication-info", "x"),
+            ("http2-settings", "AAMAAABkAARAAAAAAAIAAAAA"),
             ("x-private", "1"),
             ("x-public", "2"),
             ("host", "h"),

@@ -48,6 +48,7 @@ pub mod link;
 mod listener;
 mod model_field;
 mod origin;
+mod own;
 mod pinned;
 mod refusal;
 mod request;

@@ -1,13 +1,13 @@
 //! Where a request comes from, as the worker is told: `X-Forwarded-For` and `X-Forwarded-Proto`, and
 //! `Forwarded` (RFC 7239) where the hop before speaks it. What a client says of itself in them is believed,
 //! and added to, only where its address is one of `trusted_proxies`; from all others these fields are
-//! removed. `x-request-id` is kept, or made.
+//! removed. `x-request-id` is kept, or made, and `Via` names us (RFC 9110, 7.6.3).
 
 use std::net::SocketAddr;
 
 use bytes::Bytes;
-use http::HeaderMap;
-use http::header::{FORWARDED, HeaderName, HeaderValue};
+use http::header::{FORWARDED, HeaderName, HeaderValue, VIA};
+use http::{HeaderMap, Version};
 
 use crate::runtime::rng;
 use crate::types::Network;
@@ -29,7 +29,7 @@ const LONGEST_ID: usize = 128;
 
 /// Whether a client must not be able to take this field away by nominating it in `Connection`.
 pub(super) fn is_ours(name: &HeaderName) -> bool {
-    *name == REQUEST_ID || FIELDS.contains(name)
+    [REQUEST_ID, VIA].contains(name) || FIELDS.contains(name)
 }
 
 /// The client's side of one connection.
@@ -60,15 +60,22 @@ impl Origin {
         }
     }
 
-    /// Writes it into a request's head.
-    pub(super) fn mark(&self, headers: &mut HeaderMap) {
+    /// Writes it into the head of a request that came in this version of HTTP.
+    pub(super) fn mark(&self, headers: &mut HeaderMap, version: Version) {
+        let via = HeaderValue::from_static(match version {
+            Version::HTTP_10 => "1.0 forebay",
+            Version::HTTP_2 => "2.0 forebay",
+            _ => "1.1 forebay",
+        });
         // Most requests have none of it, which one look at the names tells.
         if !headers.keys().any(may_be_ours) {
             headers.insert(FOR, self.address.clone());
             headers.insert(PROTO, self.proto.clone());
             headers.insert(REQUEST_ID, new_id());
+            headers.insert(VIA, via);
             return;
         }
+        add(headers, &VIA, &via);
         if self.is_trusted {
             add(headers, &FOR, &self.address);
             if headers.contains_key(FORWARDED) {
@@ -90,7 +97,8 @@ impl Origin {
 
 /// Whether it begins as one of ours does.
 fn may_be_ours(name: &HeaderName) -> bool {
-    matches!(name.as_str().as_bytes(), [b'x', b'-', b'f' | b'r', ..] | [b'f', b'o', ..])
+    let name = name.as_str().as_bytes();
+    matches!(name, [b'x', b'-', b'f' | b'r', ..] | [b'f', b'o', ..] | [b'v', b'i', ..])
 }
 
 /// Appends to the list that a field is, on as many lines as it may be.
@@ -133,9 +141,10 @@ mod tests {
         for (name, value) in said {
             headers.append(HeaderName::from_static(name), HeaderValue::from_static(value));
         }
-        Origin::new(peer, tls, &trusted).mark(&mut headers);
+        Origin::new(peer, tls, &trusted).mark(&mut headers, Version::HTTP_11);
         let id = headers.remove(REQUEST_ID).expect("an id");
         assert!(is_id(&id));
+        assert_eq!(headers.remove(VIA).expect("one"), "1.1 forebay");
         let mut lines: Vec<_> = headers
             .iter()
             .map(|(name, value)| format!("{name}: {}", value.to_str().expect("text")))
@@ -179,8 +188,22 @@ mod tests {
 
     #[test]
     fn each_of_ours_is_looked_for() {
-        assert!(FIELDS.iter().chain([&REQUEST_ID]).all(may_be_ours));
+        assert!(FIELDS.iter().chain([&REQUEST_ID, &VIA]).all(may_be_ours));
         assert!(!may_be_ours(&HeaderName::from_static("x-stainless-lang")));
+    }
+
+    #[test]
+    fn via_names_each_hop() {
+        let origin = Origin::new("192.0.2.7:1".parse().expect("an address"), false, &[]);
+        let mut headers = HeaderMap::new();
+        for (version, via) in [
+            (Version::HTTP_10, "1.0 forebay"),
+            (Version::HTTP_2, "1.0 forebay, 2.0 forebay"),
+            (Version::HTTP_11, "1.0 forebay, 2.0 forebay, 1.1 forebay"),
+        ] {
+            origin.mark(&mut headers, version);
+            assert_eq!(headers.get_all(VIA).iter().collect::<Vec<_>>(), [via]);
+        }
     }
 
     #[test]
@@ -191,7 +214,7 @@ mod tests {
             if let Some(said) = said {
                 headers.insert(REQUEST_ID, HeaderValue::from_static(said));
             }
-            origin.mark(&mut headers);
+            origin.mark(&mut headers, Version::HTTP_11);
             headers[REQUEST_ID].to_str().expect("text").to_owned()
         };
         assert_eq!(id(Some("abc-1")), "abc-1");

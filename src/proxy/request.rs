@@ -9,10 +9,9 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Instant;
 
-use bytes::Bytes;
-use http::header::{CONTENT_TYPE, EXPECT, HeaderMap, HeaderValue, TE};
+use http::header::{EXPECT, HeaderMap, HeaderValue, TE};
 use http::request::Parts;
-use http::{Method, Request, Response, Uri, Version};
+use http::{Request, Response, Uri, Version};
 
 use super::admission::{Affinity, Reservation};
 use super::attempt::{Failure, Sender, Terms};
@@ -23,6 +22,7 @@ use super::head;
 use super::headers::{self, Length};
 use super::keys::{ApiKeys, Key};
 use super::limits::Clients;
+use super::own::Own;
 use super::refusal::{Dialect, Refusal};
 use super::resolve::Target;
 use super::retry::{Draft, Retry};
@@ -34,7 +34,6 @@ use crate::runtime::clock;
 use crate::telemetry::request::{Observers, RequestRecord};
 use crate::telemetry::traffic::Traffic;
 use crate::tls::Fault;
-use crate::types::EndpointName;
 use crate::types::spec::RequestPolicy;
 
 /// The priority of requests that name none.
@@ -68,15 +67,14 @@ pub(super) fn serve(
     if let Ok(Some(key)) = &admitted {
         record.came_with(&key.name);
     }
-    let lists_models =
-        admitted.is_ok() && parts.method == Method::GET && parts.uri.path() == "/v1/models";
-    let (key, by_head) = match admitted {
-        Err(refusal) => (None, Some(Err(refusal))),
-        Ok(key) if lists_models => (key, None),
-        Ok(key) => {
+    let admitted = admitted.and_then(|key| Ok((key, Own::of(&mut parts)?)));
+    let (key, own, by_head) = match admitted {
+        Err(refusal) => (None, None, Some(Err(refusal))),
+        Ok((key, Some(own))) => (key, Some(own), None),
+        Ok((key, None)) => {
             let by_head = target.resolve_by_head(&parts, &thread.router.current());
             let by_head = by_head.map(|found| allowed(found?, key.as_deref()));
-            (key, by_head)
+            (key, None, by_head)
         }
     };
     let mut accountable = None;
@@ -104,10 +102,10 @@ pub(super) fn serve(
         record,
     };
     async move {
-        Ok(if lists_models {
-            let models = list_models(&life.thread.router, life.key.as_deref());
-            life.record.own_answer(models.status().as_u16(), full_length(&models));
-            models
+        Ok(if let Some(own) = own {
+            let answer = own.answer(&life.thread.router, life.key.as_deref());
+            life.record.own_answer(answer.status().as_u16(), full_length(&answer));
+            answer
         } else {
             life.answer(&target, by_head).await
         })
@@ -123,27 +121,6 @@ fn full_length(response: &Response<ResponseBody>) -> u64 {
 fn allowed(variant: Arc<Variant>, key: Option<&Key>) -> Result<Arc<Variant>, Refusal> {
     key.map_or(Ok(()), |key| key.asks(&variant.key.endpoint))?;
     Ok(variant)
-}
-
-/// What whoever has the key may ask for.
-fn list_models(router: &Router, key: Option<&Key>) -> Response<ResponseBody> {
-    let snapshot = router.current();
-    let may_ask = |endpoint: &EndpointName| key.is_none_or(|key| key.may_ask(endpoint));
-    let mut names = snapshot.model_names(may_ask);
-    let endpoints = snapshot.endpoints.iter().map(|endpoint| &endpoint.name);
-    for name in endpoints.filter(|name| may_ask(name)).map(EndpointName::as_str) {
-        if !names.contains(&name) {
-            names.push(name);
-        }
-    }
-    let data: Vec<_> = names
-        .iter()
-        .map(|id| serde_json::json!({ "id": id, "object": "model", "created": 0, "owned_by": "forebay" }))
-        .collect();
-    let body = serde_json::json!({ "object": "list", "data": data }).to_string();
-    let mut response = Response::new(ResponseBody::full(Bytes::from(body)));
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    response
 }
 
 struct Life {

@@ -99,7 +99,7 @@ impl Driver {
         });
         let Some(head) = head.await? else { return Ok(None) };
         let (mut parts, ()) = head.request.into_parts();
-        self.origin.mark(&mut parts.headers);
+        self.origin.mark(&mut parts.headers, parts.version);
         let asked = Asked {
             version: parts.version,
             is_head: parts.method == Method::HEAD,

@@ -7,8 +7,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::Request;
 use http::header::{COOKIE, HeaderMap};
+use http::{Request, Version};
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -61,7 +61,7 @@ pub(super) async fn serve_connection(
             // hyper gives it to its task before it looks for another.
             next.replace(Some(Rc::clone(&taking)));
             let answer = (!has_too_many_fields(request.headers())).then(|| {
-                origin.mark(request.headers_mut());
+                origin.mark(request.headers_mut(), Version::HTTP_2);
                 serve(Rc::clone(&thread), request.map(Incoming::Http2))
             });
             async move {
