@@ -171,6 +171,13 @@ fn mistakes_in_the_proxys_and_managers_settings() {
             ],
         ),
         (
+            "max_body_buffer = \"1MiB\"",
+            "max_body_bytes = \"2000000GiB\"",
+            &[
+                "0:18: error: `max_body_bytes` must be 0 bytes to 1125899906842624 bytes, not 2147483648000000 bytes",
+            ],
+        ),
+        (
             "threads = 2",
             "manager = \"http://127.0.0.1:8081\"",
             &[

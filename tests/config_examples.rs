@@ -131,6 +131,7 @@ fn defaults_are_the_documented_ones() {
     assert_eq!(config.admin.listen.to_string(), "127.0.0.1:8081");
     assert!(config.proxy.threads >= 1);
     assert_eq!(config.proxy.max_body_buffer, 1_048_576);
+    assert_eq!(config.proxy.max_body_bytes, None);
     assert_eq!(config.proxy.drain_timeout, Duration::from_secs(600));
     assert_eq!(config.manager.on_exit, None);
     assert_eq!(config.store.path, Path::new("forebay.db"));

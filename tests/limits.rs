@@ -11,7 +11,9 @@ mod support;
 use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
-use support::http::{self, Client};
+use http::Request;
+use support::h2::H2;
+use support::http::{self as plain, Client};
 use support::{Forebay, Worker, eventually};
 
 /// Sends this much of a request and no more.
@@ -111,7 +113,7 @@ fn one_connection_too_many_is_told_so() {
     let [first, _second] = held;
     drop(first);
     open(1.0);
-    assert_eq!(http::post(forebay.proxy, "/invocations", &[], "{}").status, 200);
+    assert_eq!(plain::post(forebay.proxy, "/invocations", &[], "{}").status, 200);
 }
 
 #[test]
@@ -165,7 +167,7 @@ fn stalled_uploads_take_no_more_memory_than_there_is() {
     // Bodies above the limit go through: they are sent on as they come.
     let body = "y".repeat(3_000_000);
     let started = Instant::now();
-    assert_eq!(http::post(forebay.proxy, "/invocations", &[], &body).status, 200);
+    assert_eq!(plain::post(forebay.proxy, "/invocations", &[], &body).status, 200);
     assert!(started.elapsed() < support::DEADLINE);
     eventually("nothing is held", || {
         (forebay.gauge("forebay_request_body_buffer_bytes") == 0.0).then_some(())
@@ -195,4 +197,70 @@ fn a_stream_that_breaks_is_reset_where_only_the_connection_shows_its_end() {
     let forebay = Forebay::limited(&whole, "");
     let mut client = begin(&forebay, "GET /v1/other HTTP/1.0\r\n\r\n");
     client.stream.read_to_end(&mut Vec::new()).expect("a clean end");
+}
+
+#[test]
+fn a_body_that_is_too_long_is_refused_before_a_worker_hears_of_it_or_cut_where_it_shows() {
+    let worker = Worker::start(&[]);
+    let forebay =
+        Forebay::limited(&worker, "max_body_bytes = \"100kB\"\nmax_body_buffer = \"10kB\"");
+    let told = |answer: &plain::Answer| {
+        (answer.status, answer.header("x-forebay-error").map(ToOwned::to_owned))
+    };
+    let refused = (413, Some("body_too_large".to_owned()));
+    let head =
+        |framing: &str| format!("POST /invocations HTTP/1.1\r\nhost: t\r\n{framing}\r\n\r\n");
+    // By its length: not a byte of it is needed, and nobody is asked for one.
+    let mut long = begin(&forebay, &head("expect: 100-continue\r\ncontent-length: 100001"));
+    assert_eq!(told(&long.read_answer()), refused);
+    assert!(long.is_closed(), "what comes next could be the body");
+    assert_eq!(worker.stat("started"), 0);
+    // In chunks: the worker had some of it, and its request never ends.
+    let mut chunked = begin(&forebay, &head("transfer-encoding: chunked"));
+    let piece = format!("c350\r\n{}\r\n", "x".repeat(50_000));
+    chunked.stream.write_all(piece.repeat(2).as_bytes()).expect("sent");
+    eventually("the worker has its beginning", || (worker.stat("started") == 1).then_some(()));
+    chunked.stream.write_all(b"1\r\nx\r\n0\r\n\r\n").expect("sent");
+    assert_eq!(told(&chunked.read_answer()), refused);
+    assert!(chunked.is_closed());
+    eventually("the worker's request is cancelled", || {
+        (worker.stat("cancelled") == 1).then_some(())
+    });
+    // As much as may be goes through, in either framing.
+    assert_eq!(plain::post(forebay.proxy, "/invocations", &[], &"x".repeat(100_000)).status, 200);
+    let mut chunked = begin(&forebay, &head("transfer-encoding: chunked"));
+    chunked.stream.write_all(format!("{}0\r\n\r\n", piece.repeat(2)).as_bytes()).expect("sent");
+    assert_eq!(chunked.read_answer().status, 200);
+    forebay.wait_all_zero();
+    assert_eq!(forebay.gauge_where("forebay_invocations_total", "code=\"413\""), 2.0);
+}
+
+#[test]
+fn over_http2_a_body_that_is_too_long_costs_its_stream_alone() {
+    let worker = Worker::start(&[]);
+    let forebay =
+        Forebay::limited(&worker, "max_body_bytes = \"100kB\"\nmax_body_buffer = \"10kB\"");
+    let mut client = H2::connect(forebay.proxy);
+    let mut ask = |length: Option<usize>, grpc: bool, bytes: usize| {
+        let kind = if grpc { "application/grpc" } else { "text/plain" };
+        let mut request = Request::post("http://e.example/x").header("content-type", kind);
+        if let Some(length) = length {
+            request = request.header("content-length", length);
+        }
+        let request = request.body(()).expect("a request");
+        let (answer, mut body) = client.sender.send_request(request, false).expect("is sent");
+        // What is refused is not taken to its end.
+        drop(body.send_data("x".repeat(bytes).into(), true));
+        let head = client.head(answer);
+        let told = head.headers().get("x-forebay-error").map(|kind| kind.to_str().expect("text"));
+        let status = head.headers().get("grpc-status").map(|status| status.to_str().expect("text"));
+        (head.status().as_u16(), told.map(ToOwned::to_owned), status.map(ToOwned::to_owned))
+    };
+    let refused = Some("body_too_large".to_owned());
+    assert_eq!(ask(Some(100_001), false, 100_001), (413, refused.clone(), None));
+    assert_eq!(worker.stat("started"), 0);
+    assert_eq!(ask(None, false, 100_001), (413, refused.clone(), None));
+    assert_eq!(ask(None, true, 100_001), (200, refused, Some("8".to_owned())));
+    assert_eq!(ask(None, false, 100_000), (200, None, None));
+    forebay.wait_all_zero();
 }

@@ -134,6 +134,7 @@ impl ProxyHalf {
                 connections: config.proxy.max_connections,
                 body: config.proxy.max_body_buffer as u64,
                 bodies: config.proxy.max_body_buffers,
+                whole_body: config.proxy.max_body_bytes,
                 streams: config.proxy.max_streams,
                 idle_timeout: config.proxy.idle_timeout,
                 body_timeout: config.proxy.body_timeout,

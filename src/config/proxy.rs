@@ -29,6 +29,8 @@ pub struct ProxyConfig {
     pub max_body_buffer: usize,
     /// The same over all requests; of small bodies it is not counted.
     pub max_body_buffers: u64,
+    /// Bytes that a request's body may have; `None`: as many as it likes.
+    pub max_body_bytes: Option<u64>,
     /// Clients' connections at once.
     pub max_connections: u64,
     /// Streams at once on one HTTP/2 connection of a client.
@@ -79,6 +81,7 @@ pub struct AdminConfig {
 
 const MAX_BODY_BUFFER: u64 = 1 << 30;
 const MAX_BODY_BUFFERS: u64 = 1 << 40;
+const MAX_BODY_BYTES: u64 = 1 << 50;
 /// hyper reads in pieces of 8 KiB at least.
 const HEADER_BYTES: RangeInclusive<ByteCount> = ByteCount(8 << 10)..=ByteCount(1 << 20);
 
@@ -187,6 +190,7 @@ fn proxy_config(
             .and_then(|bytes| usize::try_from(bytes).ok())
             .unwrap_or(1 << 20),
         max_body_buffers: bytes("max_body_buffers", MAX_BODY_BUFFERS).unwrap_or(256 << 20),
+        max_body_bytes: bytes("max_body_bytes", MAX_BODY_BYTES).filter(|most| *most > 0),
         max_connections: connections.map_or(50_000, |found| u64::from(found.value)),
         max_streams: table.map_or(256, |table| table.number_or("max_streams", 1..=1_000_000, 256)),
         idle_timeout: span("idle_timeout", Span::Positive, 60),

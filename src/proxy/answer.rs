@@ -174,8 +174,11 @@ impl UpstreamBody {
                 }
                 self.finish_if_over();
             }
-            Some(Err(_)) => {
-                rest.exchange.failed();
+            Some(Err(error)) => {
+                match Refusal::of_request(error) {
+                    Some(refusal) => rest.exchange.spoilt(&refusal),
+                    None => rest.exchange.failed(),
+                }
                 rest.connection = None;
             }
             None => self.finish(),

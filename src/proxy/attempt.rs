@@ -12,7 +12,7 @@ use tokio_util::task::TaskTracker;
 
 use super::admission::Reservation;
 use super::answer::{AnswerError, UpstreamBody};
-use super::body::{BodyError, RequestBody, ResponseBody};
+use super::body::{RequestBody, ResponseBody};
 use super::deadline::Deadline;
 use super::exchange::Exchange;
 use super::headers;
@@ -240,15 +240,7 @@ fn not_sent(exchange: Exchange, request: Request<RequestBody>, fault: Option<Fau
 /// Whose fault a request was that got no answer: the client's body broke off while it was being sent, or
 /// the worker's connection did.
 fn broken(mut exchange: Exchange, error: &UpstreamError) -> Failure {
-    let refusal = match error {
-        UpstreamError::Body(body) => Some(Refusal::of_body(body)),
-        UpstreamError::Http2(error) if error.is_user() || error.is_body_write_aborted() => {
-            let body = std::error::Error::source(error).and_then(|s| s.downcast_ref::<BodyError>());
-            Some(body.map_or(Refusal::BadBody, Refusal::of_body))
-        }
-        _ => None,
-    };
-    if let Some(refusal) = refusal {
+    if let Some(refusal) = Refusal::of_request(error) {
         exchange.answered(refusal.code(), outcome::Outcome::Neutral);
         return Failure::Counted(refusal);
     }

@@ -1,7 +1,6 @@
 //! The two body types of the request path: what goes to a worker, what goes to a client.
 
 use std::collections::VecDeque;
-use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -9,11 +8,9 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use http_body::{Body, Frame, SizeHint};
-use thiserror::Error;
 use tokio::time::Sleep;
 
 use super::answer::{AnswerError, UpstreamBody};
-use super::downstream::ClientBody;
 use super::head;
 use super::headers::Length;
 use super::limits::{Clients, Held};
@@ -21,69 +18,7 @@ use super::tunnel::Tunnel;
 use crate::runtime::clock;
 use crate::telemetry::request::BodyMeter;
 
-/// Why a client's body did not come whole.
-#[derive(Debug, Error)]
-pub(super) enum BodyError {
-    /// The connection broke off.
-    #[error(transparent)]
-    Io(#[from] io::Error),
-    /// It cannot be understood, or in more than one way.
-    #[error("the client sent {0}")]
-    Malformed(&'static str),
-    /// Over HTTP/2.
-    #[error(transparent)]
-    Http2(#[from] hyper::Error),
-    /// Its trailers frame it, which they cannot.
-    #[error("the trailers have a field that frames the message")]
-    Trailers,
-    /// Too little came for as long as the limit says.
-    #[error("the client sent too little of its body for {0:?}")]
-    Stalled(Duration),
-}
-
-/// A client's body where it comes from.
-#[derive(Debug)]
-pub(super) enum Incoming {
-    /// There is none.
-    Nothing,
-    /// The rest of what its connection was asked.
-    Http1(ClientBody),
-    /// A stream.
-    Http2(hyper::body::Incoming),
-}
-
-impl Incoming {
-    fn poll_frame(
-        &mut self,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        match self {
-            Self::Nothing => Poll::Ready(None),
-            Self::Http1(body) => body.poll_frame(cx),
-            Self::Http2(body) => {
-                let frame = std::task::ready!(Pin::new(body).poll_frame(cx));
-                Poll::Ready(frame.map(|frame| frame.map_err(BodyError::from)))
-            }
-        }
-    }
-
-    fn is_over(&self) -> bool {
-        match self {
-            Self::Nothing => true,
-            Self::Http1(body) => body.is_over(),
-            Self::Http2(body) => body.is_end_stream(),
-        }
-    }
-
-    /// How much more there is, where that is known.
-    fn rest(&self) -> Option<u64> {
-        match self {
-            Self::Nothing => Some(0),
-            Self::Http1(body) => body.rest(),
-            Self::Http2(body) => body.size_hint().exact(),
-        }
-    }
-}
+pub(super) use super::incoming::{BodyError, Incoming};
 
 /// A client's body: what has been read of it so far, and the rest.
 #[derive(Debug)]
@@ -96,6 +31,8 @@ pub(super) struct RequestBody {
     /// What the head said.
     length: Length,
     meter: BodyMeter,
+    /// How many more bytes there may be.
+    room: u64,
     clients: Option<Arc<Clients>>,
     /// What of it is counted as held in memory.
     held: Held,
@@ -123,8 +60,20 @@ impl RequestBody {
             incoming.rest().map_or(Length::Unknown, Length::Exact)
         };
         let rest = (length != Length::None).then_some(incoming);
+        let room = clients.limits.whole_body.unwrap_or(u64::MAX);
         let clients = rest.is_some().then(|| Arc::clone(clients));
-        Self { rest, length, meter, clients, ..Self::empty() }
+        Self { rest, length, meter, room, clients, ..Self::empty() }
+    }
+
+    /// Whether it is no longer than may be, as far as its head says.
+    ///
+    /// # Errors
+    /// [`BodyError::TooLarge`].
+    pub(super) fn check_length(&self) -> Result<(), BodyError> {
+        match self.length {
+            Length::Exact(bytes) if bytes > self.room => Err(BodyError::TooLarge(self.room)),
+            _ => Ok(()),
+        }
     }
 
     /// No body at all.
@@ -138,6 +87,7 @@ impl RequestBody {
             trailers: None,
             length: Length::None,
             meter,
+            room: u64::MAX,
             clients: None,
             held: Held::default(),
             patience: None,
@@ -193,10 +143,20 @@ impl RequestBody {
             self.waited += clock::monotonic().duration_since(since);
         }
         if let Some(data) = frame.as_ref().and_then(|f| f.as_ref().ok()?.data_ref()) {
-            self.came += data.len() as u64;
+            let bytes = data.len() as u64;
+            self.came += bytes;
             self.meter.add(data.len());
+            match self.room.checked_sub(bytes) {
+                Some(room) => self.room = room,
+                None => return Poll::Ready(Some(Err(self.too_large()))),
+            }
         }
         Poll::Ready(frame.map(|frame| frame.and_then(checked)))
+    }
+
+    fn too_large(&self) -> BodyError {
+        let most = self.clients.as_ref().and_then(|clients| clients.limits.whole_body);
+        BodyError::TooLarge(most.unwrap_or(u64::MAX))
     }
 
     fn poll_patience(

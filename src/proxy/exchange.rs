@@ -93,6 +93,11 @@ impl Exchange {
         self.record.broke_off(error);
     }
 
+    /// The client's own body broke off in the middle of the answer, which says nothing of the worker.
+    pub(super) fn spoilt(&self, refusal: &Refusal) {
+        self.record.broke_off(refusal.kind());
+    }
+
     /// The answer goes to nobody: the request is tried elsewhere and counted there.
     pub(super) fn superseded(&mut self) {
         if let End::Begun(_, outcome) | End::Complete(_, outcome) = self.end {

@@ -20,6 +20,8 @@ pub struct ClientLimits {
     pub body: u64,
     /// The same over all requests.
     pub bodies: u64,
+    /// Bytes of one request's body at all.
+    pub whole_body: Option<u64>,
     /// Streams at once on one HTTP/2 connection.
     pub streams: u32,
     /// How long a connection may wait for a request's head, idle or in the middle of it.

@@ -42,6 +42,7 @@ mod head;
 mod headers;
 mod http1;
 mod identity;
+mod incoming;
 mod keys;
 mod limits;
 pub mod link;

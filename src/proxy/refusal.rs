@@ -12,6 +12,7 @@ use thiserror::Error;
 
 use super::body::{BodyError, ResponseBody};
 use super::exchange::CLIENT_LEFT;
+use super::upstream::UpstreamError;
 use crate::tls::Fault;
 
 /// Names what went wrong, in what the proxy itself answers and in nothing else.
@@ -60,6 +61,8 @@ pub(super) enum Refusal {
     BadBody,
     #[error("the client left in the middle of the request's body")]
     ClientLeft,
+    #[error("the request's body has more than {0} bytes, which is the limit (`max_body_bytes`)")]
+    BodyTooLarge(u64),
     #[error("too little of the request's body came for {0:?}; send it again, without such a pause")]
     BodyTimeout(Duration),
     #[error("the request took longer than it or its variant allows; it may have run")]
@@ -90,9 +93,22 @@ impl Refusal {
     pub(super) fn of_body(error: &BodyError) -> Self {
         match error {
             BodyError::Stalled(limit) => Self::BodyTimeout(*limit),
+            BodyError::TooLarge(most) => Self::BodyTooLarge(*most),
             BodyError::Io(_) => Self::ClientLeft,
             BodyError::Http2(error) if broke_off(error) => Self::ClientLeft,
             BodyError::Http2(_) | BodyError::Malformed(_) | BodyError::Trailers => Self::BadBody,
+        }
+    }
+
+    /// Where an exchange broke off because the client's body did: what is wrong with that.
+    pub(super) fn of_request(error: &UpstreamError) -> Option<Self> {
+        match error {
+            UpstreamError::Body(body) => Some(Self::of_body(body)),
+            UpstreamError::Http2(error) if error.is_user() || error.is_body_write_aborted() => {
+                let body = error.source().and_then(|source| source.downcast_ref::<BodyError>());
+                Some(body.map_or(Self::BadBody, Self::of_body))
+            }
+            _ => None,
         }
     }
 
@@ -105,6 +121,7 @@ impl Refusal {
             Self::Unauthenticated => StatusCode::UNAUTHORIZED,
             Self::NotAllowed { .. } => StatusCode::FORBIDDEN,
             Self::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Self::BodyTooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::BodyTimeout(_) => StatusCode::REQUEST_TIMEOUT,
             Self::QueueFull { .. } | Self::RateLimited { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::NoInstance
@@ -140,6 +157,7 @@ impl Refusal {
             Self::UpstreamBroken => "upstream_broken",
             Self::BadBody => "bad_body",
             Self::ClientLeft => "client_left",
+            Self::BodyTooLarge(_) => "body_too_large",
             Self::BodyTimeout(_) => "body_timeout",
             Self::DeadlineExceeded => "deadline_exceeded",
             Self::FirstByteTimeout(_) => "first_byte_timeout",
@@ -236,7 +254,9 @@ impl Refusal {
             StatusCode::REQUEST_TIMEOUT | StatusCode::GATEWAY_TIMEOUT => "4",
             StatusCode::NOT_FOUND => "5",
             StatusCode::FORBIDDEN => "7",
-            StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => "8",
+            StatusCode::TOO_MANY_REQUESTS
+            | StatusCode::PAYLOAD_TOO_LARGE
+            | StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => "8",
             StatusCode::UNAUTHORIZED => "16",
             _ => "14",
         }
@@ -246,6 +266,7 @@ impl Refusal {
         match self.status() {
             StatusCode::NOT_FOUND
             | StatusCode::BAD_REQUEST
+            | StatusCode::PAYLOAD_TOO_LARGE
             | StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE
             | StatusCode::REQUEST_TIMEOUT => "ValidationError",
             StatusCode::UNAUTHORIZED => "UnrecognizedClientException",
@@ -349,7 +370,8 @@ mod tests {
                 Refusal::TlsFailed(_) => Some(Refusal::UpstreamBroken),
                 Refusal::UpstreamBroken => Some(Refusal::BadBody),
                 Refusal::BadBody => Some(Refusal::ClientLeft),
-                Refusal::ClientLeft => Some(Refusal::BodyTimeout(Duration::ZERO)),
+                Refusal::ClientLeft => Some(Refusal::BodyTooLarge(1)),
+                Refusal::BodyTooLarge(_) => Some(Refusal::BodyTimeout(Duration::ZERO)),
                 Refusal::BodyTimeout(_) => Some(Refusal::DeadlineExceeded),
                 Refusal::DeadlineExceeded => Some(Refusal::FirstByteTimeout(Duration::ZERO)),
                 Refusal::FirstByteTimeout(_) => Some(Refusal::StreamIdle(Duration::ZERO)),

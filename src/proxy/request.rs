@@ -171,8 +171,10 @@ impl Life {
         target: &Target,
         by_head: Option<Result<Arc<Variant>, Refusal>>,
     ) -> Result<Response<ResponseBody>, Refusal> {
+        let by_head = by_head.transpose()?;
+        self.body.check_length().map_err(|error| Refusal::of_body(&error))?;
         let variant = match by_head {
-            Some(resolved) => resolved?,
+            Some(variant) => variant,
             None => self.deadline.bound(pin!(self.resolve_by_body())).await?,
         };
         self.accountable = Some(Arc::clone(&variant.unserved));
