@@ -14,24 +14,13 @@ use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use http::Request;
+use support::frames::{
+    ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PADDED, PING, PRIORITY,
+    RST_STREAM, SETTINGS, WINDOW_UPDATE, frame, literal,
+};
 use support::h2::H2;
 use support::http::{get, post};
-use support::{Forebay, Worker, by_hand};
-
-/// Kinds of frames (RFC 9113, 6).
-const DATA: u8 = 0;
-const HEADERS: u8 = 1;
-const PRIORITY: u8 = 2;
-const RST_STREAM: u8 = 3;
-const SETTINGS: u8 = 4;
-const PING: u8 = 6;
-const GOAWAY: u8 = 7;
-const WINDOW_UPDATE: u8 = 8;
-const CONTINUATION: u8 = 9;
-const END_STREAM: u8 = 1;
-const ACK: u8 = 1;
-const PADDED: u8 = 8;
-const END_HEADERS: u8 = 4;
+use support::{Forebay, Worker, by_hand, resident_kib};
 
 /// How long a flood goes on if nobody ends it.
 const FLOOD: Duration = Duration::from_secs(2);
@@ -39,24 +28,6 @@ const FLOOD: Duration = Duration::from_secs(2);
 const SERVED: Duration = Duration::from_secs(2);
 /// More than noise, less than what a flood that is kept would take.
 const FLAT_KIB: u64 = 16 << 10;
-
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(payload.len()).expect("short").to_be_bytes();
-    let mut bytes = vec![length[1], length[2], length[3], kind, flags];
-    bytes.extend_from_slice(&stream.to_be_bytes());
-    bytes.extend_from_slice(payload);
-    bytes
-}
-
-/// A field as a literal that is not indexed (RFC 7541, 6.2.2); short enough for lengths of one byte.
-fn literal(name: &str, value: &str) -> Vec<u8> {
-    let mut bytes = vec![0];
-    for text in [name, value] {
-        bytes.push(u8::try_from(text.len()).ok().filter(|length| *length < 127).expect("short"));
-        bytes.extend_from_slice(text.as_bytes());
-    }
-    bytes
-}
 
 /// What every request has: POST, http, a path and an authority.
 fn request() -> Vec<u8> {
@@ -117,12 +88,6 @@ struct Flooded {
     grown_kib: u64,
     /// How long others waited at most.
     slowest: Duration,
-}
-
-fn resident_kib(pid: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("its memory");
-    line.split_whitespace().nth(1).and_then(|kib| kib.parse().ok()).expect("a number")
 }
 
 /// Sends `first`, then `again` over and over, on a connection that is read from (`reads`) or not, while

@@ -1,14 +1,18 @@
-//! The frames of an HTTP/2 connection as its client sent them. The h2 crate keeps no memory for floods, and ends
+//! The frames of an HTTP/2 connection as its peer sent them. The h2 crate keeps no memory for floods, and ends
 //! those of resets, CONTINUATION and empty DATA; of PING, SETTINGS, PRIORITY, window updates and unknown frames it
 //! takes as many as come, all those that are here in one go, and meanwhile no other connection of the thread gets
 //! its turn. [`Calm`] counts them against what the connection is good for, and ends it beyond that.
 //!
-//! A connection may send [`MOST`] frames that ask for nothing. Each request earns it a few, and so does what it
-//! is sent, since a client that reads much updates its windows often; beyond that they come back with time.
-//! Clients that ping us for each piece they read (gRPC's, to measure the bandwidth) stay far within that.
+//! A connection may send [`MOST`] frames that bring nothing. Each request earns it a few, and so does what it
+//! is sent, since a peer that reads much updates its windows often; beyond that they come back with time.
+//! Peers that ping us for each piece they read (gRPC's, to measure the bandwidth) stay far within that. A client's
+//! requests are its HEADERS. A worker's HEADERS may be interim answers without end, so they earn it nothing: what it
+//! is asked is noted by whoever asks ([`Asked`]).
 
+use std::cell::Cell;
 use std::io;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -17,18 +21,21 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::limits::Clients;
 use crate::runtime::clock;
+use crate::telemetry::traffic::Traffic;
 
-/// What every connection begins with (RFC 9113, 3.4).
+/// What every client begins with (RFC 9113, 3.4).
 const PREFACE: usize = 24;
 /// A frame's head (RFC 9113, 4.1).
 const HEAD: usize = 9;
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 
-/// Frames that ask for nothing, at most in a row.
+/// Frames that bring nothing, at most in a row.
 const MOST: i64 = 10_000;
-/// What a request earns.
+/// What a request earns a client.
 const PER_REQUEST: i64 = 4;
+/// What it earns a worker, which answers with two HEADERS or an empty DATA, updates windows and may reset the stream.
+const PER_ASKED: i64 = 8;
 /// Bytes that are sent for each that is earned: less than any frame of an answer with its window updates.
 const PER_SENT: usize = 32;
 /// How long each takes to come back by itself.
@@ -43,15 +50,19 @@ struct Frames {
     /// How much of it is here.
     has: usize,
     left: i64,
-}
-
-impl Default for Frames {
-    fn default() -> Self {
-        Self { skip: PREFACE, head: [0; HEAD], has: 0, left: MOST }
-    }
+    /// What HEADERS earn, or cost.
+    per_headers: i64,
 }
 
 impl Frames {
+    fn of_client() -> Self {
+        Self { skip: PREFACE, head: [0; HEAD], has: 0, left: MOST, per_headers: PER_REQUEST }
+    }
+
+    fn of_worker() -> Self {
+        Self { skip: 0, per_headers: -1, ..Self::of_client() }
+    }
+
     /// Some more has come. False: the connection has sent more than it is good for.
     fn came(&mut self, mut bytes: &[u8]) -> bool {
         loop {
@@ -70,7 +81,7 @@ impl Frames {
                 let [high, middle, low, kind, ..] = self.head;
                 self.skip = u32::from_be_bytes([0, high, middle, low]) as usize;
                 match kind {
-                    HEADERS => self.earn(PER_REQUEST),
+                    HEADERS => self.earn(self.per_headers),
                     DATA if self.skip > 0 => {}
                     _ => self.left -= 1,
                 }
@@ -83,7 +94,17 @@ impl Frames {
     }
 }
 
-/// A client's connection of which is known that it speaks HTTP/2.
+/// Requests to a worker that its connection has not been told of.
+pub(super) type Asked = Rc<Cell<u32>>;
+
+/// Whose connection it is.
+#[derive(Debug)]
+enum Peer {
+    Client(Arc<Clients>),
+    Worker(Asked, Arc<Traffic>),
+}
+
+/// A connection of which is known that it speaks HTTP/2.
 #[derive(Debug)]
 pub(super) struct Calm<T> {
     stream: T,
@@ -92,13 +113,22 @@ pub(super) struct Calm<T> {
     sent: usize,
     /// Up to when time has been taken into account; it is looked at only where nothing else is left.
     since: Instant,
-    clients: Arc<Clients>,
+    peer: Peer,
 }
 
 impl<T> Calm<T> {
-    pub(super) fn new(stream: T, clients: &Arc<Clients>) -> Self {
-        let since = clock::monotonic();
-        Self { stream, frames: Frames::default(), sent: 0, since, clients: Arc::clone(clients) }
+    pub(super) fn of_client(stream: T, clients: &Arc<Clients>) -> Self {
+        Self::new(stream, Frames::of_client(), Peer::Client(Arc::clone(clients)))
+    }
+
+    /// `asked` is to count up with each request, `traffic` is told of a flood.
+    pub(super) fn of_worker(stream: T, asked: &Asked, traffic: &Arc<Traffic>) -> Self {
+        let peer = Peer::Worker(Rc::clone(asked), Arc::clone(traffic));
+        Self::new(stream, Frames::of_worker(), peer)
+    }
+
+    fn new(stream: T, frames: Frames, peer: Peer) -> Self {
+        Self { stream, frames, sent: 0, since: clock::monotonic(), peer }
     }
 
     /// Whether the time that has passed makes up for it.
@@ -126,9 +156,16 @@ impl<T: AsyncRead + Unpin> AsyncRead for Calm<T> {
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
+        if let Peer::Worker(asked, _) = &self.peer {
+            let earned = i64::from(asked.take()) * PER_ASKED;
+            self.frames.earn(earned);
+        }
         if !self.frames.came(&buffer.filled()[before..]) && !self.has_waited(clock::monotonic()) {
-            self.clients.flooded();
-            return Poll::Ready(Err(io::Error::other("a flood of frames that ask for nothing")));
+            match &self.peer {
+                Peer::Client(clients) => clients.flooded(),
+                Peer::Worker(_, traffic) => traffic.flooded(),
+            }
+            return Poll::Ready(Err(io::Error::other("a flood of frames that bring nothing")));
         }
         read
     }
@@ -199,7 +236,7 @@ mod tests {
                 *kind != HEADERS && (*kind != DATA || *length == 0)
             };
             // Whatever is earned on the way is earned from below the most.
-            let mut followed = Frames { left: 0, ..Frames::default() };
+            let mut followed = Frames { left: 0, ..Frames::of_client() };
             let bytes: Vec<_> = frames.iter().map(|(kind, length)| frame(*kind, *length)).collect();
             for bytes in connection(&bytes).chunks(piece) {
                 followed.came(bytes);
@@ -215,7 +252,7 @@ mod tests {
 
     #[test]
     fn it_is_good_for_so_many_and_for_more_with_each_request() {
-        let mut frames = Frames::default();
+        let mut frames = Frames::of_client();
         assert!(frames.came(&connection(&vec![frame(PING, 8); 10_000])));
         assert!(!frames.came(&frame(PING, 8)));
         assert!(frames.came(&frame(HEADERS, 20)));
@@ -223,5 +260,14 @@ mod tests {
         // More is never saved up.
         frames.earn(1_000_000);
         assert!(!frames.came(&vec![frame(PING, 8); 10_001].concat()));
+    }
+
+    #[test]
+    fn a_worker_earns_nothing_by_its_heads() {
+        let mut frames = Frames::of_worker();
+        assert!(frames.came(&vec![frame(HEADERS, 20); 10_000].concat()));
+        assert!(!frames.came(&frame(HEADERS, 20)));
+        frames.earn(PER_ASKED);
+        assert!(frames.came(&[frame(HEADERS, 20), frame(DATA, 9), frame(HEADERS, 20)].concat()));
     }
 }

@@ -34,6 +34,7 @@ const EJECTIONS: &str = "forebay_ejections_total";
 const RETRIES: &str = "forebay_retries_total";
 const RETRIES_DENIED: &str = "forebay_retries_denied_total";
 const CONNECT_FAILURES: &str = "forebay_upstream_connect_failures_total";
+const FLOODS: &str = "forebay_upstream_http2_floods_total";
 
 /// Names, units and help texts, once for the process.
 pub fn describe() {
@@ -101,6 +102,11 @@ pub fn describe() {
         Unit::Count,
         "Connections to workers that were refused or broke before an answer."
     );
+    describe_counter!(
+        FLOODS,
+        Unit::Count,
+        "HTTP/2 connections to workers that were ended because they were flooded."
+    );
 }
 
 /// The histograms that get [`LATENCY_BUCKETS`].
@@ -130,6 +136,7 @@ pub struct Traffic {
     latency: Durations,
     first_chunk: Durations,
     connect_failures: Counter,
+    floods: Counter,
     ejections: Counter,
     outstanding: Gauge,
     slots: Gauge,
@@ -155,6 +162,7 @@ impl Traffic {
             latency: Durations::default(),
             first_chunk: Durations::default(),
             connect_failures: metrics::counter!(CONNECT_FAILURES, labels.clone()),
+            floods: metrics::counter!(FLOODS, labels.clone()),
             ejections: metrics::counter!(EJECTIONS, labels.clone()),
             outstanding: metrics::gauge!(OUTSTANDING, labels.clone()),
             slots: metrics::gauge!(SLOTS, labels.clone()),
@@ -201,6 +209,11 @@ impl Traffic {
     /// A connection to a worker was refused or broke before an answer.
     pub fn connect_failed(&self) {
         self.connect_failures.increment(1);
+    }
+
+    /// A worker has flooded its connection.
+    pub fn flooded(&self) {
+        self.floods.increment(1);
     }
 
     /// A backend is left alone for a while.

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 pub mod bulk;
 pub mod by_hand;
 pub mod chaos;
+pub mod frames;
 pub mod h2;
 pub mod http;
 pub mod pki;
@@ -125,6 +126,13 @@ impl Drop for Process {
 pub fn signal(pid: u32, name: &str) {
     let status = Command::new("kill").args([&format!("-{name}"), &pid.to_string()]).status();
     assert!(status.expect("kill runs").success(), "kill -{name} {pid}");
+}
+
+/// How much memory a process takes.
+pub fn resident_kib(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("its memory");
+    line.split_whitespace().nth(1).and_then(|kib| kib.parse().ok()).expect("a number")
 }
 
 /// A stand-in worker on a port of its own.

@@ -53,7 +53,7 @@ pub(super) async fn serve_connection(
     };
     let next = Rc::clone(&streams.next);
     let io = ClientIo::new(socket, &thread.clients);
-    let io = TokioIo::new(Calm::new(io, &thread.clients));
+    let io = TokioIo::new(Calm::of_client(io, &thread.clients));
     let service = {
         let thread = Rc::clone(&thread);
         service_fn(move |mut request: Request<hyper::body::Incoming>| {

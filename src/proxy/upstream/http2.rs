@@ -6,6 +6,7 @@
 //! * A client that does not read must not harm those whose answers share its connection. What one stream may
 //!   have unread is small; what the connection may have is no limit at all, since the h2 crate ends a
 //!   connection whose unread small frames use up half of that window.
+//! * A worker that floods its connection ([`Calm`]) loses it, and with it the requests that are on it alone.
 //! * No pings: gRPC servers end connections that are pinged more often than each five minutes. TCP's own
 //!   keep-alive finds hosts that have gone, `stall_timeout` workers that hang.
 
@@ -33,6 +34,7 @@ use tokio::sync::Mutex;
 use super::{SendError, UpstreamError, dial};
 use crate::decision::engine;
 use crate::proxy::body::RequestBody;
+use crate::proxy::calm::{Asked, Calm};
 use crate::proxy::snapshot::Backend;
 use crate::proxy::socket::Socket;
 use crate::runtime::clock;
@@ -60,6 +62,7 @@ struct Shared {
     /// A task of its own polls it; here it is asked what the worker allows.
     driver: Driver,
     streams: Cell<usize>,
+    asked: Asked,
     /// Since when there has been no stream.
     idle_since: Cell<Instant>,
     has_served: Cell<bool>,
@@ -74,6 +77,8 @@ impl Shared {
         let keep_alive =
             TcpKeepalive::new().with_time(TCP_KEEP_ALIVE).with_interval(TCP_KEEP_ALIVE);
         SockRef::from(stream.tcp()).set_tcp_keepalive(&keep_alive)?;
+        let asked = Asked::default();
+        let stream = Calm::of_worker(stream, &asked, &backend.traffic);
         let (sender, connection) = Builder::new(Local)
             .timer(TokioTimer::new())
             .initial_stream_window_size(STREAM_WINDOW)
@@ -100,6 +105,7 @@ impl Shared {
             sender,
             driver,
             streams: Cell::new(0),
+            asked,
             idle_since: Cell::new(clock::monotonic()),
             has_served: Cell::new(false),
             most_idle: engine::pool_idle(backend.route.engine),
@@ -125,7 +131,7 @@ impl Shared {
 #[derive(Debug, Clone)]
 struct Driver(Rc<RefCell<Option<Socketed>>>);
 
-type Socketed = Connection<TokioIo<Socket>, RequestBody, Local>;
+type Socketed = Connection<TokioIo<Calm<Socket>>, RequestBody, Local>;
 
 impl Driver {
     async fn drive(self) {
@@ -176,6 +182,7 @@ impl Stream {
         mut request: Request<RequestBody>,
     ) -> Result<Response<()>, SendError> {
         as_http2(&mut request, &self.shared.scheme);
+        self.shared.asked.update(|asked| asked.saturating_add(1));
         let mut sender = self.shared.sender.clone();
         let response = sender.try_send_request(request).await.map_err(|mut error| {
             if let Some(mut request) = error.take_message() {
