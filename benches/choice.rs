@@ -1,4 +1,5 @@
-//! Choosing and reserving a copy: the exact scan over 4, 64 and 1,024 copies, on one thread and on two.
+//! Choosing and reserving a copy and giving it back: among 4 and 16 copies, which are scanned, 17, 64 and
+//! 1,024, which are ranked; on one thread and on two.
 
 use std::hint::black_box;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,7 +14,7 @@ fn choice(c: &mut Criterion) {
         ("least_utilization", RoutingStrategy::LeastUtilization),
     ] {
         let mut group = c.benchmark_group(name);
-        for copies in [4, 64, 1024] {
+        for copies in [4, 16, 17, 64, 1024] {
             let fleet = Fleet::new(copies, 20, strategy);
             // Half-loaded, so that neither the first nor the last is always the best.
             let held: Vec<_> = (0..copies * 3).filter_map(|_| fleet.take()).collect();

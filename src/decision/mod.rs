@@ -1,8 +1,8 @@
 //! Verbs: every decision of both halves, as pure code. Plain data and `now` (and random draws) go in, a
 //! value and its reason come out. No async, no sockets, no clock, no randomness.
 //!
-//! * [`route`] chooses a copy, [`session`] the one that a session belongs to; [`admit`] orders those who wait,
-//!   [`rate`] bounds what one caller may send.
+//! * [`route`] chooses a copy, [`ranking`] keeps many in order for it, [`session`] chooses the one that a session
+//!   belongs to; [`admit`] orders those who wait, [`rate`] bounds what one caller may send.
 //! * [`engine`] is what is known of each engine; [`outcome`] reads what a request's end says of its instance;
 //!   [`eject`] leaves sick ones alone; [`budget`] bounds retries; [`ramp`] gives new ones their slots;
 //!   [`predict`] learns how fast each is.
@@ -21,6 +21,7 @@ pub mod outcome;
 pub mod plan;
 pub mod predict;
 pub mod ramp;
+pub mod ranking;
 pub mod rate;
 pub mod route;
 pub mod scale;

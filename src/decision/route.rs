@@ -1,4 +1,5 @@
-//! Choosing a copy: one exact scan over every candidate, for each strategy.
+//! Choosing a copy: one exact scan over every candidate, for each strategy. Where there are many,
+//! [`super::ranking`] keeps them in the same order.
 //!
 //! n is `outstanding` (from the choice to the last byte), k `copies`, L `max_concurrency` of one copy.
 //! A candidate with n ≥ k·L has no free slot and is never chosen: its excess waits in the proxy
@@ -34,44 +35,60 @@ pub struct Candidate {
     pub predicted: f32,
 }
 
-/// What makes one candidate better than another: a ratio, compared without rounding.
+/// What the choice goes by, the less the better: a ratio, compared without rounding.
 #[derive(Debug, Clone, Copy)]
-struct Ratio {
-    numerator: u64,
-    denominator: u64,
+pub struct Load {
+    numerator: u32,
+    denominator: u32,
 }
 
-impl Ratio {
-    fn cmp(self, other: Self) -> std::cmp::Ordering {
-        let left = self.numerator * other.denominator;
-        left.cmp(&(other.numerator * self.denominator))
+impl Load {
+    /// That of a candidate with a free slot. For `PREDICTED_LATENCY` it only parts those whose prediction
+    /// is the same.
+    #[must_use]
+    #[inline]
+    pub fn of(strategy: RoutingStrategy, candidate: &Candidate) -> Self {
+        let (numerator, denominator) = match strategy {
+            RoutingStrategy::Random => (0, 1),
+            RoutingStrategy::LeastOutstandingRequests => (candidate.outstanding, candidate.copies),
+            RoutingStrategy::LeastUtilization | RoutingStrategy::PredictedLatency => {
+                (candidate.outstanding + 1, candidate.slots)
+            }
+        };
+        Self { numerator, denominator }
     }
 }
 
-fn utilization(candidate: &Candidate) -> Ratio {
-    Ratio {
-        numerator: u64::from(candidate.outstanding) + 1,
-        denominator: u64::from(candidate.slots),
+impl Ord for Load {
+    #[inline]
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        let product = |a: u32, b: u32| u64::from(a) * u64::from(b);
+        product(self.numerator, other.denominator).cmp(&product(other.numerator, self.denominator))
     }
 }
+
+impl PartialOrd for Load {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Load {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl Eq for Load {}
 
 fn compare(strategy: RoutingStrategy, a: &Candidate, b: &Candidate) -> std::cmp::Ordering {
-    use std::cmp::Ordering::Equal;
-    match strategy {
-        RoutingStrategy::Random => Equal,
-        RoutingStrategy::LeastOutstandingRequests => {
-            let load = |c: &Candidate| Ratio {
-                numerator: u64::from(c.outstanding),
-                denominator: u64::from(c.copies),
-            };
-            load(a).cmp(load(b))
-        }
-        RoutingStrategy::LeastUtilization => utilization(a).cmp(utilization(b)),
-        RoutingStrategy::PredictedLatency => {
-            // `NaN` compares as equal: what is not known yet does not decide.
-            let predicted = a.predicted.partial_cmp(&b.predicted).unwrap_or(Equal);
-            predicted.then_with(|| utilization(a).cmp(utilization(b)))
-        }
+    let by_load = || Load::of(strategy, a).cmp(&Load::of(strategy, b));
+    if strategy == RoutingStrategy::PredictedLatency {
+        // `NaN` compares as equal: what is not known yet does not decide.
+        let predicted = a.predicted.partial_cmp(&b.predicted);
+        predicted.unwrap_or(std::cmp::Ordering::Equal).then_with(by_load)
+    } else {
+        by_load()
     }
 }
 

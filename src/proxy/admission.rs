@@ -1,8 +1,8 @@
 //! Admission: a request gets a slot at once, or waits its turn in its variant's queue.
 //!
-//! While a slot is free and nobody waits no lock is taken: the choice is a scan over atomics and one
-//! compare-and-swap ([`super::snapshot::Variant::take_slot`]). The queue is one per variant, whatever the number of
-//! threads, and exact in its limit.
+//! While a slot is free and nobody waits the queue's lock is not taken: the choice
+//! ([`super::choice::Choice::take`]) ends in one compare-and-swap. The queue is one per variant, whatever the
+//! number of threads, and exact in its limit.
 //!
 //! # The hand-off
 //!

@@ -1,5 +1,6 @@
 //! The hand-off in every order of a few threads ([`crate::runtime::interleave`]): a freed slot wakes one
-//! who waits, none is granted twice, nobody waits beside a free slot.
+//! who waits, none is granted twice, nobody waits beside a free slot. Most scenes are played with a fleet that
+//! is scanned and with one that is ranked.
 //!
 //! What was put in to see whether it is found (each fails at least one scene): not looking again after
 //! entering the queue, or the line of an instance; looking for waiters before the slot is given back;
@@ -50,6 +51,15 @@ impl World {
             refused: Arc::default(),
             timers: Handle::current(),
         };
+        (0..asked).for_each(|_| world.ask(Affinity::None));
+        world
+    }
+
+    /// The same amid so many instances that take nothing that the choice is by a roster.
+    fn amid_many(slots: u32, queue_limit: u32, asked: usize) -> Self {
+        let backends = (1..=32).map(|number| backend(number, 1, slots)).collect();
+        let world = Self { router: router(queue_limit, backends), ..Self::new(slots, 0, 0) };
+        variant(&world.router).backends.iter().skip(1).for_each(|other| other.slot.eject());
         (0..asked).for_each(|_| world.ask(Affinity::None));
         world
     }
@@ -147,55 +157,65 @@ fn play(world: impl Fn() -> World, parts: impl Fn(&World) -> Vec<Part>, ends: (u
     assert!(played > 20, "only {played} orders");
 }
 
+/// Plays `parts` with `asked` requests that came before, with few instances and amid many.
+fn play_both(
+    (slots, queue_limit, asked): (u32, u32, usize),
+    parts: impl Fn(&World) -> Vec<Part>,
+    ends: (usize, usize),
+) {
+    play(|| World::new(slots, queue_limit, asked), &parts, ends);
+    play(|| World::amid_many(slots, queue_limit, asked), &parts, ends);
+}
+
 #[test]
 fn a_slot_freed_while_a_request_enters_the_queue_is_not_overlooked() {
-    play(|| World::new(1, 8, 1), |w| vec![w.finish_one(), w.request()], (1, 0));
+    play_both((1, 8, 1), |w| vec![w.finish_one(), w.request()], (1, 0));
 }
 
 #[test]
 fn two_who_enter_share_one_freed_slot_in_turn() {
     let parts = |w: &World| vec![w.finish_one(), w.request(), w.request()];
-    play(|| World::new(1, 8, 1), parts, (2, 0));
+    play_both((1, 8, 1), parts, (2, 0));
 }
 
 #[test]
 fn two_freed_slots_serve_two_who_wait() {
-    play(|| World::new(2, 8, 4), |w| vec![w.finish_one(), w.finish_one()], (2, 0));
+    play_both((2, 8, 4), |w| vec![w.finish_one(), w.finish_one()], (2, 0));
 }
 
 #[test]
 fn one_who_leaves_passes_its_turn_on() {
     let parts = |w: &World| vec![w.finish_one(), w.leave_one(), w.request()];
-    play(|| World::new(1, 8, 3), parts, (2, 0));
+    play_both((1, 8, 3), parts, (2, 0));
 }
 
 #[test]
 fn the_only_one_who_waits_leaves_no_slot_taken() {
     let parts = |w: &World| vec![w.finish_one(), w.leave_one(), w.request()];
-    play(|| World::new(1, 8, 2), parts, (1, 0));
+    play_both((1, 8, 2), parts, (1, 0));
 }
 
 #[test]
 fn the_last_free_slot_goes_to_one() {
     let parts = |w: &World| vec![w.request(), w.request(), w.request()];
-    play(|| World::new(1, 8, 0), parts, (3, 0));
+    play_both((1, 8, 0), parts, (3, 0));
 }
 
 #[test]
 fn a_full_queue_takes_no_more_however_many_come() {
     let parts = |w: &World| vec![w.request(), w.request(), w.request()];
-    play(|| World::new(1, 1, 1), parts, (2, 2));
+    play_both((1, 1, 1), parts, (2, 2));
 }
 
 #[test]
 fn a_slot_freed_while_a_request_goes_home_is_not_overlooked() {
-    play(|| World::new(1, 8, 1), |w| vec![w.finish_one(), w.at_home()], (1, 0));
+    play_both((1, 8, 1), |w| vec![w.finish_one(), w.at_home()], (1, 0));
 }
 
 #[test]
 fn those_at_home_and_those_from_the_queue_share_the_slots() {
     let parts = |w: &World| vec![w.finish_one(), w.at_home(), w.request()];
-    play(|| World::new(1, 8, 1), parts, (2, 0));
+    play_both((1, 8, 1), parts, (2, 0));
 }
 
 #[test]

@@ -70,8 +70,10 @@ impl Router {
             Arc::new(WaitingRoom::new(key.clone(), Arc::downgrade(self), traffic))
         });
         let next = Arc::new(next);
+        previous.variants().for_each(|variant| variant.choice.retire());
         // One that comes back counts on from where it was.
         for variant in next.variants() {
+            variant.choice.seat();
             variant.admit_backends();
         }
         self.snapshot.store(Arc::clone(&next));

@@ -1,27 +1,33 @@
 //! The count of outstanding requests of one backend, its limit, and whether it takes more: one atomic
 //! word, so that "is open", "has room" and "is now taken" are a single step.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use arc_swap::ArcSwapOption;
 use crossbeam_utils::CachePadded;
 
+use super::roster::Seat;
 use crate::runtime::sync;
 
 const CLOSED: u64 = 1 << 63;
 const EJECTED: u64 = 1 << 62;
+const SEATED: u64 = 1 << 61;
 const LIMIT_SHIFT: u32 = 32;
-/// The largest limit: 30 bits of the word.
-const LARGEST_LIMIT: u32 = (1 << 30) - 1;
+/// The largest limit: 29 bits of the word.
+const LARGEST_LIMIT: u32 = (1 << 29) - 1;
 const LIMIT_MASK: u64 = (LARGEST_LIMIT as u64) << LIMIT_SHIFT;
 
-/// Low 32 bits: outstanding requests. The next 30: how many it takes at once. Then: ejected, left alone
-/// for a while. Highest: closed, out of the table.
+/// Low 32 bits: outstanding requests. The next 29: how many it takes at once. Then: seated, a roster follows
+/// what it holds; ejected, left alone for a while. Highest: closed, out of the table.
 ///
 /// Sequentially consistent throughout: together with the queue's own counter it forms the hand-off
 /// that must not lose a wake-up (see [`super::admission`]).
 #[derive(Debug, Default)]
 pub(super) struct Slot {
     word: CachePadded<sync::AtomicU64>,
+    /// Set before the word says that it is: whoever changes the word after that finds the seat.
+    seat: ArcSwapOption<Seat>,
     /// Connections that it refused or broke before an answer.
     connect_failures: AtomicU64,
     /// When it last went from idle to busy, in milliseconds of [`crate::runtime::clock::uptime_ms`].
@@ -47,7 +53,17 @@ impl Slot {
 
     /// Takes one, if all is still as it was seen.
     pub(super) fn try_take(&self, seen: Seen) -> bool {
-        let word = u64::from(seen.limit) << LIMIT_SHIFT | u64::from(seen.outstanding);
+        let taken = self.take_untold(seen);
+        if taken {
+            self.tell(self.word.load());
+        }
+        taken
+    }
+
+    /// As [`Slot::try_take`], for the roster itself: it need not be told.
+    pub(super) fn take_untold(&self, seen: Seen) -> bool {
+        let seated = self.word.load() & SEATED;
+        let word = seated | u64::from(seen.limit) << LIMIT_SHIFT | u64::from(seen.outstanding);
         self.word.replace(word, word + 1).is_ok()
     }
 
@@ -55,26 +71,51 @@ impl Slot {
     pub(super) fn give_back(&self) {
         let before = self.word.subtract(1);
         debug_assert!(count(before) > 0, "one guard, one release");
+        self.tell(before);
     }
 
     /// Nothing more is taken from now on, by nobody, whichever table it routes by.
     pub(super) fn close(&self) {
-        self.word.set(CLOSED);
+        self.tell(self.word.set(CLOSED));
     }
 
     /// Is in the table again.
     pub(super) fn open(&self) {
-        self.word.clear(CLOSED);
+        self.tell(self.word.clear(CLOSED));
     }
 
     /// Nothing is taken until it is readmitted.
     pub(super) fn eject(&self) {
-        self.word.set(EJECTED);
+        self.tell(self.word.set(EJECTED));
     }
 
     /// Takes requests again.
     pub(super) fn readmit(&self) {
-        self.word.clear(EJECTED);
+        self.tell(self.word.clear(EJECTED));
+    }
+
+    /// Sits down at `seat`, where it is ranked by what it holds from now on; `None`: nowhere.
+    pub(super) fn sit(&self, seat: Option<Seat>) {
+        let is_seated = seat.is_some();
+        if !is_seated {
+            self.word.clear(SEATED);
+        }
+        self.seat.store(seat.map(Arc::new));
+        if is_seated {
+            // Changes before this step are in what is told now, those after it find the seat.
+            self.word.set(SEATED);
+            self.tell(SEATED);
+        }
+    }
+
+    /// Lets the roster follow a change of `word`.
+    fn tell(&self, word: u64) {
+        if word & SEATED != 0 {
+            sync::step();
+            if let Some(seat) = &*self.seat.load() {
+                seat.follow(self);
+            }
+        }
     }
 
     pub(super) fn is_ejected(&self) -> bool {
@@ -89,7 +130,10 @@ impl Slot {
         while word & LIMIT_MASK != bits {
             let new = (word & !LIMIT_MASK) | bits;
             match self.word.replace(word, new) {
-                Ok(()) => return self::limit(word) < limit,
+                Ok(()) => {
+                    self.tell(word);
+                    return self::limit(word) < limit;
+                }
                 Err(now) => word = now,
             }
         }

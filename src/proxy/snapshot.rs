@@ -10,15 +10,15 @@ use std::time::Duration;
 use http::HeaderValue;
 
 use super::admission::WaitingRoom;
+use super::choice::Choice;
 use super::pinned::Pinned;
 use super::retry::Budgets;
-use super::slot::{Seen, Slot};
+use super::slot::Slot;
 use super::vitals::Vitals;
 use crate::decision::predict::ServiceTimes;
-use crate::decision::route::{self, Candidate, Chosen};
-use crate::decision::session::{self, Home};
+use crate::decision::route;
 use crate::telemetry::traffic::{RetryTraffic, Traffic};
-use crate::types::spec::{RequestPolicy, RoutingStrategy};
+use crate::types::spec::RequestPolicy;
 use crate::types::table::{BackendRoute, RoutingTable, TableVersion, VariantRoute};
 use crate::types::{EndpointName, Generation, InstanceId, InstanceTypeName, ModelName, VariantKey};
 
@@ -96,7 +96,6 @@ pub(super) struct Variant {
     pub(super) key: VariantKey,
     pub(super) model: ModelName,
     pub(super) weight: f64,
-    pub(super) strategy: RoutingStrategy,
     pub(super) queue_limit: u32,
     pub(super) queue_timeout: Duration,
     pub(super) requests: RequestPolicy,
@@ -105,7 +104,7 @@ pub(super) struct Variant {
     /// Counts what no instance was involved in.
     pub(super) unserved: Arc<Traffic>,
     pub(super) backends: Box<[Arc<Backend>]>,
-    lanes: Box<[Lane]>,
+    pub(super) choice: Choice,
 }
 
 /// What a variant's requests share, whichever snapshot they are routed by.
@@ -117,82 +116,19 @@ pub(super) struct Shared {
     pub(super) judging: Mutex<()>,
 }
 
-/// What the choice reads of a backend, close together; `lanes[i]` belongs to `backends[i]`.
-#[derive(Debug)]
-struct Lane {
-    slot: Arc<Slot>,
-    times: Arc<ServiceTimes>,
-    generation: Generation,
-    copies: u32,
-}
-
-impl Lane {
-    fn candidate(&self, seen: Seen, strategy: RoutingStrategy) -> Candidate {
-        let predicted = if strategy == RoutingStrategy::PredictedLatency {
-            self.times.predict((seen.outstanding + 1) as f32 / self.copies as f32)
-        } else {
-            f32::NAN
-        };
-        let Seen { outstanding, limit } = seen;
-        Candidate { outstanding, copies: self.copies, slots: limit, predicted }
-    }
-}
-
 impl Variant {
-    /// Chooses a copy and takes a slot of it, in one step: the slot is taken only if its count is still
-    /// the one that the choice was made by, otherwise the choice is made anew. `None`: no slot is free
-    /// outside the instances in `except`.
+    /// Chooses a copy outside the instances in `except` and takes a slot of it ([`Choice::take`]).
     pub(super) fn take_slot(
         &self,
         except: &[Generation],
-        mut draw: impl FnMut() -> u64,
+        draw: impl FnMut() -> u64,
     ) -> Option<Arc<Backend>> {
-        let strategy = self.strategy_now();
-        loop {
-            let candidates = self.lanes.iter().map(|lane| {
-                let seen = lane.slot.observe()?;
-                (!except.contains(&lane.generation)).then(|| lane.candidate(seen, strategy))
-            });
-            let Chosen { position, candidate } = route::choose(strategy, candidates, draw())?;
-            let seen = Seen { outstanding: candidate.outstanding, limit: candidate.slots };
-            if self.lanes[position].slot.try_take(seen) {
-                return Some(Arc::clone(&self.backends[position]));
-            }
-        }
+        self.choice.take(except, draw).map(|position| Arc::clone(&self.backends[position]))
     }
-}
 
-impl Variant {
-    /// Takes a slot of the copy that `key` belongs to, or of the next one that it would like, as
-    /// [`Variant::take_slot`] does.
+    /// Takes a slot of the copy that `key` belongs to, or of the next one that it would like.
     pub(super) fn take_slot_by_key(&self, key: u64) -> Option<Arc<Backend>> {
-        loop {
-            let homes = self.lanes.iter().map(|lane| {
-                lane.slot.observe().map(|seen| Home {
-                    generation: lane.generation,
-                    outstanding: seen.outstanding,
-                    slots: seen.limit,
-                })
-            });
-            let (position, home) = session::choose_by_key(key, homes)?;
-            let seen = Seen { outstanding: home.outstanding, limit: home.slots };
-            if self.lanes[position].slot.try_take(seen) {
-                return Some(Arc::clone(&self.backends[position]));
-            }
-        }
-    }
-
-    /// The strategy, or what stands in for it while it knows too little: what is not known of one type
-    /// must not decide between the others either.
-    fn strategy_now(&self) -> RoutingStrategy {
-        match self.strategy {
-            RoutingStrategy::PredictedLatency
-                if !self.lanes.iter().all(|lane| lane.times.is_known()) =>
-            {
-                RoutingStrategy::LeastUtilization
-            }
-            strategy => strategy,
-        }
+        self.choice.take_by_key(key).map(|position| Arc::clone(&self.backends[position]))
     }
 }
 
@@ -381,18 +317,11 @@ impl Builder {
         new_room: &impl Fn(&VariantKey, &VariantRoute) -> Arc<WaitingRoom>,
     ) -> Variant {
         let backends: Box<[_]> = route.backends.iter().map(|b| self.backend(&key, b)).collect();
-        let lane = |backend: &Arc<Backend>| Lane {
-            slot: Arc::clone(&backend.slot),
-            times: Arc::clone(&backend.times),
-            generation: backend.route.generation,
-            copies: backend.route.copies,
-        };
         let known = self.variants.get(&key).cloned();
         let known = known.as_ref();
         Variant {
             model: route.model.clone(),
             weight: route.weight,
-            strategy: route.strategy,
             queue_limit: route.queue_limit,
             queue_timeout: Duration::from_millis(route.queue_timeout_ms),
             requests: route.requests.clone(),
@@ -402,7 +331,7 @@ impl Builder {
                 |v| Arc::clone(&v.shared),
             ),
             unserved: self.traffic(&key, &route.model, None),
-            lanes: backends.iter().map(lane).collect(),
+            choice: Choice::new(route.strategy, &backends),
             backends,
             key,
         }

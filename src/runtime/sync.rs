@@ -59,16 +59,16 @@ impl AtomicU64 {
         self.0.fetch_sub(by, SeqCst)
     }
 
-    /// Sets `bits`.
-    pub fn set(&self, bits: u64) {
+    /// Sets `bits`; what it held before.
+    pub fn set(&self, bits: u64) -> u64 {
         step();
-        self.0.fetch_or(bits, SeqCst);
+        self.0.fetch_or(bits, SeqCst)
     }
 
-    /// Clears `bits`.
-    pub fn clear(&self, bits: u64) {
+    /// Clears `bits`; what it held before.
+    pub fn clear(&self, bits: u64) -> u64 {
         step();
-        self.0.fetch_and(!bits, SeqCst);
+        self.0.fetch_and(!bits, SeqCst)
     }
 }
 
@@ -78,6 +78,11 @@ impl AtomicU64 {
 pub struct Mutex<T>(std::sync::Mutex<T>);
 
 impl<T> Mutex<T> {
+    /// A lock around `value`.
+    pub const fn new(value: T) -> Self {
+        Self(std::sync::Mutex::new(value))
+    }
+
     /// Waits for the lock.
     pub fn lock(&self) -> MutexGuard<'_, T> {
         #[cfg(test)]
