@@ -1,5 +1,5 @@
-//! A mixed soak: everything that clients do, well and badly, at once and for long, while workers are killed and
-//! the config is read again. `loadtest/soak.sh` runs it for an hour or as long as it is told, over the release
+//! A mixed soak: everything that clients do, well and badly, at once and for long, while workers are killed,
+//! come and go, the config is read again and a new binary takes over. `loadtest/soak.sh` runs it for an hour or as long as it is told, over the release
 //! build; as part of `cargo test` it takes some seconds, which shows that it works and little more.
 
 #![allow(
@@ -9,19 +9,25 @@
     reason = "tests run in real time and compare exact counts; the verdict is for whoever runs it"
 )]
 
+#[path = "soak/clients.rs"]
+mod clients;
+#[path = "soak/fleet.rs"]
+mod fleet;
 mod support;
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
-use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use fleet::{Generations, Schedule};
+use support::bulk::Bulk;
 use support::chaos::{CHAT, JSON, PATH, STREAM, answering, over_http1, over_http2};
 use support::h2::H2;
 use support::http::Client;
-use support::{Forebay, eventually};
+use support::{Forebay, eventually, free_port, local, resident_kib};
+use tokio::runtime::Runtime;
 
 /// How long without being told.
 const SHORT: Duration = Duration::from_secs(4);
@@ -29,12 +35,22 @@ const SHORT: Duration = Duration::from_secs(4);
 const JUDGED: Duration = Duration::from_secs(60);
 /// The allocator's own ups and downs.
 const NOISE_KIB: u64 = 8 << 10;
+/// Of the endpoint `llm`, when nobody scales it.
 const INSTANCES: usize = 5;
+/// And of the others.
+const OTHERS: usize = 3;
 
 const CONFIG: &str = r#"
 [proxy]
 listen = "{proxy}"
 threads = 2
+takeover = "takeover.sock"
+close_spread = "1s"
+[proxy.tls]
+listen = "{tls}"
+[[proxy.tls.certificate]]
+chain = "{certificate}.pem"
+key = "{certificate}.key"
 [admin]
 listen = "{admin}"
 [provider.local]
@@ -53,14 +69,21 @@ max_concurrency = 8
 [instance_type.echo]
 provider = "existing"
 addresses = ["http://{echo}"]
+[instance_type.bulk]
+provider = "existing"
+addresses = ["http://{bulk}"]
+[instance_type.grpc]
+provider = "existing"
+protocol = "h2c"
+addresses = ["http://{grpc}"]
 [[endpoint]]
 name = "llm"
 [[endpoint.variant]]
 name = "v"
 model = "m"
 initial_instance_count = 5
-min_instance_count = 5
-max_instance_count = 5
+min_instance_count = 4
+max_instance_count = 6
 fallback = "at_once"
 health_interval = "500ms"
 startup_health_interval = "50ms"
@@ -78,6 +101,23 @@ name = "v"
 model = "echo"
 [[endpoint.variant.pool]]
 instance_type = "echo"
+priority = 1
+[[endpoint]]
+name = "bulk"
+[[endpoint.variant]]
+name = "v"
+model = "bulk"
+[[endpoint.variant.pool]]
+instance_type = "bulk"
+priority = 1
+[[endpoint]]
+name = "grpc"
+[[endpoint.variant]]
+name = "v"
+model = "grpc"
+health_grpc_service = "test.Mirror"
+[[endpoint.variant.pool]]
+instance_type = "grpc"
 priority = 1
 "#;
 
@@ -146,14 +186,29 @@ fn well_behaved(forebay: &Forebay, tally: &Tally, body: &str) {
     });
 }
 
-fn over_one_http2_connection(forebay: &Forebay, tally: &Tally) {
-    let kind = "stream over HTTP/2";
+/// Streams side by side on one connection, until it has had its share or the other side leaves it.
+fn over_one_http2_connection(kind: &str, connect: impl Fn() -> H2, tally: &Tally) {
     tally.repeat(|_| {
-        let mut client = H2::connect(forebay.proxy);
+        let mut client = connect();
         for _ in 0..20 {
-            let answers: Vec<_> = (0..3).map(|_| client.chat(5, true)).collect();
+            let asked: Result<Vec<_>, _> = (0..3).map(|_| client.try_send(PATH, STREAM)).collect();
+            let Ok(answers) = asked else {
+                tally.count(kind, "the connection is left");
+                return;
+            };
             for answer in answers {
-                let head = client.head(answer);
+                let head = match client.wait(answer) {
+                    Ok(head) => head,
+                    // Not taken up any more: a client may send it again.
+                    Err(error) if error.is_go_away() || error.is_reset() => {
+                        tally.count(kind, "not taken up");
+                        continue;
+                    }
+                    Err(error) => {
+                        tally.wrong(format!("{kind}: {error}"));
+                        return;
+                    }
+                };
                 let status = head.status().as_u16();
                 let (body, error) = client.rest(head);
                 tally.count(kind, &error.as_ref().map_or(status.to_string(), |_| "reset".into()));
@@ -222,59 +277,34 @@ fn bad_input(forebay: &Forebay, tally: &Tally) {
     });
 }
 
-/// The worker that was launched first of those that run in this folder.
-fn oldest_worker(dir: &Path) -> Option<u32> {
-    let mark = dir.display().to_string();
-    let processes = std::fs::read_dir("/proc").expect("proc").flatten();
-    let ours = processes.filter_map(|entry| {
-        let environment = std::fs::read(entry.path().join("environ")).ok()?;
-        let environment = String::from_utf8_lossy(&environment);
-        let is_ours = environment.contains("FOREBAY_INSTANCE=") && environment.contains(&mark);
-        let pid: u32 = entry.file_name().to_str()?.parse().ok().filter(|_| is_ours)?;
-        // When it began is the 20th field behind the name (proc(5)), which is in brackets.
-        let stat = std::fs::read_to_string(entry.path().join("stat")).ok()?;
-        let began: u64 = stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()?;
-        Some((began, pid))
-    });
-    ours.min().map(|(_, pid)| pid)
+/// What the proxy is started between.
+struct Site {
+    config: String,
+    tls: clients::Tls,
+    runtime: Runtime,
+    _files: tempfile::TempDir,
 }
 
-/// Reads the config again every `pause`, and every `kill_every` kills the worker that has lived longest: one that
-/// dies young holds up its pool's next launches, and then there would soon be no fleet to speak of.
-fn kill_and_reload(
-    forebay: &Forebay,
-    tally: &Tally,
-    echo: &str,
-    (pause, kill_every): (Duration, Duration),
-) {
-    let mut kill_at = Instant::now() + kill_every;
-    tally.repeat(|number| {
-        let wakes = Instant::now() + pause;
-        while Instant::now() < wakes && !tally.over.load(Ordering::Relaxed) {
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        if Instant::now() >= kill_at {
-            kill_at += kill_every;
-            if let Some(pid) = oldest_worker(forebay.dir.path()) {
-                support::signal(pid, "KILL");
-                tally.count("a worker", "killed");
-            }
-        }
-        let text = config(echo, 1_000 + number % 2);
-        support::write_config(&forebay.config_path(), &text, forebay.proxy, forebay.admin);
-        forebay.process.signal("HUP");
-        tally.count("the config", "reloaded");
-    });
-}
+impl Site {
+    fn new() -> Self {
+        let echo = answering(
+            "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\n",
+        );
+        let files = tempfile::tempdir().expect("dir");
+        let runtime = Runtime::new().expect("a runtime");
+        let tls = clients::Tls::new(files.path(), local(free_port()));
+        let config = CONFIG
+            .replace("{echo}", &echo.to_string())
+            .replace("{bulk}", &Bulk::start().address.to_string())
+            .replace("{grpc}", &clients::mirror(&runtime).to_string())
+            .replace("{tls}", &tls.address.to_string())
+            .replace("{certificate}", &files.path().join(clients::NAME).display().to_string());
+        Self { config, tls, runtime, _files: files }
+    }
 
-fn config(echo: &str, queue_limit: u64) -> String {
-    CONFIG.replace("{echo}", echo).replace("{queue_limit}", &queue_limit.to_string())
-}
-
-fn resident_kib(pid: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("its memory");
-    line.trim().trim_end_matches(" kB").parse().expect("a number")
+    fn config(&self, queue_limit: u64) -> String {
+        self.config.replace("{queue_limit}", &queue_limit.to_string())
+    }
 }
 
 fn open_files(pid: u32) -> usize {
@@ -291,29 +321,38 @@ fn median(samples: &[u64]) -> u64 {
 fn a_mixed_soak_leaves_memory_flat_and_every_counter_at_zero() {
     let told = std::env::var("FOREBAY_SOAK").ok();
     let length = told.map_or(SHORT, |text| humantime::parse_duration(&text).expect("a duration"));
-    let echo = answering(
-        "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\n",
-    );
-    let echo = echo.to_string();
-    let forebay = Forebay::serve(&config(&echo, 1_000));
-    forebay.wait_in_service(INSTANCES + 1);
-    let pid = forebay.process.pid();
-    let files_before = open_files(pid);
+    let site = Site::new();
+    let mut forebay = Forebay::serve(&site.config(1_000));
+    forebay.wait_in_service(INSTANCES + OTHERS);
+    let files_before = open_files(forebay.process.pid());
+    let generations = Generations::of(&forebay);
     let tally = Tally::default();
     let mut memory = Vec::new();
-    // Five workers, one killed every ten seconds: none dies younger than half a minute by it.
-    let pauses =
-        ((length / 20).min(Duration::from_secs(2)), (length / 2).min(Duration::from_secs(10)));
+    let proxy = forebay.proxy;
     std::thread::scope(|scope| {
         scope.spawn(|| well_behaved(&forebay, &tally, CHAT));
         scope.spawn(|| well_behaved(&forebay, &tally, STREAM));
         scope.spawn(|| well_behaved(&forebay, &tally, STREAM));
-        scope.spawn(|| over_one_http2_connection(&forebay, &tally));
+        scope.spawn(|| {
+            over_one_http2_connection("stream over HTTP/2", || H2::connect(proxy), &tally);
+        });
+        scope.spawn(|| {
+            over_one_http2_connection("stream over HTTP/2 and TLS", || site.tls.http2(), &tally);
+        });
+        scope.spawn(|| site.tls.fresh_connections(&tally));
+        scope.spawn(|| clients::large_bodies(proxy, &tally));
+        scope.spawn(|| clients::grpc(proxy, &site.runtime, &tally));
         scope.spawn(|| websockets(&forebay, &tally));
         scope.spawn(|| bad_input(&forebay, &tally));
-        scope.spawn(|| kill_and_reload(&forebay, &tally, &echo, pauses));
+        scope.spawn(|| {
+            fleet::stir(&generations, &tally, &Schedule::over(length), |round| {
+                let text = site.config(1_000 + round % 2);
+                let path = forebay.config_path();
+                support::write_config(&path, &text, forebay.proxy, forebay.admin);
+            });
+        });
         for thread in 0..4 {
-            let (tally, proxy) = (&tally, forebay.proxy);
+            let tally = &tally;
             scope.spawn(move || {
                 tally.repeat(|number| {
                     over_http1(proxy, thread * 1_000_000 + number);
@@ -323,14 +362,14 @@ fn a_mixed_soak_leaves_memory_flat_and_every_counter_at_zero() {
         }
         scope.spawn(|| {
             tally.repeat(|number| {
-                over_http2(forebay.proxy, number);
+                over_http2(proxy, number);
                 tally.count("any end over HTTP/2", "ended");
             });
         });
         let (began, every) = (Instant::now(), (length / 240).max(Duration::from_millis(50)));
         while began.elapsed() < length {
             std::thread::sleep(every);
-            memory.push(resident_kib(pid));
+            memory.push(resident_kib(generations.pid()));
         }
         tally.over.store(true, Ordering::Relaxed);
     });
@@ -344,19 +383,32 @@ fn a_mixed_soak_leaves_memory_flat_and_every_counter_at_zero() {
         "  memory, second quarter: {second} KiB, last quarter: {last} KiB, most: {:?} KiB",
         memory.iter().max()
     );
+    let mut ended = generations.into_successors();
+    let serving = ended.pop().expect("it was taken over");
+    ended.push(std::mem::replace(&mut forebay.process, serving));
+    assert!(ended.iter_mut().all(|process| process.wait().success()));
     forebay.wait_all_zero();
     eventually("the fleet is whole, and the manager counts nothing", || {
         let all = forebay.in_service();
-        (all.len() == INSTANCES + 1 && all.iter().all(|i| i["outstanding"] == 0)).then_some(())
+        (all.len() == INSTANCES + OTHERS && all.iter().all(|i| i["outstanding"] == 0)).then_some(())
     });
-    eventually("files are closed", || (open_files(pid) < files_before + 64).then_some(()));
+    eventually("files are closed", || {
+        (open_files(forebay.process.pid()) < files_before + 64).then_some(())
+    });
     let wrong = tally.wrong.lock().expect("not poisoned");
     assert!(wrong.is_empty(), "{wrong:#?}");
-    for (what, least) in
-        [("chat over HTTP/1.1: 200", 1), ("upgrade: 101", 1), ("a worker: killed", 1)]
-    {
-        let counts = tally.counts.lock().expect("not poisoned");
-        assert!(counts.get(what).is_some_and(|count| *count >= least), "nothing of {what}");
+    for what in [
+        "chat over HTTP/1.1: 200",
+        "stream over HTTP/2: 200",
+        "stream over HTTP/2 and TLS: 200",
+        "stream over TLS: 200",
+        "gRPC: OK",
+        "large body: 200",
+        "upgrade: 101",
+        "a worker: killed",
+        "the binary: taken over",
+    ] {
+        assert!(tally.counts.lock().expect("not poisoned").contains_key(what), "nothing of {what}");
     }
     assert!(
         length < JUDGED || last <= second + second / 10 + NOISE_KIB,

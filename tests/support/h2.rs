@@ -1,12 +1,18 @@
 //! A client of the h2 crate, which shows what HTTP/2 itself says of a request.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use h2::client::{ResponseFuture, SendRequest};
 use http::{Request, Response};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
 use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::ClientConfig;
+use tokio_rustls::rustls::pki_types::ServerName;
 
 use super::DEADLINE;
 
@@ -23,14 +29,29 @@ pub type Ended = (Vec<u8>, Option<h2::Error>);
 
 impl H2 {
     pub fn connect(proxy: SocketAddr) -> Self {
+        Self::over(async { TcpStream::connect(proxy).await.expect("connects") })
+    }
+
+    /// The same over TLS, to the name that the certificate is for.
+    pub fn connect_tls(proxy: SocketAddr, config: ClientConfig, name: &'static str) -> Self {
+        Self::over(async move {
+            let socket = TcpStream::connect(proxy).await.expect("connects");
+            let name = ServerName::try_from(name).expect("a name");
+            TlsConnector::from(Arc::new(config)).connect(name, socket).await.expect("TLS")
+        })
+    }
+
+    fn over<S>(socket: impl Future<Output = S>) -> Self
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
             .build()
             .expect("a runtime");
         let (sender, connection) = runtime.block_on(async {
-            let socket = tokio::net::TcpStream::connect(proxy).await.expect("connects");
-            let (sender, connection) = h2::client::handshake(socket).await.expect("HTTP/2");
+            let (sender, connection) = h2::client::handshake(socket.await).await.expect("HTTP/2");
             (sender, tokio::spawn(connection))
         });
         Self { runtime, sender, connection }
@@ -44,18 +65,21 @@ impl H2 {
 
     /// Sends a whole request; its answer is asked for later.
     pub fn send(&mut self, path: &str, body: &str) -> ResponseFuture {
+        self.try_send(path, body).expect("the connection takes more")
+    }
+
+    /// The same on a connection that the other side may be leaving.
+    pub fn try_send(&mut self, path: &str, body: &str) -> Result<ResponseFuture, h2::Error> {
         let request = Request::post(format!("http://models.example{path}"))
             .header("content-type", "application/json")
             .body(())
             .expect("a request");
-        let ready = self.wait(self.sender.clone().ready()).expect("the connection takes more");
-        self.sender = ready;
-        let (answer, mut rest) =
-            self.sender.send_request(request, body.is_empty()).expect("is sent");
+        self.sender = self.wait(self.sender.clone().ready())?;
+        let (answer, mut rest) = self.sender.send_request(request, body.is_empty())?;
         if !body.is_empty() {
-            rest.send_data(Bytes::copy_from_slice(body.as_bytes()), true).expect("is sent");
+            rest.send_data(Bytes::copy_from_slice(body.as_bytes()), true)?;
         }
-        answer
+        Ok(answer)
     }
 
     pub fn chat(&mut self, tokens: u32, stream: bool) -> ResponseFuture {

@@ -15,6 +15,7 @@ pub mod bulk;
 pub mod by_hand;
 pub mod chaos;
 pub mod frames;
+pub mod grpc;
 pub mod h2;
 pub mod http;
 pub mod pki;
