@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 use forebay::telemetry::logs;
 use forebay::types::Address;
+use forebay::types::tls::{CertificateFiles, WorkerTls};
 use forebay::{app, cli, config, sim, worker};
 
 /// Capacity-aware instance pools in front of any set of model servers
@@ -120,6 +121,26 @@ struct Admin {
     /// A file with the token that it wants; the environment may have the token itself, as `FOREBAY_TOKEN`
     #[arg(long = "token-file", value_name = "FILE")]
     token_file: Option<PathBuf>,
+    /// Whom to believe that they vouch for the manager's certificate, in PEM, where its address is `https`; default:
+    /// whom this machine trusts
+    #[arg(long = "ca-file", value_name = "FILE", env = "FOREBAY_CA_FILE")]
+    ca_file: Option<PathBuf>,
+    /// A certificate to show it, in PEM
+    #[arg(
+        long = "client-cert",
+        value_name = "FILE",
+        env = "FOREBAY_CLIENT_CERT",
+        requires = "client_key"
+    )]
+    client_cert: Option<PathBuf>,
+    /// The key of that certificate
+    #[arg(
+        long = "client-key",
+        value_name = "FILE",
+        env = "FOREBAY_CLIENT_KEY",
+        requires = "client_cert"
+    )]
+    client_key: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
@@ -193,7 +214,11 @@ fn ask(
     // Not an argument, which other users of the machine could see.
     let token = std::env::var("FOREBAY_TOKEN").ok().filter(|token| !token.is_empty());
     let file = admin.token_file.as_deref();
-    let admin = cli::Admin::new(admin.url.to_string(), file, token.as_deref()).map_err(describe)?;
+    let client = admin.client_cert.clone().zip(admin.client_key.clone());
+    let client = client.map(|(chain, key)| CertificateFiles { chain, key });
+    let tls = WorkerTls { ca_file: admin.ca_file.clone(), client, ..WorkerTls::default() };
+    let admin = cli::Admin::new(admin.url.to_string(), tls, file, token.as_deref());
+    let admin = admin.map_err(describe)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

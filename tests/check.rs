@@ -105,6 +105,29 @@ fn the_base_has_no_mistake() {
 }
 
 #[test]
+fn mistakes_in_tls_and_limits() {
+    assert_cases(&[
+        (
+            "max_body_buffer = \"1MiB\"",
+            "max_body_bytes = \"2000000GiB\"",
+            &[
+                "0:18: error: `max_body_bytes` must be 0 bytes to 1125899906842624 bytes, not 2147483648000000 bytes",
+            ],
+        ),
+        (
+            "threads = 2",
+            "manager = \"http://127.0.0.1:9\"\nmanager_tls = { ca_file = \"ca.pem\" }",
+            &["1:1: error: `manager_tls` is about a `manager` whose address is https"],
+        ),
+        (
+            "listen = \"127.0.0.1:8081\"",
+            "listen = \"127.0.0.1:8081\"\ntls = {}",
+            &["1:7: error: [tls] needs `certificate`, at least one: [[admin.tls.certificate]]"],
+        ),
+    ]);
+}
+
+#[test]
 fn mistakes_in_the_proxys_and_managers_settings() {
     assert_cases(&[
         (
@@ -136,13 +159,15 @@ fn mistakes_in_the_proxys_and_managers_settings() {
             "listen = \"0.0.0.0:8080\"",
             &[
                 "0:10: error: `listen` of [admin] (0.0.0.0:8080) and of [proxy] (127.0.0.1:8080) take the same port; give them different ones",
-                "0:10: error: `listen` of [admin] (0.0.0.0:8080) is open to other machines, and whoever reaches it could change the fleet: set `token_file`, or listen on 127.0.0.1",
+                "0:10: error: `listen` of [admin] (0.0.0.0:8080) is open to other machines, and whoever reaches it could change the fleet: set `token_file`, or `client_ca` in [admin.tls], or listen on 127.0.0.1",
             ],
         ),
         (
             "listen = \"127.0.0.1:8081\"",
             "listen = \"127.0.0.1:8081\"\npublic_metrics = true",
-            &["1:1: warning: `public_metrics` does nothing without `token_file`"],
+            &[
+                "1:1: warning: `public_metrics` does nothing without `token_file`, or `client_ca` in [admin.tls]",
+            ],
         ),
         (
             "connect_timeout = \"2s\"",
@@ -168,13 +193,6 @@ fn mistakes_in_the_proxys_and_managers_settings() {
             "max_body_buffer = \"2GiB\"",
             &[
                 "0:19: error: `max_body_buffer` must be 0 bytes to 1073741824 bytes, not 2147483648 bytes",
-            ],
-        ),
-        (
-            "max_body_buffer = \"1MiB\"",
-            "max_body_bytes = \"2000000GiB\"",
-            &[
-                "0:18: error: `max_body_bytes` must be 0 bytes to 1125899906842624 bytes, not 2147483648000000 bytes",
             ],
         ),
         (

@@ -112,6 +112,7 @@ fn the_reference_shows_the_defaults_as_they_are() {
     let mut reference = load("reference.toml");
     // A listener for TLS is there only with certificates, of which the reference names an example.
     assert!(reference.proxy.tls.take().is_some());
+    assert!(reference.admin.tls.take().is_some());
     // Keys are needed only where there are some.
     assert_eq!(std::mem::take(&mut reference.api_keys).len(), 1);
     // Nor does a fleet change its size unless it is told how.
@@ -233,14 +234,17 @@ fn commented_keys_of_the_reference_are_valid_too() {
             // The one way to ask for health that goes with neither another nor with HTTP/1.1.
             let is_other = bare.starts_with("# health_grpc_service");
             let line = if is_key && !is_other { &bare[2..] } else { line };
-            // The example follows a manager elsewhere, and scaling to zero needs a minimum of 0.
-            let line = line
-                .replace("manager = \"http://127.0.0.1:8081\"", "manager = \"http://127.0.0.1:9\"");
+            // The example follows a manager elsewhere, over TLS, and scaling to zero needs a minimum of 0.
+            let line = line.replace(
+                "manager = \"http://127.0.0.1:8081\"",
+                "manager = \"https://127.0.0.1:9\"",
+            );
             line.replace("min_instance_count = 1 ", "min_instance_count = 0 ") + "\n"
         })
         .collect();
     let (config, warnings) = config::load_str(&text, "uncommented").expect("no mistake");
     assert!(warnings.is_empty(), "{warnings:?}");
+    assert!(config.proxy.manager_tls.ca_file.is_some());
     assert!(config.proxy.manager.is_some() && config.manager.on_exit.is_some());
     assert_eq!(config.proxy.threads, 2);
     let key = &config.api_keys[0];

@@ -18,6 +18,7 @@ use forebay::types::access::Digest;
 use http::Request;
 use support::h2::H2;
 use support::http::{Answer, Client, get, post, request};
+use support::pki::Authority;
 use support::{Forebay, Worker, by_hand, eventually};
 
 const ALICE: &str = "fbk_alice-0123456789abcdef";
@@ -411,7 +412,15 @@ fn an_open_admin_listener_without_a_token_is_refused() {
             assert!(told.contains("set `token_file`"), "{listen} {command}: {told}");
         }
     }
-    for (listen, more) in [("0.0.0.0", "token_file = \"t\""), ("[::1]", ""), ("127.0.0.2", "")] {
+    let vouched =
+        "[admin.tls]\nclient_ca = \"c\"\n[[admin.tls.certificate]]\nchain = \"c\"\nkey = \"k\"\n";
+    // TLS alone keeps nobody out.
+    let (code, told) = run("check", "0.0.0.0", &vouched.replace("client_ca = \"c\"\n", ""));
+    assert!(code == Some(1) && told.contains("`client_ca` in [admin.tls]"), "{told}");
+    let token = "token_file = \"t\"";
+    for (listen, more) in
+        [("0.0.0.0", token), ("[::1]", ""), ("127.0.0.2", ""), ("0.0.0.0", vouched)]
+    {
         let (code, told) = run("check", listen, more);
         assert_eq!(code, Some(0), "{listen}: {told}");
     }
@@ -633,4 +642,136 @@ fn nothing_that_is_shown_or_kept_has_a_secret() {
             assert!(at.is_none(), "{name} has {secret}, behind {around:?}");
         }
     }
+}
+
+/// Certificates for an admin listener on this machine, and for somebody who may use it, in `dir`.
+fn operators(dir: &std::path::Path) -> Authority {
+    let authority = Authority::new();
+    authority.certify(dir, "admin", &["127.0.0.1"]);
+    authority.certify(dir, "operator", &["operator"]);
+    std::fs::write(dir.join("ca.pem"), authority.pem()).expect("written");
+    authority
+}
+
+/// `[admin.tls]` with these.
+fn admin_tls(dir: &std::path::Path, client_ca: bool) -> String {
+    let at = |file: &str| dir.join(file).display().to_string();
+    let ca = if client_ca { format!("client_ca = {:?}\n", at("ca.pem")) } else { String::new() };
+    let (chain, key) = (at("admin.pem"), at("admin.key"));
+    format!("[admin.tls]\n{ca}[[admin.tls.certificate]]\nchain = {chain:?}\nkey = {key:?}\n")
+}
+
+/// What `forebay status` says, and its exit code.
+fn status_over_tls(forebay: &Forebay, args: &[&str]) -> (Option<i32>, String) {
+    let url = format!("https://{}", forebay.admin);
+    let output = forebay.cli(&[&["status", "--json", "--admin", &url], args].concat());
+    let text = [output.stdout, output.stderr].concat();
+    (output.status.code(), String::from_utf8_lossy(&text).into_owned())
+}
+
+#[test]
+fn the_admin_listener_speaks_tls_and_takes_a_token_or_a_certificate() {
+    let dir = tempfile::tempdir().expect("dir");
+    let at = |file: &str| dir.path().join(file).display().to_string();
+    operators(dir.path());
+    let stranger = Authority::new();
+    stranger.certify(dir.path(), "stranger", &["operator"]);
+    std::fs::write(dir.path().join("strangers-ca.pem"), stranger.pem()).expect("written");
+    std::fs::write(dir.path().join("token"), TOKEN).expect("written");
+    let (worker, _) = recorder();
+    let (ca, token) = (at("ca.pem"), at("token"));
+    let (cert, key) = (at("operator.pem"), at("operator.key"));
+    let (bad_cert, bad_key) = (at("stranger.pem"), at("stranger.key"));
+    for (has_ca, has_token) in [(true, true), (true, false), (false, true), (false, false)] {
+        let tls = admin_tls(dir.path(), has_ca);
+        let text = config("", &[worker]).replace("[telemetry]", &format!("{tls}[telemetry]"));
+        let line = if has_token { format!("token_file = {token:?}\n") } else { String::new() };
+        let text = text.replace("[admin]\n", &format!("[admin]\n{line}"));
+        let forebay = Forebay::serve(&text);
+        let ask = |more: &[&str]| status_over_tls(&forebay, &[&["--ca-file", &ca], more].concat());
+        let told = format!("client_ca: {has_ca}, token_file: {has_token}");
+        let (code, text) = ask(&[]);
+        assert_eq!(code == Some(0), !has_ca && !has_token, "{told}: {text}");
+        assert!(code == Some(0) || text.contains("--client-cert"), "{told}: {text}");
+        let (code, text) = ask(&["--token-file", &token]);
+        assert_eq!(code == Some(0), has_token || !has_ca, "{told}, with a token: {text}");
+        let (code, text) = ask(&["--client-cert", &cert, "--client-key", &key]);
+        assert_eq!(code == Some(0), has_ca || !has_token, "{told}, with a certificate: {text}");
+        let (code, text) = ask(&["--client-cert", &bad_cert, "--client-key", &bad_key]);
+        assert_eq!(code == Some(0), !has_ca && !has_token, "{told}, a stranger: {text}");
+        // Whom the client does not know it tells nothing.
+        let (code, text) = status_over_tls(&forebay, &["--ca-file", &at("strangers-ca.pem")]);
+        assert_eq!(code, Some(1), "{told}");
+        assert!(text.contains("from nobody who is trusted"), "{told}: {text}");
+        // Nor is anything said to whoever speaks no TLS.
+        let plain = forebay.cli(&["status"]);
+        assert_eq!(plain.status.code(), Some(1), "{told}");
+    }
+}
+
+#[test]
+fn a_proxy_elsewhere_follows_over_tls_with_its_certificate() {
+    let dir = tempfile::tempdir().expect("dir");
+    operators(dir.path());
+    let (worker, _) = recorder();
+    let tls = admin_tls(dir.path(), true);
+    let text = config("", &[worker]).replace("[telemetry]", &format!("{tls}[telemetry]"));
+    let manager = Forebay::serve(&text);
+    let follow = |more: &str| {
+        let at = |file: &str| dir.path().join(file).display().to_string();
+        let text = format!(
+            "[proxy]\nlisten = \"{{proxy}}\"\nmanager = \"https://{}\"\n[proxy.manager_tls]\nca_file = {:?}\n{more}\
+             [admin]\nlisten = \"{{admin}}\"\n",
+            manager.admin,
+            at("ca.pem")
+        );
+        Forebay::start_with("proxy", &text, &[])
+    };
+    let nobody = follow("");
+    eventually("it is told what it lacks", || nobody.log().contains("wants a token").then_some(()));
+    assert_eq!(get(nobody.admin, "/readyz").status, 503);
+    let at = |file: &str| dir.path().join(file).display().to_string();
+    let shown =
+        format!("client_cert = {:?}\nclient_key = {:?}\n", at("operator.pem"), at("operator.key"));
+    let proxy = follow(&shown);
+    eventually("it serves by the manager's table", || {
+        (post(proxy.proxy, "/x", &[], "{}").status == 200).then_some(())
+    });
+}
+
+#[test]
+fn a_draining_generation_reports_over_tls() {
+    let dir = tempfile::tempdir().expect("dir");
+    operators(dir.path());
+    let worker = Worker::start(&["--max-concurrency", "4", "--tokens-per-second", "5"]);
+    let tls = admin_tls(dir.path(), false);
+    let text = guarded(worker.address, "", "takeover = \"takeover.sock\"\n")
+        .replace("[telemetry]", &format!("{tls}[telemetry]"));
+    let mut forebay = Forebay::serve_with(&text, &[("admin.token", TOKEN)]);
+    let token = forebay.dir.path().join("admin.token").display().to_string();
+    let ca = dir.path().join("ca.pem").display().to_string();
+    let status = |forebay: &Forebay| {
+        let args = ["--ca-file", &ca, "--token-file", &token];
+        let (_, text) = status_over_tls(forebay, &args);
+        serde_json::from_str::<serde_json::Value>(&text).unwrap_or_default()
+    };
+    eventually("it serves", || (post(forebay.proxy, "/x", &[], "{}").status == 200).then_some(()));
+    let mut stream = Client::connect(forebay.proxy);
+    let chat = br#"{"model":"m0","stream":true,"messages":[{"role":"user","content":"x"}],"max_tokens":20}"#;
+    stream.send("POST", "/v1/chat/completions", &[], chat);
+    eventually("it runs", || (worker.stat("running") == 1).then_some(()));
+    let path = forebay.dir.path().join("takeover.sock");
+    eventually("it can be taken over", || path.exists().then_some(()));
+    let mut old = forebay.succeed();
+    eventually("the new manager hears of what drains", || {
+        let proxies = status(&forebay)["proxies"].as_array().cloned().unwrap_or_default();
+        let drains = |proxy: &serde_json::Value| {
+            !proxy["draining_until"].is_null() && proxy["outstanding"] == 1
+        };
+        proxies.iter().any(drains).then_some(())
+    });
+    assert!(stream.read_answer().complete);
+    // It would be kept for its idle timeout.
+    drop(stream);
+    assert!(old.wait().success());
 }

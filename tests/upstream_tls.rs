@@ -272,7 +272,7 @@ fn files_that_come_later_are_taken_up() {
         + &files.key("client_key", "proxy.key");
     let forebay =
         before(&worker.address.to_string(), "h2", &tls, "startup_health_interval = \"50ms\"");
-    wait_for_reason(&forebay, "the proxy's own TLS files cannot be used");
+    wait_for_reason(&forebay, "the TLS files on this side cannot be used");
     wait_for_reason(&forebay, "later.pem");
     fs::write(files.dir().join("later.pem"), files.authority.pem()).expect("written");
     wait_for_reason(&forebay, "proxy.pem");

@@ -36,7 +36,8 @@ impl ApiError {
         Self::new(
             StatusCode::UNAUTHORIZED,
             "unauthenticated",
-            "a token is needed: send one of [admin] token_file as \"Authorization: Bearer TOKEN\"; forebay's own commands take it by --token-file or FOREBAY_TOKEN",
+            "a token is needed: send one of [admin] token_file as \"Authorization: Bearer TOKEN\"; forebay's own commands take it by --token-file or FOREBAY_TOKEN. \
+             With [admin.tls] client_ca a client's certificate does as well: --client-cert and --client-key",
         )
     }
 

@@ -1,4 +1,5 @@
-//! Who may use the management API: whoever sends one of its tokens, where it has any.
+//! Who may use the management API: whoever sends one of its tokens, or has shown a certificate that is vouched for;
+//! everybody, where it asks for neither.
 
 use std::sync::Arc;
 
@@ -14,12 +15,16 @@ use super::error::ApiError;
 use crate::runtime::tokens::Token;
 use crate::types::access::Digest;
 
-/// The tokens in force; none: everybody may. Clones are the same one.
+/// Goes with the requests of a connection whose client has shown a certificate that is vouched for.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Vouched;
+
+/// The tokens in force; `None`: everybody may. Clones are the same one.
 #[derive(Debug, Clone, Default)]
 pub struct Guard(Arc<ArcSwapOption<Vec<Digest>>>);
 
 impl Guard {
-    /// From now on one of these is needed.
+    /// From now on one of these is needed, or a certificate.
     pub fn admit(&self, tokens: &[Token]) {
         self.0.store(Some(Arc::new(tokens.iter().map(Token::digest).collect())));
     }
@@ -46,7 +51,7 @@ pub(super) fn guarded(routes: Router<ApiState>, guard: &Guard) -> Router<ApiStat
 }
 
 async fn ask(State(guard): State<Guard>, request: Request, next: Next) -> Response {
-    if guard.admits(request.headers()) {
+    if request.extensions().get::<Vouched>().is_some() || guard.admits(request.headers()) {
         next.run(request).await
     } else {
         ApiError::unauthenticated().into_response()

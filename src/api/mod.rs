@@ -14,8 +14,8 @@
 //! | `GET /internal/v1/table?after=E.R&wait_ms=N` | the routing table once it is newer, 204 after the wait |
 //! | `POST /internal/v1/report` | a proxy's counts |
 //!
-//! Where the listener has a token, all but `/healthz` and `/readyz` need it; `/metrics` does unless it was made
-//! public. Routes of a half that does not run here are not there. Everything is bounded: bodies, requests at
+//! Where the listener asks for a token or a certificate, all but `/healthz` and `/readyz` need one; `/metrics` does
+//! unless it was made public. Routes of a half that does not run here are not there. Everything is bounded: bodies, requests at
 //! once, connections, the time that any of them takes. Start with [`router`]; `guard` knows who may ask,
 //! `error` is the one place where errors become HTTP, `limits` the one where bounds are.
 

@@ -2,6 +2,7 @@
 //! those under way may finish. Not `axum::serve`, which bounds none of these.
 
 use std::convert::Infallible;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,24 +11,34 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
+use super::guard::Vouched;
 use crate::runtime::tasks::Tasks;
+use crate::tls::Tls;
 
 /// Connections at once; the next one waits to be accepted.
 const CONNECTIONS: usize = 4096;
 /// How long a client may take to send a request's head, and how long a connection may idle.
 const HEAD_TIME: Duration = Duration::from_secs(75);
+/// How long agreeing on TLS may take.
+const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
 /// How long requests under way may take once the end has come.
 const ENDING: Duration = Duration::from_secs(5);
 
-/// Serves `router` on `listener` until `stop` resolves and what is under way has finished, five seconds
+/// Serves `router` on `listener`, over TLS where that is given, until `stop` resolves and what is under way has finished, five seconds
 /// at most. Requests that wait for something (the table feed) are answered at once then.
-pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToken) {
+pub async fn serve(
+    listener: TcpListener,
+    tls: Option<Arc<Tls>>,
+    router: Router,
+    stop: CancellationToken,
+) {
     let router = router.layer(Extension(stop.clone()));
     let slots = Arc::new(Semaphore::new(CONNECTIONS));
     let tasks = Tasks::new();
@@ -37,9 +48,14 @@ pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToke
             accepted = accept(&listener, &slots) => accepted,
         };
         if let Some((stream, slot)) = accepted {
-            let (router, stop) = (router.clone(), stop.clone());
+            let (tls, router, stop) = (tls.clone(), router.clone(), stop.clone());
             tasks.spawn("admin connection", async move {
-                connection(stream, router, stop).await;
+                // Small answers should not wait for more to send.
+                let _ = stream.set_nodelay(true);
+                match tls {
+                    None => connection(stream, router, stop).await,
+                    Some(tls) => tls_connection(stream, &tls, router, stop).await,
+                }
                 drop(slot);
             });
         }
@@ -64,9 +80,25 @@ async fn accept(
     }
 }
 
-async fn connection(stream: TcpStream, router: Router, stop: CancellationToken) {
-    // Small answers should not wait for more to send.
-    let _ = stream.set_nodelay(true);
+async fn tls_connection(stream: TcpStream, tls: &Tls, router: Router, stop: CancellationToken) {
+    let shaken = tokio::select! {
+        shaken = timeout(HANDSHAKE_TIME, tls.accept(stream)) => shaken,
+        () = stop.cancelled() => return,
+    };
+    match shaken.map_err(io::Error::from).flatten() {
+        Ok((stream, _)) if stream.get_ref().1.peer_certificates().is_some() => {
+            connection(stream, router.layer(Extension(Vouched)), stop).await;
+        }
+        Ok((stream, _)) => connection(stream, router, stop).await,
+        Err(error) => tracing::debug!(%error, "a TLS handshake for an admin connection failed"),
+    }
+}
+
+async fn connection(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    router: Router,
+    stop: CancellationToken,
+) {
     let service = service_fn(move |request: http::Request<Incoming>| {
         let router = router.clone();
         async move { Ok::<_, Infallible>(answer(router, request).await) }
@@ -80,7 +112,7 @@ async fn connection(stream: TcpStream, router: Router, stop: CancellationToken) 
         ended = connection.as_mut() => ended,
         () = stop.cancelled() => {
             connection.as_mut().graceful_shutdown();
-            tokio::time::timeout(ENDING, connection).await.unwrap_or(Ok(()))
+            timeout(ENDING, connection).await.unwrap_or(Ok(()))
         }
     };
     if let Err(error) = ended {

@@ -1,24 +1,30 @@
 //! The tokens of the admin listener, which follow their file.
 
 use std::io;
-use std::path::Path;
 use std::time::Duration;
 
 use super::AppError;
 use crate::api::Guard;
+use crate::config::AdminConfig;
 use crate::runtime::tasks::Tasks;
 use crate::runtime::tokens;
 
 /// How often the file is looked at.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// The guard of the admin listener: with the tokens in `file`, or one that lets everybody in.
+/// The guard of the admin listener: with the tokens in its file, or one that lets everybody in, or nobody but those
+/// whose certificates somebody vouches for.
 ///
 /// # Errors
 /// [`AppError::Token`] when the file cannot be used. Later on that changes nothing and is told once.
-pub(super) fn start(file: Option<&Path>, tasks: &Tasks) -> Result<Guard, AppError> {
+pub(super) fn start(admin: &AdminConfig, tasks: &Tasks) -> Result<Guard, AppError> {
     let guard = Guard::default();
-    let Some(path) = file.map(Path::to_owned) else { return Ok(guard) };
+    let Some(path) = admin.token_file.clone() else {
+        if admin.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some()) {
+            guard.admit(&[]);
+        }
+        return Ok(guard);
+    };
     let mut known = tokens::read(&path).map_err(AppError::Token)?;
     guard.admit(&known);
     let followed = guard.clone();

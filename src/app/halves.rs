@@ -1,7 +1,7 @@
 //! The two halves as they run in this process, and the tie between them.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use super::providers::Providers;
 use super::takeover::Inherited;
 use super::{AppError, observers};
-use crate::config::{AdminConfig, Config, TlsConfig};
+use crate::config::{AdminConfig, Config};
 use crate::control::{Manager, ManagerError, ManagerHandle, ManagerOptions, OnExit};
 use crate::proxy::link::{self, LinkOptions, REPORT_INTERVAL, REPORT_SPACING};
 use crate::proxy::{self, ApiKeys, ClientLimits, Identity, Listening, ProxyOptions, Router};
@@ -20,10 +20,11 @@ use crate::runtime::tasks::Tasks;
 use crate::runtime::tokens::SentToken;
 use crate::store::sqlite::SqliteStore;
 use crate::telemetry::request::Observers;
-use crate::tls::{Connectors, Tls};
+use crate::tls::{Connectors, Purpose, Tls};
 use crate::types::Address;
 use crate::types::report::ProxyReport;
 use crate::types::table::RoutingTable;
+use crate::types::tls::{TlsFiles, WorkerTls};
 
 /// How often rates are brought up to date.
 const TICK: Duration = Duration::from_millis(250);
@@ -84,6 +85,7 @@ pub(super) struct ProxyHalf {
     _identity: Identity,
     router: Arc<Router>,
     listening: Listening,
+    worker_tls: Connectors,
     pub(super) keys: Arc<ApiKeys>,
     drain_timeout: Duration,
     pub(super) observers: Observers,
@@ -110,23 +112,29 @@ impl ProxyHalf {
         if let Some(table) = table {
             router.apply(table);
         }
+        let worker_tls =
+            manager.map_or_else(|| reach_over_tls(tasks), |half| half.worker_tls.clone());
         if let Some(half) = manager {
             tie(&half.handle, &router, tasks);
         } else {
             let options = LinkOptions {
                 manager: config.proxy.manager.clone().ok_or(AppError::NoManager)?,
                 token: sent_token(config.proxy.manager_token_file.as_deref())?,
+                tls: Arc::new(config.proxy.manager_tls.clone()),
+                connectors: worker_tls.clone(),
                 table_path: config.proxy.table_path.clone(),
             };
             link::start(&options, &router, tasks).map_err(AppError::Table)?;
         }
-        let tls = config.proxy.tls.as_ref().map(|tls| serve_tls(tls, tasks)).transpose()?;
+        let tls = match &config.proxy.tls {
+            Some(tls) => Some((tls.listen, serve_tls(&tls.files, Purpose::Requests, tasks)?)),
+            None => None,
+        };
         let keys = ApiKeys::new(&config.api_keys);
         let options = ProxyOptions {
             listen: config.proxy.listen,
             tls,
-            worker_tls: manager
-                .map_or_else(|| reach_over_tls(tasks), |half| half.worker_tls.clone()),
+            worker_tls: worker_tls.clone(),
             threads: config.proxy.threads,
             connect_timeout: config.proxy.connect_timeout,
             pool_idle_timeout: config.proxy.pool_idle_timeout,
@@ -156,6 +164,7 @@ impl ProxyHalf {
             _identity: identity,
             router,
             listening,
+            worker_tls,
             keys,
             drain_timeout: options.drain_timeout,
             observers,
@@ -197,7 +206,17 @@ impl ProxyHalf {
                 tracing::error!(%error, "the manager will not hear of what drains here");
                 None
             });
-            link::join(Address::http(reachable(admin.listen)), token, &self.router, tasks);
+            let manager = reachable(admin.listen);
+            let manager = match admin.tls {
+                None => Address::http(manager),
+                Some(_) => Address::https(manager),
+            };
+            // It is the process on this machine to which the listener was handed over, whatever its certificate says.
+            let tls = Arc::new(WorkerTls { verify: false, ..WorkerTls::default() });
+            let connectors = self.worker_tls.clone();
+            let options =
+                LinkOptions { manager, token, tls, connectors, table_path: PathBuf::new() };
+            link::join(options, &self.router, tasks);
         }
     }
 
@@ -232,8 +251,12 @@ fn reachable(listener: SocketAddr) -> SocketAddr {
 }
 
 /// The certificates, which follow their files from now on.
-fn serve_tls(config: &TlsConfig, tasks: &Tasks) -> Result<(SocketAddr, Arc<Tls>), AppError> {
-    let tls = Tls::load(config.files.clone()).map_err(AppError::Tls)?;
+pub(super) fn serve_tls(
+    files: &TlsFiles,
+    purpose: Purpose,
+    tasks: &Tasks,
+) -> Result<Arc<Tls>, AppError> {
+    let tls = Tls::load(files.clone(), purpose).map_err(AppError::Tls)?;
     let followed = Arc::clone(&tls);
     tasks.spawn_until_stopped("certificates", async move {
         loop {
@@ -249,7 +272,7 @@ fn serve_tls(config: &TlsConfig, tasks: &Tasks) -> Result<(SocketAddr, Arc<Tls>)
             }
         }
     });
-    Ok((config.listen, tls))
+    Ok(tls)
 }
 
 /// How workers are reached over TLS; follows its files from now on.

@@ -29,6 +29,7 @@ use crate::control::ManagerError;
 use crate::runtime::tasks::Tasks;
 use crate::telemetry::access::AccessLog;
 use crate::telemetry::traffic;
+use crate::tls::Purpose;
 use halves::{ManagerHalf, ProxyHalf};
 use takeover::{Inherited, Successor, Takeover};
 
@@ -164,7 +165,9 @@ async fn run_until_told(
     let mut signals = signals::Signals::install().map_err(AppError::Start)?;
     let place = config.proxy.takeover.clone();
     let mut inherited = inherit(place.as_deref())?;
-    let guard = guard::start(config.admin.token_file.as_deref(), &tasks)?;
+    let guard = guard::start(&config.admin, &tasks)?;
+    let tls = config.admin.tls.as_ref();
+    let tls = tls.map(|tls| halves::serve_tls(tls, Purpose::Management, &tasks)).transpose()?;
     let (admin, admin_socket) = bind_admin(&config, inherited.as_mut()).await?;
     let config = Arc::new(config);
 
@@ -188,7 +191,7 @@ async fn run_until_told(
     state.guard = guard;
     state.public_metrics = config.admin.public_metrics;
     let api_stop = tokio_util::sync::CancellationToken::new();
-    let api = api::serve(admin, api::router(state), api_stop.clone());
+    let api = api::serve(admin, tls, api::router(state), api_stop.clone());
     tasks.spawn("admin", api);
     tasks.spawn_until_stopped("metrics-upkeep", upkeep(metrics));
 
@@ -306,7 +309,8 @@ async fn bind_admin(
     };
     let bound =
         bind.await.map_err(|error| AppError::Listen { address, what: "administration", error })?;
-    tracing::info!(%address, "administration listens");
+    let tls = config.admin.tls.is_some();
+    tracing::info!(%address, tls, "administration listens");
     Ok(bound)
 }
 

@@ -1,12 +1,12 @@
 //! A small HTTP client for one manager: one request at a time, bounded in time and size.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Method, Request, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::client::legacy;
-use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -14,7 +14,9 @@ use tokio::time::timeout;
 
 use super::{Admin, CliError};
 use crate::runtime::tokens::Token;
+use crate::tls::{Connector, Connectors};
 use crate::types::Address;
+use crate::types::tls::WorkerTls;
 
 /// Above the time that the manager gives itself for an answer, so that its own words arrive.
 const TIME: Duration = Duration::from_secs(35);
@@ -26,24 +28,23 @@ const BODY_LIMIT: usize = 64 * 1024 * 1024;
 pub(super) struct Client {
     admin: Address,
     token: Option<Token>,
-    http: legacy::Client<HttpConnector, Full<Bytes>>,
+    http: legacy::Client<Connector, Full<Bytes>>,
 }
 
 impl Client {
     pub(super) fn new(admin: &Admin) -> Result<Self, CliError> {
-        let token = admin.token.clone();
+        let (token, tls) = (admin.token.clone(), Arc::new(admin.tls.clone()));
         let admin: Address = admin
             .url
             .parse()
             .map_err(|error| CliError::Usage(format!("--admin or FOREBAY_ADMIN: {error}")))?;
-        if admin.is_tls() {
+        if !admin.is_tls() && *tls != WorkerTls::default() {
             let message = format!(
-                "--admin or FOREBAY_ADMIN: {admin} must begin with http://; the manager does not speak tls"
+                "--admin or FOREBAY_ADMIN: {admin} must begin with https:// where certificates are given"
             );
             return Err(CliError::Usage(message));
         }
-        let mut connector = HttpConnector::new();
-        connector.set_connect_timeout(Some(CONNECT_TIME));
+        let connector = Connector::new(admin.clone(), tls, Connectors::default(), CONNECT_TIME);
         let http = legacy::Client::builder(TokioExecutor::new()).build(connector);
         Ok(Self { admin, token, http })
     }

@@ -18,6 +18,7 @@ use crate::runtime::tokens::{self, Token};
 use crate::runtime::{clock, rng};
 use crate::types::access::Digest;
 use crate::types::status::{Explanation, FleetStatus};
+use crate::types::tls::WorkerTls;
 use crate::types::{EndpointName, InstanceId, VariantName};
 
 /// How keys begin that are made here, so that they are known for what they are wherever they turn up.
@@ -34,6 +35,8 @@ pub struct Admin {
     pub url: String,
     /// The token that it wants, if it wants one.
     pub token: Option<Token>,
+    /// How it is spoken to where its address is `https`.
+    pub tls: WorkerTls,
 }
 
 impl Admin {
@@ -41,7 +44,12 @@ impl Admin {
     ///
     /// # Errors
     /// [`CliError::Usage`] when what is there is no token.
-    pub fn new(url: String, file: Option<&Path>, given: Option<&str>) -> Result<Self, CliError> {
+    pub fn new(
+        url: String,
+        tls: WorkerTls,
+        file: Option<&Path>,
+        given: Option<&str>,
+    ) -> Result<Self, CliError> {
         let of_file = |path: &Path| {
             let found = tokens::read(path).map_err(|error| format!("--token-file: {error}"))?;
             Ok(found.into_iter().next())
@@ -53,7 +61,7 @@ impl Admin {
             }
             (None, None) => Ok(None),
         };
-        token.map(|token| Self { url, token }).map_err(CliError::Usage)
+        token.map(|token| Self { url, token, tls }).map_err(CliError::Usage)
     }
 }
 
@@ -192,7 +200,8 @@ mod tests {
 
     #[tokio::test]
     async fn mistakes_on_the_command_line_are_usage_errors() {
-        let at = |url: &str| Admin { url: url.to_owned(), token: None };
+        let at = |url: &str| Admin { url: url.to_owned(), token: None, tls: WorkerTls::default() };
+        let trusting = WorkerTls { ca_file: Some("ca.pem".into()), ..WorkerTls::default() };
         let admin = &at("http://127.0.0.1:1");
         for error in [
             scale(admin, "no such/name", 1).await,
@@ -201,7 +210,7 @@ mod tests {
             explain(admin, "", false).await,
             status(&at("127.0.0.1:8081"), false).await,
             status(&at("http://127.0.0.1:1/path"), false).await,
-            status(&at("https://127.0.0.1:1"), false).await,
+            status(&Admin { tls: trusting, ..at("http://127.0.0.1:1") }, false).await,
         ] {
             let error = error.expect_err("wrong");
             assert_eq!(error.exit_code(), 2, "{error}");
@@ -226,9 +235,10 @@ mod tests {
         let free = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("binds");
         let admin = format!("http://{}", free.local_addr().expect("bound"));
         drop(free);
-        let error = status(&Admin { url: admin.clone(), token: None }, false)
-            .await
-            .expect_err("nobody listens");
+        let error =
+            status(&Admin { url: admin.clone(), token: None, tls: WorkerTls::default() }, false)
+                .await
+                .expect_err("nobody listens");
         assert_eq!(error.exit_code(), 1);
         let text = error.to_string();
         let expected = format!("cannot reach the manager at {admin}: ");

@@ -9,7 +9,8 @@ use super::access;
 use super::limits::{self, Span};
 use super::reader::{Located, Table};
 use super::values::ByteCount;
-use crate::types::tls::{CertificateFiles, TlsFiles};
+use super::worker_tls;
+use crate::types::tls::{CertificateFiles, TlsFiles, WorkerTls};
 use crate::types::{Address, Network};
 
 /// The data plane's own settings.
@@ -49,6 +50,8 @@ pub struct ProxyConfig {
     pub manager: Option<Address>,
     /// The file with the token that the manager wants; `None`: it wants none.
     pub manager_token_file: Option<PathBuf>,
+    /// How it is spoken to where its address is `https`.
+    pub manager_tls: WorkerTls,
     /// Where the last routing table is kept, for a start without a manager.
     pub table_path: PathBuf,
     /// How long running requests may take to finish once the proxy has been told to end.
@@ -73,7 +76,9 @@ pub struct TlsConfig {
 pub struct AdminConfig {
     /// Where metrics, health and the management API are served.
     pub listen: SocketAddr,
-    /// The file with the tokens of whoever may use it; `None`: everybody may.
+    /// It speaks TLS, with these; whoever shows a certificate from their `client_ca` needs no token.
+    pub tls: Option<TlsFiles>,
+    /// The file with the tokens of whoever may use it; without it and a `client_ca`, everybody may.
     pub token_file: Option<PathBuf>,
     /// Metrics need no token.
     pub public_metrics: bool,
@@ -137,25 +142,30 @@ pub(super) fn read(root: &Table<'_>) -> Read {
 fn admin_config(table: Option<&Table<'_>>, listen: SocketAddr) -> AdminConfig {
     let file = table.and_then(|table| table.get::<PathBuf>("token_file"));
     let public = table.and_then(|table| table.get::<bool>("public_metrics"));
-    if let (Some(table), None) = (table, &file) {
+    let tls = table.and_then(|table| table.table("tls"));
+    let tls = tls.map(|table| tls_files(&table, "[[admin.tls.certificate]]"));
+    let is_guarded = file.is_some() || tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
+    if let (Some(table), false) = (table, is_guarded) {
         if !listen.ip().to_canonical().is_loopback()
             && let Some(found) = table.get::<SocketAddr>("listen")
         {
             let rule = format!(
                 "`listen` of [admin] ({listen}) is open to other machines, and whoever reaches it could change the \
-                 fleet: set `token_file`, or listen on 127.0.0.1"
+                 fleet: set `token_file`, or `client_ca` in [admin.tls], or listen on 127.0.0.1"
             );
             table.sink().error(found.at, rule);
         }
         if public.as_ref().is_some_and(|found| found.value) {
             table.warn_at(
                 "public_metrics",
-                "`public_metrics` does nothing without `token_file`".into(),
+                "`public_metrics` does nothing without `token_file`, or `client_ca` in [admin.tls]"
+                    .into(),
             );
         }
     }
     AdminConfig {
         listen,
+        tls,
         token_file: file.map(|found| found.value),
         public_metrics: public.is_some_and(|found| found.value),
     }
@@ -180,6 +190,7 @@ fn proxy_config(
     };
     let connections =
         table.and_then(|table| table.get_in("max_connections", 1..=10_000_000, u32::to_string));
+    let manager = table.and_then(|table| table.get::<Address>("manager")).map(|found| found.value);
     ProxyConfig {
         listen,
         tls,
@@ -204,7 +215,12 @@ fn proxy_config(
             .and_then(|table| table.list("trusted_proxies"))
             .map(|found| found.value.into_iter().map(|network| network.value).collect())
             .unwrap_or_default(),
-        manager: table.and_then(|table| table.get("manager")).map(|found| found.value),
+        manager_tls: table
+            .and_then(|table| {
+                worker_tls::read_of_manager(table, manager.as_ref().is_some_and(Address::is_tls))
+            })
+            .unwrap_or_default(),
+        manager,
         manager_token_file: table
             .and_then(|table| table.get("manager_token_file"))
             .map(|found| found.value),
@@ -227,9 +243,15 @@ fn tls_config(proxy: &Table<'_>, taken: &[SocketAddr]) -> Option<TlsConfig> {
         let rule = format!("`listen` of [proxy.tls] ({}) takes the port of {other}", listen.value);
         table.sink().error(listen.at, rule);
     }
-    table.must_have("certificate", "at least one: [[proxy.tls.certificate]]");
+    let files = tls_files(&table, "[[proxy.tls.certificate]]");
+    Some(TlsConfig { listen: listen?.value, files })
+}
+
+/// The files of a listener; `title` is how each certificate's table is headed.
+fn tls_files(table: &Table<'_>, title: &str) -> TlsFiles {
+    table.must_have("certificate", &format!("at least one: {title}"));
     let certificates: Vec<_> = table
-        .tables("certificate", "[[proxy.tls.certificate]]")
+        .tables("certificate", title)
         .iter()
         .filter_map(|table| {
             let chain = table.need::<PathBuf>("chain", "the file with the certificate, in PEM");
@@ -238,8 +260,7 @@ fn tls_config(proxy: &Table<'_>, taken: &[SocketAddr]) -> Option<TlsConfig> {
         })
         .collect();
     let client_ca = table.get::<PathBuf>("client_ca").map(|found| found.value);
-    let files = TlsFiles { certificates, client_ca };
-    Some(TlsConfig { listen: listen?.value, files })
+    TlsFiles { certificates, client_ca }
 }
 
 fn show_bytes(count: ByteCount) -> String {

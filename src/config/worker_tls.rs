@@ -1,4 +1,5 @@
-//! `[instance_type.NAME.tls]`: whom to believe to be a worker, and what to show it.
+//! `[instance_type.NAME.tls]` and `[proxy.manager_tls]`: whom to believe to be a worker, or the manager, and what to
+//! show it.
 
 use std::path::PathBuf;
 
@@ -9,18 +10,33 @@ use crate::types::tls::{CertificateFiles, WorkerTls};
 /// Reads the table `tls` of an instance type; `is_used` where an address of it is `https`. `None`: it says
 /// nothing but what holds anyway.
 pub(super) fn read(instance_type: &Table<'_>, is_used: bool) -> Option<WorkerTls> {
-    let table = instance_type.table("tls")?;
     if !is_used {
         let rule = "is about workers that speak TLS, which are those of a static provider whose `addresses` are https";
         instance_type.refuse("tls", rule);
     }
+    read_table(
+        &instance_type.table("tls")?,
+        "whoever answers at their addresses is believed to be these workers",
+    )
+}
+
+/// Reads the table `manager_tls` of the proxy; `is_used` where its manager is `https`.
+pub(super) fn read_of_manager(proxy: &Table<'_>, is_used: bool) -> Option<WorkerTls> {
+    if !is_used {
+        proxy.refuse("manager_tls", "is about a `manager` whose address is https");
+    }
+    read_table(
+        &proxy.table("manager_tls")?,
+        "whoever answers at its address is believed to be the manager",
+    )
+}
+
+fn read_table(table: &Table<'_>, unless_verified: &str) -> Option<WorkerTls> {
     let verify = table.or("verify", true);
     let ca_file = table.get::<PathBuf>("ca_file").map(|found| found.value);
     let server_name = table.get::<ServerName>("server_name").map(|found| found.value.0);
     if !verify {
-        let rule =
-            "`verify` = false: whoever answers at their addresses is believed to be these workers";
-        table.warn_at("verify", rule.to_owned());
+        table.warn_at("verify", format!("`verify` = false: {unless_verified}"));
     }
     if !verify && ca_file.is_some() {
         table.warn_at("ca_file", "`ca_file` vouches for nobody while `verify` is false".to_owned());

@@ -12,7 +12,6 @@ use http::header::{AUTHORIZATION, CONTENT_TYPE};
 use http::{Method, Request, StatusCode};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use thiserror::Error;
 
@@ -20,9 +19,11 @@ use super::router::Router;
 use crate::runtime::rng;
 use crate::runtime::tasks::Tasks;
 use crate::runtime::tokens::SentToken;
+use crate::tls::{Connector, Connectors};
 use crate::types::Address;
 use crate::types::report::ProxyReport;
 use crate::types::table::RoutingTable;
+use crate::types::tls::WorkerTls;
 
 /// How long the manager holds a question for a newer table.
 const LONG_POLL: Duration = Duration::from_secs(20);
@@ -48,6 +49,10 @@ pub struct LinkOptions {
     pub manager: Address,
     /// What it wants to be sent, if it wants a token.
     pub token: Option<SentToken>,
+    /// How it is spoken to where its address is `https`,
+    pub tls: Arc<WorkerTls>,
+    /// and what keeps the files for that.
+    pub connectors: Connectors,
     /// The file that the last table is kept in.
     pub table_path: PathBuf,
 }
@@ -84,18 +89,26 @@ pub fn start(options: &LinkOptions, router: &Arc<Router>, tasks: &Tasks) -> io::
             tracing::info!(manager = %options.manager, "no table on disk: waiting for the manager");
         }
     }
-    let link = Link { options: options.clone(), router: Arc::clone(router), client: client() };
-    link.run(tasks);
+    Link::new(options.clone(), router).run(tasks);
     Ok(())
 }
 
-/// Starts following and reporting to `manager`, for a proxy that drains: it keeps no table.
-pub fn join(manager: Address, token: Option<SentToken>, router: &Arc<Router>, tasks: &Tasks) {
-    let options = LinkOptions { manager, token, table_path: PathBuf::new() };
-    Link { options, router: Arc::clone(router), client: client() }.run(tasks);
+/// Starts following and reporting for a proxy that drains: it keeps no table.
+pub fn join(options: LinkOptions, router: &Arc<Router>, tasks: &Tasks) {
+    Link::new(options, router).run(tasks);
 }
 
 impl Link {
+    fn new(options: LinkOptions, router: &Arc<Router>) -> Self {
+        let LinkOptions { manager, tls, connectors, .. } = options.clone();
+        let connector = Connector::new(manager, tls, connectors, ANSWER_TIMEOUT);
+        let client = Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(Duration::from_secs(60))
+            .build(connector);
+        Self { options, router: Arc::clone(router), client }
+    }
+
     fn run(self, tasks: &Tasks) {
         let link = self;
         tasks.spawn_until_stopped("table-follower", link.clone().follow());
@@ -112,20 +125,11 @@ impl Link {
     }
 }
 
-fn client() -> Client<HttpConnector, Full<Bytes>> {
-    let mut connector = HttpConnector::new();
-    connector.set_connect_timeout(Some(ANSWER_TIMEOUT));
-    Client::builder(TokioExecutor::new())
-        .pool_timer(TokioTimer::new())
-        .pool_idle_timeout(Duration::from_secs(60))
-        .build(connector)
-}
-
 #[derive(Debug, Clone)]
 struct Link {
     options: LinkOptions,
     router: Arc<Router>,
-    client: Client<HttpConnector, Full<Bytes>>,
+    client: Client<Connector, Full<Bytes>>,
 }
 
 impl Link {

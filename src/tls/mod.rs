@@ -1,4 +1,5 @@
-//! TLS by rustls with ring, 1.2 and 1.3, towards clients ([`server`]) and towards workers ([`workers`]).
+//! TLS by rustls with ring, 1.2 and 1.3, towards clients ([`server`]) and towards workers ([`workers`]); a manager is
+//! reached as a worker is ([`connector`]).
 //! Files are in PEM and are read again when they change: connections that there are go on as they are, new
 //! ones go by the new files. Files that cannot be used change nothing.
 
@@ -17,10 +18,12 @@ use tokio_rustls::rustls;
 
 use crate::types::tls::CertificateFiles;
 
+mod connector;
 mod server;
 mod workers;
 
-pub use server::Tls;
+pub use connector::Connector;
+pub use server::{Purpose, Tls};
 pub use workers::{Connectors, Fault, Peer, WorkerTlsError};
 
 /// What is agreed on for HTTP, by ALPN.

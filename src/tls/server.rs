@@ -20,13 +20,30 @@ use tokio_rustls::server::TlsStream;
 use super::{HTTP1, HTTP2, TlsError, certified, fingerprint, roots};
 use crate::types::tls::TlsFiles;
 
-/// What clients may choose from, the best first.
-const PROTOCOLS: [&[u8]; 2] = [HTTP2, HTTP1];
+/// What a listener is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// Requests, over HTTP/2 or HTTP/1.1. Where somebody may vouch for clients, they have to show a certificate.
+    Requests,
+    /// Management, over HTTP/1.1. A certificate is one way to be let in, and may be missing.
+    Management,
+}
+
+impl Purpose {
+    /// What clients may choose from, the best first.
+    fn protocols(self) -> &'static [&'static [u8]] {
+        match self {
+            Self::Requests => &[HTTP2, HTTP1],
+            Self::Management => &[HTTP1],
+        }
+    }
+}
 
 /// The certificates in force; shared by all threads.
 #[derive(Debug)]
 pub struct Tls {
     files: TlsFiles,
+    purpose: Purpose,
     config: ArcSwap<ServerConfig>,
     /// Of the files' contents as they were last looked at, whether they could be used or not.
     seen: AtomicU64,
@@ -37,10 +54,10 @@ impl Tls {
     ///
     /// # Errors
     /// [`TlsError`] when one is missing, is not what it should be, or does not go with the others.
-    pub fn load(files: TlsFiles) -> Result<Arc<Self>, TlsError> {
+    pub fn load(files: TlsFiles, purpose: Purpose) -> Result<Arc<Self>, TlsError> {
         let seen = AtomicU64::new(fingerprint(all(&files)));
-        let config = ArcSwap::from_pointee(read(&files)?);
-        Ok(Arc::new(Self { files, config, seen }))
+        let config = ArcSwap::from_pointee(read(&files, purpose)?);
+        Ok(Arc::new(Self { files, purpose, config, seen }))
     }
 
     /// Takes over the files if they have changed since the last look. Returns whether they have.
@@ -52,7 +69,7 @@ impl Tls {
         if self.seen.swap(now, Ordering::Relaxed) == now {
             return Ok(false);
         }
-        self.config.store(Arc::new(read(&self.files)?));
+        self.config.store(Arc::new(read(&self.files, self.purpose)?));
         Ok(true)
     }
 
@@ -73,7 +90,7 @@ fn all(files: &TlsFiles) -> impl Iterator<Item = &std::path::PathBuf> {
     pairs.chain(&files.client_ca)
 }
 
-fn read(files: &TlsFiles) -> Result<ServerConfig, TlsError> {
+fn read(files: &TlsFiles, purpose: Purpose) -> Result<ServerConfig, TlsError> {
     let provider = Arc::new(ring::default_provider());
     let known = files
         .certificates
@@ -87,14 +104,17 @@ fn read(files: &TlsFiles) -> Result<ServerConfig, TlsError> {
         None => builder.with_no_client_auth(),
         Some(path) => {
             let verifier =
-                WebPkiClientVerifier::builder_with_provider(Arc::new(roots(path)?), provider)
-                    .build()
-                    .map_err(|error| TlsError::new(path, &error))?;
+                WebPkiClientVerifier::builder_with_provider(Arc::new(roots(path)?), provider);
+            let verifier = match purpose {
+                Purpose::Requests => verifier,
+                Purpose::Management => verifier.allow_unauthenticated(),
+            };
+            let verifier = verifier.build().map_err(|error| TlsError::new(path, &error))?;
             builder.with_client_cert_verifier(verifier)
         }
     };
     let mut config = builder.with_cert_resolver(Arc::new(ByName(known)));
-    config.alpn_protocols = PROTOCOLS.map(<[u8]>::to_vec).to_vec();
+    config.alpn_protocols = purpose.protocols().iter().map(|name| name.to_vec()).collect();
     // A new one with each change: a session of before does not outlive what vouched for it.
     config.ticketer = ring::Ticketer::new().expect("the system has random numbers");
     Ok(config)

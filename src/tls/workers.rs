@@ -75,13 +75,13 @@ pub enum Fault {
     #[error("the handshake broke off")]
     Broken,
     /// The files that the config names.
-    #[error("the proxy's own TLS files cannot be used")]
+    #[error("the TLS files on this side cannot be used")]
     Files,
 }
 
 /// Why a worker is not spoken to.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[error("TLS with the worker failed: {fault} ({detail})")]
+#[error("TLS failed: {fault} ({detail})")]
 pub struct WorkerTlsError {
     fault: Fault,
     detail: String,

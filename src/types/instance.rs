@@ -86,6 +86,12 @@ impl Address {
         Self { tls: false, authority: socket.to_string() }
     }
 
+    /// The same over TLS.
+    #[must_use]
+    pub fn https(socket: std::net::SocketAddr) -> Self {
+        Self { tls: true, ..Self::http(socket) }
+    }
+
     /// `host:port`.
     #[must_use]
     pub fn authority(&self) -> &str {

@@ -9,11 +9,11 @@ use serde::{Deserialize, Serialize};
 pub struct TlsFiles {
     /// Certificates with their keys, at least one; the first is for whoever names none of them.
     pub certificates: Vec<CertificateFiles>,
-    /// The certificates of those who may vouch for clients, in PEM; with it, clients have to show one.
+    /// The certificates of those who may vouch for clients, in PEM.
     pub client_ca: Option<PathBuf>,
 }
 
-/// How workers are spoken to over TLS. Travels in the routing table: whoever follows it reads the files at
+/// How workers, or a manager, are spoken to over TLS. Travels in the routing table: whoever follows it reads the files at
 /// these paths on its own machine.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(default)]

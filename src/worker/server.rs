@@ -19,7 +19,7 @@ use super::answer::Worker;
 use super::fail::Faults;
 use super::options::WorkerOptions;
 use crate::runtime::tasks::Tasks;
-use crate::tls::{Tls, TlsError};
+use crate::tls::{Purpose, Tls, TlsError};
 use crate::types::tls::{CertificateFiles, TlsFiles};
 
 /// Most connections at once; more wait in the listener's backlog.
@@ -72,7 +72,8 @@ fn tls(options: &WorkerOptions) -> Result<Option<Arc<Tls>>, TlsError> {
         return Ok(None);
     };
     let certificates = vec![CertificateFiles { chain, key }];
-    Tls::load(TlsFiles { certificates, client_ca: options.tls_client_ca.clone() }).map(Some)
+    let files = TlsFiles { certificates, client_ca: options.tls_client_ca.clone() };
+    Tls::load(files, Purpose::Requests).map(Some)
 }
 
 async fn accept(

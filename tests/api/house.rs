@@ -79,12 +79,12 @@ impl House {
         let address = listener.local_addr().expect("bound");
         let stop = CancellationToken::new();
         let router = api::router(state);
-        let api = tokio::spawn(api::serve(listener, router.clone(), stop.clone()));
+        let api = tokio::spawn(api::serve(listener, None, router.clone(), stop.clone()));
         Self { handle, router, address, manager, api, stop }
     }
 
     pub(crate) fn admin(&self) -> Admin {
-        Admin { url: format!("http://{}", self.address), token: None }
+        Admin { url: format!("http://{}", self.address), token: None, tls: Default::default() }
     }
 
     pub(crate) async fn get(&self, path: &str) -> (u16, Value) {
