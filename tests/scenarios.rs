@@ -10,7 +10,9 @@
 use std::path::Path;
 use std::process::Command;
 
-use forebay::sim::{Report, RequestCounts, Scenario, compare, picture, play, simulate};
+use forebay::sim::{
+    Report, RequestCounts, Scenario, compare, picture, play_checked as play, simulate,
+};
 
 fn folder() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/config/scenarios"))
@@ -140,6 +142,12 @@ fn requests_wait_for_exactly_as_long_as_the_slots_are_taken() {
     let report = play(&one_instance(1, "queue_limit = 1", "0,10\n1,10\n2,10\n"), 1);
     let RequestCounts { answered, queue_full, .. } = report.requests;
     assert_eq!((answered, queue_full, report.requests.queue_timeout), (2, 1, 0));
+}
+
+#[test]
+fn the_checker_changes_nothing() {
+    let scenario = scenario(&shipped("zone-loss.toml"));
+    assert_eq!(forebay::sim::play(&scenario, 3), play(&scenario, 3));
 }
 
 #[test]

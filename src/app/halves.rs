@@ -314,7 +314,7 @@ fn tie(manager: &ManagerHandle, router: &Arc<Router>, tasks: &Tasks) {
     tasks.spawn("reporter", async move {
         while !stopping.is_cancelled() {
             // A manager that does not act (yet) needs no report.
-            drop(manager.report(router.report()).await);
+            drop(manager.report(router.report().short()).await);
             tokio::time::sleep(REPORT_SPACING).await;
             tokio::select! {
                 () = router.report_wanted() => {}

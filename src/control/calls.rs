@@ -86,7 +86,7 @@ impl Calls {
         self.task("list", |calls| async move {
             let result = calls.listing(&provider).await;
             calls.crash.pass(CrashPoint::AfterList);
-            Event::Listed { provider, result }
+            Event::Listed { provider, result: result.map(Into::into) }
         });
     }
 

@@ -44,7 +44,9 @@ impl Driver {
     /// Publishes the last table without its instances.
     fn publish_empty(&self) -> TableVersion {
         let mut table = RoutingTable::clone(&self.tables.borrow());
-        table.endpoints.iter_mut().flat_map(|e| &mut e.variants).for_each(|v| v.backends.clear());
+        for endpoint in &mut table.endpoints {
+            Arc::make_mut(endpoint).variants.iter_mut().for_each(|v| v.backends.clear());
+        }
         table.version.epoch = table.version.epoch.max(self.lease.epoch());
         table.version.revision += 1;
         table.format = RoutingTable::FORMAT;

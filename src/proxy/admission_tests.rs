@@ -44,6 +44,7 @@ pub(super) fn table(revision: u64, queue_limit: u32, backends: Vec<BackendRoute>
         backends,
     };
     let endpoint = EndpointRoute { name: "e".parse().expect("name"), variants: vec![variant] };
+    let endpoint = Arc::new(endpoint);
     RoutingTable {
         format: RoutingTable::FORMAT,
         version: TableVersion { epoch: 1, revision },

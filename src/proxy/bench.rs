@@ -61,10 +61,10 @@ impl Fleet {
         router.apply(&RoutingTable {
             format: RoutingTable::FORMAT,
             version: TableVersion { epoch: 1, revision: 1 },
-            endpoints: vec![EndpointRoute {
+            endpoints: vec![Arc::new(EndpointRoute {
                 name: name.parse().expect(valid),
                 variants: vec![variant],
-            }],
+            })],
         });
         let variant = router.current().variants().next().cloned().expect("one variant");
         Self { _router: router, variant }

@@ -192,7 +192,7 @@ impl Link {
     async fn report_for_ever(&self) {
         let mut reached = true;
         loop {
-            let report = self.router.report();
+            let report = self.router.report().short();
             match self.report(&report).await {
                 Ok(()) if !reached => {
                     reached = true;

@@ -2,6 +2,7 @@
 //! [`crate::provider`]'s trait to the letter, and no more than the letter.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use super::rng::Rng;
 use super::setup::{CloudSetup, Faults};
@@ -22,7 +23,11 @@ pub(super) struct Cloud {
     /// Providers that run nothing until then.
     pub(super) out_until: BTreeMap<ProviderName, Timestamp>,
     /// Every instance ever launched whose end has not been forgotten yet.
-    pub(super) machines: BTreeMap<InstanceId, Machine>,
+    machines: BTreeMap<InstanceId, Machine>,
+    /// Those that have ended, by when that is forgotten.
+    ended: BTreeSet<(Timestamp, InstanceId)>,
+    /// What each provider lists, until something changes or its time is over.
+    lists: BTreeMap<ProviderName, (Arc<[ProviderInstance]>, Timestamp)>,
     /// Who listens where, by the last part of the address.
     listening: BTreeMap<u16, InstanceId>,
     /// Addresses that were in use and are free; the lowest one is taken next, so that they are used again.
@@ -105,6 +110,8 @@ impl Cloud {
             rejecting: BTreeSet::new(),
             out_until: BTreeMap::new(),
             machines: BTreeMap::new(),
+            ended: BTreeSet::new(),
+            lists: BTreeMap::new(),
             listening: BTreeMap::new(),
             freed: BTreeSet::new(),
             held: BTreeMap::new(),
@@ -183,6 +190,7 @@ impl Cloud {
         *self.held.entry(kind.clone()).or_default() += 1;
         let address = at_grant.then(|| machine.address.clone());
         self.machines.insert(id.clone(), machine);
+        self.lists.clear();
         Ok(Grant { address })
     }
 
@@ -230,21 +238,49 @@ impl Cloud {
         self.held.get(kind).copied().unwrap_or(0)
     }
 
-    /// What `provider` lists at this moment.
-    pub(super) fn list(&self, now: Timestamp, provider: &ProviderName) -> Vec<ProviderInstance> {
-        self.machines
-            .iter()
-            .filter(|(_, m)| m.provider == *provider)
-            .filter(|(_, m)| m.ended.as_ref().is_none_or(|ended| ended.listed_until > now))
-            .map(|(id, m)| ProviderInstance {
-                id: id.clone(),
-                instance_type: m.instance_type.clone(),
-                variant: Some(m.variant.clone()),
-                address: (m.address_from <= now).then(|| m.address.clone()),
-                status: m.status(now),
-                interruption_at: m.interruption_at,
+    /// Every instance, by id.
+    pub(super) fn machines(&self) -> &BTreeMap<InstanceId, Machine> {
+        &self.machines
+    }
+
+    /// Every instance, to be changed.
+    pub(super) fn machines_mut(&mut self) -> &mut BTreeMap<InstanceId, Machine> {
+        self.lists.clear();
+        &mut self.machines
+    }
+
+    /// What `provider` lists at this moment: the very list of before where nothing has changed.
+    pub(super) fn list(
+        &mut self,
+        now: Timestamp,
+        provider: &ProviderName,
+    ) -> Arc<[ProviderInstance]> {
+        if let Some((list, until)) = self.lists.get(provider)
+            && now < *until
+        {
+            return Arc::clone(list);
+        }
+        let machines = self.machines.iter().filter(|(_, m)| m.provider == *provider);
+        let listed =
+            machines.filter(|(_, m)| m.ended.as_ref().is_none_or(|e| e.listed_until > now));
+        let mut until = Timestamp(u64::MAX);
+        let list: Arc<[ProviderInstance]> = listed
+            .map(|(id, m)| {
+                let forgotten_at = m.ended.as_ref().map(|ended| ended.listed_until);
+                let moments = [m.address_from, m.running_at].into_iter().chain(forgotten_at);
+                until = moments.filter(|at| *at > now).fold(until, Timestamp::min);
+                ProviderInstance {
+                    id: id.clone(),
+                    instance_type: m.instance_type.clone(),
+                    variant: Some(m.variant.clone()),
+                    address: (m.address_from <= now).then(|| m.address.clone()),
+                    status: m.status(now),
+                    interruption_at: m.interruption_at,
+                }
             })
-            .collect()
+            .collect();
+        self.lists.insert(provider.clone(), (Arc::clone(&list), until));
+        list
     }
 
     /// Tells an instance to stop; when it will have ended, if that was news.
@@ -255,6 +291,7 @@ impl Cloud {
         rng: &mut Rng,
     ) -> Result<Option<Timestamp>, ProviderError> {
         let machine = self.machines.get_mut(id).ok_or(ProviderError::NotFound)?;
+        self.lists.clear();
         match &machine.ended {
             Some(ended) if ended.listed_until <= now => Err(ProviderError::NotFound),
             None if machine.stopping_at.is_none() => {
@@ -270,6 +307,8 @@ impl Cloud {
         let listed_until = now + rng.span(self.setup.remembered);
         if let Some(machine) = self.machines.get_mut(id).filter(|m| m.ended.is_none()) {
             machine.ended = Some(Ended { reason: reason.to_owned(), listed_until });
+            self.ended.insert((listed_until, id.clone()));
+            self.lists.clear();
             self.listening.remove(&machine.slot);
             self.freed.insert(machine.slot);
             if let Some(held) = self.held.get_mut(&machine.instance_type) {
@@ -296,6 +335,10 @@ impl Cloud {
 
     /// Forgets what ended long ago.
     pub(super) fn forget(&mut self, now: Timestamp) {
-        self.machines.retain(|_, m| m.ended.as_ref().is_none_or(|e| e.listed_until > now));
+        while self.ended.first().is_some_and(|(at, _)| *at <= now) {
+            if let Some((_, id)) = self.ended.pop_first() {
+                self.machines.remove(&id);
+            }
+        }
     }
 }

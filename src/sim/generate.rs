@@ -127,6 +127,7 @@ pub(super) fn setup(seed: u64, profile: Profile) -> Setup {
             address_at_grant: rng.chance(500),
         },
         faults: if trouble.faults { faults(rng) } else { Faults::default() },
+        checked: true,
         troubled: trouble.faults || trouble.workers > 0 || trouble.configs > 0,
         proxies: rng.between(1, if trouble.proxies > 0 { 3 } else { 2 }),
         report_every: Duration::from_millis(rng.between(1000, 2600).into()),

@@ -124,7 +124,7 @@ impl World {
 
     /// A provider takes back what it has lent for a time, if that still runs.
     pub(super) fn reclaim(&mut self, instance: InstanceId) {
-        let kind = self.cloud.machines.get(&instance).map(|machine| &machine.instance_type);
+        let kind = self.cloud.machines().get(&instance).map(|machine| &machine.instance_type);
         let spot = kind.and_then(|kind| self.setup.spot.get(kind));
         if let Some(notice) = spot.map(|spot| spot.notice) {
             self.take_back(instance, notice);
@@ -132,7 +132,7 @@ impl World {
     }
 
     fn take_back(&mut self, instance: InstanceId, notice: Duration) {
-        let machine = self.cloud.machines.get(&instance);
+        let machine = self.cloud.machines().get(&instance);
         if machine.is_some_and(|m| m.lives() && m.interruption_at.is_none()) {
             self.tell_story(|| format!("cloud: takes an instance away in {notice:?}"));
             self.interrupt(instance, notice);
@@ -151,7 +151,7 @@ impl World {
         self.cloud.set_available(kind, Some(available));
         let mut held: Vec<_> = self
             .cloud
-            .machines
+            .machines()
             .iter()
             .filter(|(_, m)| m.lives() && m.interruption_at.is_none() && m.instance_type == *kind)
             .map(|(id, machine)| (machine.launched_at, id.clone()))
@@ -164,7 +164,7 @@ impl World {
 
     fn begin_outage(&mut self, provider: &ProviderName, lasts: Duration) {
         self.cloud.out_until.insert(provider.clone(), self.now + lasts);
-        let running = self.cloud.machines.iter().filter(|(_, m)| m.provider == *provider);
+        let running = self.cloud.machines().iter().filter(|(_, m)| m.provider == *provider);
         let running: Vec<InstanceId> =
             running.filter(|(_, m)| m.runs()).map(|(id, _)| id.clone()).collect();
         for instance in running {
@@ -178,7 +178,7 @@ impl World {
         change: impl FnOnce(&mut super::cloud::Machine),
     ) {
         self.tell_story(|| format!("it is {instance}"));
-        if let Some(machine) = self.cloud.machines.get_mut(instance) {
+        if let Some(machine) = self.cloud.machines_mut().get_mut(instance) {
             change(machine);
         }
     }
@@ -188,7 +188,7 @@ impl World {
     }
 
     fn pick_living_of(&self, kind: Option<&InstanceTypeName>, pick: u64) -> Option<InstanceId> {
-        let living = self.cloud.machines.iter().filter(|(_, m)| {
+        let living = self.cloud.machines().iter().filter(|(_, m)| {
             m.lives() && !m.dead && kind.is_none_or(|kind| m.instance_type == *kind)
         });
         choose(&living.map(|(id, _)| id.clone()).collect::<Vec<_>>(), pick)

@@ -9,7 +9,8 @@
 //! Start with [`run`]: it plays a generated world ([`Profile`]) and returns an [`Outcome`]. After every
 //! action the checker ([`crate::decision::check`]) is asked, then the world's own truth: nothing is
 //! terminated under running requests, and when the trouble ends the fleet becomes exactly what was asked
-//! for, stays so, and survives a restart unchanged.
+//! for, stays so, and survives a restart unchanged. A scenario is played without the checker, as the
+//! controller runs in production, unless it is [`play_checked()`].
 
 mod agenda;
 mod cloud;
@@ -34,7 +35,8 @@ use std::fmt;
 
 pub use generate::Profile;
 pub use report::{
-    Moment, Report, Summary, TypeFigures, VariantFigures, compare, picture, play, simulate,
+    Moment, Report, Summary, TypeFigures, VariantFigures, compare, picture, play, play_checked,
+    simulate,
 };
 pub use scenario::{Scenario, ScenarioError, WorldSpec};
 pub use traffic::tally::{RequestCounts, Waits};

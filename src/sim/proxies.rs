@@ -238,6 +238,7 @@ impl Proxy {
             leaving: self.leaving && self.outstanding() == 0,
             draining_until: None,
         }
+        .short()
     }
 
     fn report_bursts(&self) -> (Vec<BackendReport>, Vec<DemandReport>) {

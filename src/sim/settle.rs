@@ -43,7 +43,7 @@ impl World {
         self.crash = None;
         self.cloud.rejecting.clear();
         let now = self.now;
-        for machine in self.cloud.machines.values_mut() {
+        for machine in self.cloud.machines_mut().values_mut() {
             machine.sick_until = now;
         }
         for proxy in 0..self.proxies.len() {

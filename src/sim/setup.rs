@@ -21,6 +21,8 @@ pub(super) struct Setup {
     pub(super) faults: Faults,
     /// Whether launches may fail for other reasons than capacity.
     pub(super) troubled: bool,
+    /// Whether the checker is asked of every action, as it is not in production.
+    pub(super) checked: bool,
     pub(super) proxies: u32,
     /// Time between two reports of a proxy.
     pub(super) report_every: Duration,

@@ -134,7 +134,7 @@ impl World {
 
     /// Why requests at an instance would be cut off before their time.
     fn still_serving(&self, instance: &InstanceId) -> Option<String> {
-        let machine = self.cloud.machines.get(instance).filter(|m| m.serves(self.now))?;
+        let machine = self.cloud.machines().get(instance).filter(|m| m.serves(self.now))?;
         let over = machine.stopping_at.is_some()
             || machine.interruption_at.is_some_and(|at| at <= self.now)
             || self
@@ -173,12 +173,12 @@ impl World {
         let Some(manager) = &self.manager else { return Some("there is no manager".into()) };
         let running: BTreeSet<_> = self
             .cloud
-            .machines
+            .machines()
             .iter()
             .filter(|(_, machine)| machine.ended.is_none())
             .map(|(id, _)| id)
             .collect();
-        let doomed = self.cloud.machines.iter().find(|(_, machine)| machine.doomed());
+        let doomed = self.cloud.machines().iter().find(|(_, machine)| machine.doomed());
         if let Some((id, _)) = doomed {
             return Some(format!("{id} is about to end"));
         }

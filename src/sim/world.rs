@@ -325,7 +325,7 @@ impl World {
 
     /// Follows a burst to its end: at once where nobody serves, after its service time otherwise.
     fn track(&mut self, proxy: usize, number: u64, instance: &InstanceId) {
-        let serves = self.cloud.machines.get(instance).is_some_and(|m| m.serves(self.now));
+        let serves = self.cloud.machines().get(instance).is_some_and(|m| m.serves(self.now));
         if serves {
             let at = self.now + self.rng.span(self.setup.load.service);
             self.agenda.enter(at, Due::BurstEnds { proxy, number });

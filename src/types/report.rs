@@ -18,7 +18,8 @@ pub struct ProxyReport {
     /// The table that every thread of the proxy routes by; with it, nothing can be sent to an instance
     /// that this table lacks.
     pub applied: TableVersion,
-    /// Every instance in the applied table, and every one that left it but still has requests.
+    /// Every instance in the applied table, and every one that left it but still has requests; those that
+    /// have nothing [to tell](BackendReport::tells) may be left out, as most of an idle fleet have not.
     pub backends: Vec<BackendReport>,
     /// Every variant in the applied table.
     pub variants: Vec<DemandReport>,
@@ -52,6 +53,27 @@ pub struct BackendReport {
     /// What it last said of its own load along with an answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub load: Option<LoadReport>,
+}
+
+impl ProxyReport {
+    /// Without the instances that have nothing to tell.
+    #[must_use]
+    pub fn short(mut self) -> Self {
+        self.backends.retain(BackendReport::tells);
+        self
+    }
+}
+
+impl BackendReport {
+    /// Whether it says anything that its absence from a report would not.
+    #[must_use]
+    pub fn tells(&self) -> bool {
+        self.outstanding > 0
+            || self.connect_failures > 0
+            || self.progressed
+            || self.stalled
+            || self.load.is_some()
+    }
 }
 
 /// What an instance said of its own load along with an answer.

@@ -44,8 +44,8 @@ pub struct RoutingTable {
     pub format: u32,
     /// Grows with every change.
     pub version: TableVersion,
-    /// In the config's order.
-    pub endpoints: Vec<EndpointRoute>,
+    /// In the config's order. Shared with the table before wherever nothing has changed.
+    pub endpoints: Vec<Arc<EndpointRoute>>,
 }
 
 impl RoutingTable {

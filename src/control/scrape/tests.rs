@@ -53,7 +53,7 @@ fn table(backends: Vec<BackendRoute>) -> Arc<RoutingTable> {
     Arc::new(RoutingTable {
         format: RoutingTable::FORMAT,
         version: TableVersion { epoch: 1, revision: 1 },
-        endpoints: vec![EndpointRoute { name: name("e"), variants: vec![variant] }],
+        endpoints: vec![Arc::new(EndpointRoute { name: name("e"), variants: vec![variant] })],
     })
 }
 

@@ -127,12 +127,27 @@ impl Controller {
 
     /// Publishes the table if it differs from the last. Returns whether an instance has left it.
     fn publish(&mut self) -> bool {
-        if !std::mem::take(&mut self.table_dirty) {
+        let whole = std::mem::take(&mut self.table_dirty);
+        let stale = std::mem::take(&mut self.stale_routes);
+        if !whole && stale.is_empty() {
             return false;
         }
-        let endpoints: Vec<_> = self.spec.endpoints.iter().map(|e| self.route(e)).collect();
+        let before = &self.table.endpoints;
+        // Only a new spec changes which endpoints there are, and then all are stale.
+        let part = |(at, endpoint): (usize, &EndpointSpec)| {
+            let old = before.get(at);
+            let kept = old.filter(|old| !whole && !stale.contains(&old.name));
+            kept.cloned().unwrap_or_else(|| {
+                let new = self.route(endpoint);
+                let same = old.filter(|old| ***old == new);
+                same.cloned().unwrap_or_else(|| Arc::new(new))
+            })
+        };
+        let endpoints: Vec<_> = self.spec.endpoints.iter().enumerate().map(part).collect();
+        let same = endpoints.len() == before.len()
+            && endpoints.iter().zip(before).all(|(new, old)| Arc::ptr_eq(new, old));
         let revision = self.table.version.revision;
-        if revision == 0 || endpoints != self.table.endpoints {
+        if revision == 0 || !same {
             let version = TableVersion { epoch: self.epoch, revision: revision + 1 };
             let table = RoutingTable { format: RoutingTable::FORMAT, version, endpoints };
             self.table = Arc::new(table);

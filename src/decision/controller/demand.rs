@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::types::report::ProxyReport;
 use crate::types::spec::VariantSpec;
-use crate::types::{InstanceState, Timestamp, VariantKey};
+use crate::types::{Timestamp, VariantKey};
 
 use super::Controller;
 use super::events::{EventKind, Span};
@@ -69,7 +69,7 @@ impl Controller {
     }
 
     fn serves(&self, key: &VariantKey) -> bool {
-        self.fleet.of(key).any(|i| i.state() == InstanceState::InService)
+        self.fleet.serving(key).next().is_some()
     }
 
     /// Wakes a variant, or lets it go to zero. Returns when it may go to zero at the earliest.

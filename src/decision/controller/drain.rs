@@ -90,8 +90,13 @@ impl Controller {
             if counted.is_none() && !self.has(&backend.instance, backend.generation) {
                 continue;
             }
+            // Whoever was left out of the report before had nothing to tell: no broken connection.
             let same_run = before.as_ref().is_some_and(|p| p.run == report.run);
-            let broken = counted.filter(|_| same_run).map_or(backend.connect_failures, |c| c.1);
+            let broken = if same_run {
+                counted.map_or(0, |(_, broken)| *broken)
+            } else {
+                backend.connect_failures
+            };
             if backend.connect_failures > broken && self.serves_as(&backend.instance) {
                 suspects.push(backend.instance.clone());
             }
@@ -192,13 +197,6 @@ impl Controller {
         let at =
             |p: &Proxy| p.outstanding.get(&generation).map_or(0, |(count, _)| u64::from(*count));
         self.proxies.values().map(at).sum()
-    }
-
-    /// Requests at an instance, over the proxies that are heard.
-    pub(super) fn outstanding_of_live(&self, generation: Generation) -> u64 {
-        let live = self.proxies.values().filter(|proxy| proxy.live);
-        let at = live.filter_map(|proxy| proxy.outstanding.get(&generation));
-        at.map(|(count, _)| u64::from(*count)).sum()
     }
 
     fn has(&self, id: &InstanceId, generation: Generation) -> bool {

@@ -1,12 +1,14 @@
 //! What the controller knows of each instance beyond its durable record, and the indices over them. Plain
 //! bookkeeping; what it means is decided in [`super::life`] and the files beside it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 use crate::types::record::{CapacityKey, InstanceRecord};
 use crate::types::table::TableVersion;
-use crate::types::{InstanceId, InstanceState, Timestamp, VariantKey};
+use crate::types::{
+    Generation, InstanceId, InstanceState, InstanceTypeName, ProviderName, Timestamp, VariantKey,
+};
 
 use super::signals::Told;
 
@@ -138,63 +140,88 @@ impl Instance {
     }
 }
 
-/// All instances, indexed.
+/// All instances, indexed. Whatever walks over several goes by an index, in the order of their ids.
 #[derive(Debug, Default)]
 pub(super) struct Fleet {
-    instances: BTreeMap<InstanceId, Instance>,
+    instances: HashMap<InstanceId, Instance>,
+    ids: BTreeSet<InstanceId>,
     by_variant: BTreeMap<VariantKey, BTreeSet<InstanceId>>,
+    by_provider: BTreeMap<ProviderName, BTreeSet<InstanceId>>,
+    by_generation: HashMap<Generation, InstanceId>,
     by_state: BTreeMap<InstanceState, BTreeSet<InstanceId>>,
     /// How many are `Pending`, by whose capacity they ask for.
-    pending: BTreeMap<CapacityKey, usize>,
+    pending: BTreeMap<CapacityKey, u32>,
+    /// How many are `InService`.
+    serving: BTreeMap<VariantKey, BTreeMap<InstanceTypeName, u32>>,
+    /// Counts instances that came or went and states that changed.
+    version: u64,
 }
 
 impl Fleet {
     pub(super) fn insert(&mut self, instance: Instance) {
         let record = &instance.record;
+        let id = record.id.clone();
         self.by_variant.entry(record.variant.clone()).or_default().insert(record.id.clone());
-        self.by_state.entry(record.state).or_default().insert(record.id.clone());
-        if record.state == InstanceState::Pending {
-            *self.pending.entry(instance.capacity_key()).or_default() += 1;
-        }
+        self.by_provider.entry(record.provider.clone()).or_default().insert(record.id.clone());
+        self.by_generation.insert(record.generation, record.id.clone());
+        self.ids.insert(record.id.clone());
         self.instances.insert(record.id.clone(), instance);
+        self.enter_state(&id);
     }
 
     pub(super) fn remove(&mut self, id: &InstanceId) -> Option<Instance> {
+        self.leave_state(id);
         let instance = self.instances.remove(id)?;
-        if let Some(members) = self.by_variant.get_mut(&instance.record.variant) {
-            members.remove(id);
-            if members.is_empty() {
-                self.by_variant.remove(&instance.record.variant);
-            }
-        }
-        self.by_state.entry(instance.record.state).or_default().remove(id);
-        if instance.record.state == InstanceState::Pending {
-            self.no_longer_pending(&instance.capacity_key());
-        }
+        let record = &instance.record;
+        take_out(&mut self.by_variant, &record.variant, id);
+        take_out(&mut self.by_provider, &record.provider, id);
+        self.by_generation.remove(&record.generation);
+        self.ids.remove(id);
         Some(instance)
     }
 
     /// Sets the state, and nothing else.
     pub(super) fn set_state(&mut self, id: &InstanceId, state: InstanceState) {
-        let Some(instance) = self.instances.get_mut(id) else { return };
-        let from = std::mem::replace(&mut instance.record.state, state);
-        let key = instance.capacity_key();
-        self.by_state.entry(from).or_default().remove(id);
-        self.by_state.entry(state).or_default().insert(id.clone());
-        if state == InstanceState::Pending {
-            *self.pending.entry(key.clone()).or_default() += 1;
+        self.leave_state(id);
+        if let Some(instance) = self.instances.get_mut(id) {
+            instance.record.state = state;
         }
-        if from == InstanceState::Pending {
-            self.no_longer_pending(&key);
+        self.enter_state(id);
+    }
+
+    fn enter_state(&mut self, id: &InstanceId) {
+        let Some(instance) = self.instances.get(id) else { return };
+        let record = &instance.record;
+        self.version += 1;
+        self.by_state.entry(record.state).or_default().insert(id.clone());
+        match record.state {
+            InstanceState::Pending => {
+                *self.pending.entry(instance.capacity_key()).or_default() += 1;
+            }
+            InstanceState::InService => {
+                let types = self.serving.entry(record.variant.clone()).or_default();
+                *types.entry(record.instance_type.clone()).or_default() += 1;
+            }
+            _ => {}
         }
     }
 
-    fn no_longer_pending(&mut self, key: &CapacityKey) {
-        if let Some(count) = self.pending.get_mut(key) {
-            *count -= 1;
-            if *count == 0 {
-                self.pending.remove(key);
+    fn leave_state(&mut self, id: &InstanceId) {
+        let Some(instance) = self.instances.get(id) else { return };
+        let record = &instance.record;
+        self.version += 1;
+        take_out(&mut self.by_state, &record.state, id);
+        match record.state {
+            InstanceState::Pending => count_down(&mut self.pending, &instance.capacity_key()),
+            InstanceState::InService => {
+                if let Some(types) = self.serving.get_mut(&record.variant) {
+                    count_down(types, &record.instance_type);
+                    if types.is_empty() {
+                        self.serving.remove(&record.variant);
+                    }
+                }
             }
+            _ => {}
         }
     }
 
@@ -211,10 +238,21 @@ impl Fleet {
         self.instances.get_mut(id)
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Instance> {
-        self.instances.values()
+    /// Which one a start is of.
+    pub(super) fn started_as(&self, generation: Generation) -> Option<&Instance> {
+        self.get(self.by_generation.get(&generation)?)
     }
 
+    /// As long as it is the same, so are all instances and their states.
+    pub(super) fn version(&self) -> u64 {
+        self.version
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Instance> {
+        self.ids.iter().filter_map(|id| self.instances.get(id))
+    }
+
+    /// In no order.
     pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Instance> {
         self.instances.values_mut()
     }
@@ -225,8 +263,43 @@ impl Fleet {
         ids.filter_map(|id| self.instances.get(id))
     }
 
+    /// A provider's instances, by id.
+    pub(super) fn at(&self, provider: &ProviderName) -> impl Iterator<Item = &Instance> {
+        let ids = self.by_provider.get(provider).into_iter().flatten();
+        ids.filter_map(|id| self.instances.get(id))
+    }
+
+    /// How many of a variant are in service, by type; none is 0.
+    pub(super) fn serving(
+        &self,
+        variant: &VariantKey,
+    ) -> impl Iterator<Item = (&InstanceTypeName, u32)> {
+        let types = self.serving.get(variant).into_iter().flatten();
+        types.map(|(kind, count)| (kind, *count))
+    }
+
     pub(super) fn in_state(&self, state: InstanceState) -> impl Iterator<Item = &Instance> {
         let ids = self.by_state.get(&state).into_iter().flatten();
         ids.filter_map(|id| self.instances.get(id))
+    }
+}
+
+/// Removes `id` from the set of `key`, and the set with its last.
+fn take_out<K: Ord>(sets: &mut BTreeMap<K, BTreeSet<InstanceId>>, key: &K, id: &InstanceId) {
+    if let Some(ids) = sets.get_mut(key) {
+        ids.remove(id);
+        if ids.is_empty() {
+            sets.remove(key);
+        }
+    }
+}
+
+/// One less of `key`, and no entry for none.
+fn count_down<K: Ord>(counts: &mut BTreeMap<K, u32>, key: &K) {
+    if let Some(count) = counts.get_mut(key) {
+        *count -= 1;
+        if *count == 0 {
+            counts.remove(key);
+        }
     }
 }

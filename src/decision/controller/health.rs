@@ -136,7 +136,7 @@ impl Controller {
         }
         if healthy && before > 0 && instance.state() == InstanceState::InService {
             instance.probe.recoveries = instance.probe.recoveries.saturating_add(1);
-            self.table_dirty = true;
+            self.stale_routes.insert(instance.record.variant.endpoint.clone());
         }
         if healthy {
             self.apply(now, id, Trigger::Healthy, None);

@@ -42,7 +42,9 @@ impl Controller {
             // The one request for this capacity is decided: whoever waited for that may ask.
             self.dirty_users_of_type(&capacity.instance_type);
         }
-        self.table_dirty |= from == InstanceState::InService;
+        if from == InstanceState::InService {
+            self.stale_routes.insert(key.endpoint.clone());
+        }
         self.dirty.insert(key);
         true
     }
@@ -81,7 +83,7 @@ impl Controller {
         instance.probe.last = None;
         let (key, kind) = (instance.record.variant.clone(), instance.record.instance_type.clone());
         let took = now.since(instance.record.granted_at.unwrap_or(now));
-        self.table_dirty = true;
+        self.stale_routes.insert(key.endpoint.clone());
         if let Some(variant) = self.variants.get_mut(&key) {
             variant.unblock(now, &kind);
             variant.waking = false;

@@ -1,6 +1,7 @@
 //! What a provider's list tells: what was adopted, what is lost, what nobody asked for.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::types::launch::{ProviderInstance, ProviderStatus};
@@ -24,7 +25,7 @@ impl Controller {
         &mut self,
         now: Timestamp,
         provider: &ProviderName,
-        result: Result<Vec<ProviderInstance>, ProviderError>,
+        result: Result<Arc<[ProviderInstance]>, ProviderError>,
     ) {
         let Some(view) = self.providers.get_mut(provider).filter(|v| v.in_flight) else { return };
         view.in_flight = false;
@@ -61,9 +62,15 @@ impl Controller {
         now: Timestamp,
         provider: &ProviderName,
         number: u64,
-        list: &[ProviderInstance],
+        list: &Arc<[ProviderInstance]>,
     ) {
+        let version = self.fleet.version();
+        let Some(view) = self.providers.get_mut(provider) else { return };
+        if view.nothing_new.as_ref().is_some_and(|(l, v)| *v == version && Arc::ptr_eq(l, list)) {
+            return;
+        }
         let (news, strangers) = self.differences(provider, list);
+        let quiet = news.is_empty() && !strangers.iter().any(|there| is_alive(there));
         for (id, there) in news {
             match there {
                 Some(there) => self.found(now, &id, there),
@@ -71,6 +78,9 @@ impl Controller {
             }
         }
         self.end_orphans(now, provider, &strangers);
+        if let Some(view) = self.providers.get_mut(provider) {
+            view.nothing_new = quiet.then(|| (Arc::clone(list), version));
+        }
     }
 
     /// The instances of which the list tells anything new, or nothing, and what it shows that is not ours. One
@@ -80,23 +90,27 @@ impl Controller {
         provider: &ProviderName,
         list: &'a [ProviderInstance],
     ) -> Differences<'a> {
-        let listed: BTreeMap<&InstanceId, &'a ProviderInstance> =
-            list.iter().map(|there| (&there.id, there)).collect();
-        let mut listed = listed.into_values().peekable();
+        let mut listed: Vec<&'a ProviderInstance> = list.iter().collect();
+        listed.sort_by(|a, b| a.id.cmp(&b.id));
+        let mut listed = listed.into_iter().peekable();
         let (mut news, mut strangers) = (Vec::new(), Vec::new());
-        for instance in self.fleet.iter() {
+        for instance in self.fleet.at(provider) {
             let id = &instance.record.id;
             while let Some(stranger) = listed.next_if(|there| there.id < *id) {
                 strangers.push(stranger);
             }
-            let there = listed.next_if(|there| there.id == *id);
-            if instance.record.provider == *provider
-                && !there.is_some_and(|t| is_as_known(instance, t))
-            {
+            let mut there = None;
+            // Of one that is listed twice, the last counts.
+            while let Some(listed) = listed.next_if(|there| there.id == *id) {
+                there = Some(listed);
+            }
+            if !there.is_some_and(|there| is_as_known(instance, there)) {
                 news.push((id.clone(), there));
             }
         }
         strangers.extend(listed);
+        // What is recorded as another provider's is ours all the same.
+        strangers.retain(|there| self.fleet.get(&there.id).is_none());
         (news, strangers)
     }
 
@@ -143,7 +157,9 @@ impl Controller {
         }
         if there.address.is_some() && instance.record.address != there.address {
             instance.record.address.clone_from(&there.address);
-            self.table_dirty |= instance.record.state == InstanceState::InService;
+            if instance.record.state == InstanceState::InService {
+                self.stale_routes.insert(instance.record.variant.endpoint.clone());
+            }
             self.journal.instances.insert(id.clone());
             self.touched.insert(id.clone());
         }
@@ -231,11 +247,8 @@ impl Controller {
         strangers: &[&ProviderInstance],
     ) {
         let Some(view) = self.providers.get_mut(provider) else { return };
-        let alive: BTreeMap<&InstanceId, &ProviderInstance> = strangers
-            .iter()
-            .filter(|p| matches!(p.status, ProviderStatus::Pending | ProviderStatus::Running))
-            .map(|p| (&p.id, *p))
-            .collect();
+        let alive: BTreeMap<&InstanceId, &ProviderInstance> =
+            strangers.iter().filter(|there| is_alive(there)).map(|p| (&p.id, *p)).collect();
         view.orphans.retain(|id, _| alive.contains_key(id));
         let mut new = Vec::new();
         for (id, there) in alive {
@@ -259,11 +272,23 @@ impl Controller {
     }
 }
 
-/// Whether an instance in service is shown just as it is known.
+/// Whether an instance is shown just as it is known, so that [`Controller::found`] would change nothing.
 fn is_as_known(instance: &Instance, there: &ProviderInstance) -> bool {
-    instance.state() == InstanceState::InService
-        && there.status == ProviderStatus::Running
-        && !instance.provider_pending
-        && (there.address.is_none() || there.address == instance.record.address)
-        && instance.interruption.map(|interruption| interruption.at) == there.interruption_at
+    let leaving = instance.state().is_leaving();
+    match there.status {
+        ProviderStatus::Ended { .. } => false,
+        ProviderStatus::Stopping => leaving,
+        ProviderStatus::Pending | ProviderStatus::Running => {
+            instance.state() != InstanceState::Pending
+                && instance.launch == Launch::Answered
+                && instance.provider_pending == (there.status == ProviderStatus::Pending)
+                && (there.address.is_none() || there.address == instance.record.address)
+                && (leaving || instance.interruption.map(|i| i.at) == there.interruption_at)
+        }
+    }
+}
+
+/// Whether something runs that its provider is not ending.
+fn is_alive(there: &ProviderInstance) -> bool {
+    matches!(there.status, ProviderStatus::Pending | ProviderStatus::Running)
 }

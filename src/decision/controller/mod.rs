@@ -125,7 +125,7 @@ pub enum Event {
         /// Who was asked.
         provider: ProviderName,
         /// Everything that runs there for us.
-        result: Result<Vec<ProviderInstance>, ProviderError>,
+        result: Result<Arc<[ProviderInstance]>, ProviderError>,
     },
     /// The answer to [`Action::Launch`].
     Launched {
@@ -236,6 +236,9 @@ pub struct Controller {
     /// Instances whose timers are to be set anew.
     touched: BTreeSet<InstanceId>,
     table: Arc<RoutingTable>,
+    /// Endpoints whose part of the table may have to be another one.
+    stale_routes: BTreeSet<EndpointName>,
+    /// All of them, and which there are.
     table_dirty: bool,
     /// Actions that follow the commit of what led to them.
     after: Vec<Action>,

@@ -4,14 +4,16 @@
 //! there late, and what it started is an orphan that only its list shows.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::decision::plan::backoff::backoff;
+use crate::types::launch::ProviderInstance;
 use crate::types::{
     InstanceId, InstanceState, InstanceTypeName, ProviderName, Timestamp, VariantKey,
 };
 
-use super::fleet::Launch;
+use super::fleet::{Instance, Launch};
 use super::timers::Waiter;
 use super::variant::Variant;
 use super::{Action, Controller};
@@ -41,6 +43,8 @@ pub(super) struct ProviderView {
     pub(super) orphans: BTreeMap<InstanceId, Timestamp>,
     /// Asked for again before the list under way has answered.
     again: bool,
+    /// The last list that told nothing new, and of which fleet: shown again, it tells nothing either.
+    pub(super) nothing_new: Option<(Arc<[ProviderInstance]>, u64)>,
 }
 
 impl Controller {
@@ -95,12 +99,13 @@ impl Controller {
 
     /// Whether something is to be learnt from the provider's next list.
     fn expects_news(&self, provider: &ProviderName) -> bool {
-        self.fleet.iter().filter(|i| i.record.provider == *provider).any(|i| match i.state() {
-            InstanceState::Pending => i.launch == Launch::Unknown || i.launch_attempts > 0,
-            InstanceState::Starting => !i.runs(),
-            InstanceState::InService | InstanceState::Draining => false,
-            InstanceState::Stopping => true,
-        })
+        let within = |state, expects: fn(&Instance) -> bool| {
+            let mut there = self.fleet.in_state(state);
+            there.any(|i| i.record.provider == *provider && expects(i))
+        };
+        within(InstanceState::Pending, |i| i.launch == Launch::Unknown || i.launch_attempts > 0)
+            || within(InstanceState::Starting, |i| !i.runs())
+            || within(InstanceState::Stopping, |_| true)
     }
 
     /// The first provider that a variant depends on and that has not answered yet.

@@ -57,27 +57,38 @@ impl Controller {
         if !self.proxies.values().any(|proxy| proxy.live) {
             return;
         }
+        let running = self.requests_at_live();
         for key in keys {
-            let mut types: BTreeMap<InstanceTypeName, (u32, u64)> = BTreeMap::new();
-            for instance in self.fleet.of(&key) {
-                if instance.state() == InstanceState::InService {
-                    let record = &instance.record;
-                    let (count, requests) = types.entry(record.instance_type.clone()).or_default();
-                    *count += 1;
-                    *requests += self.outstanding_of_live(record.generation);
-                }
-            }
             let queued = self.queued_at_live(&key);
+            let running = running.get(&key);
             let Some(variant) = self.variants.get_mut(&key) else { continue };
             let measured = &mut variant.measured;
             measured.record(now, Metric::QueueDepth, None, queued as f64);
-            for (kind, (count, requests)) in types {
-                let (count, of) = (f64::from(count), Some(&kind));
+            for (kind, count) in self.fleet.serving(&key) {
+                let (count, of) = (f64::from(count), Some(kind));
                 measured.record(now, Metric::InstanceCount, of, count);
+                let requests = running.and_then(|types| types.get(kind)).copied().unwrap_or(0);
                 let each = requests as f64 / count;
                 measured.record(now, Metric::ConcurrentRequestsPerModel, of, each);
             }
         }
+    }
+
+    /// Requests at the instances in service, over the proxies that are heard: goes by what they report, which
+    /// is little of a large fleet.
+    fn requests_at_live(&self) -> BTreeMap<VariantKey, BTreeMap<InstanceTypeName, u64>> {
+        let mut running: BTreeMap<VariantKey, BTreeMap<InstanceTypeName, u64>> = BTreeMap::new();
+        let live = self.proxies.values().filter(|proxy| proxy.live);
+        let busy = live.flat_map(|proxy| &proxy.outstanding).filter(|(_, (count, _))| *count > 0);
+        for (generation, (count, _)) in busy {
+            let Some(instance) = self.fleet.started_as(*generation) else { continue };
+            if instance.state() == InstanceState::InService {
+                let types = running.entry(instance.record.variant.clone()).or_default();
+                let kind = instance.record.instance_type.clone();
+                *types.entry(kind).or_default() += u64::from(*count);
+            }
+        }
+        running
     }
 
     /// Takes in what has been counted since `before`, the last report of the same run of that proxy.

@@ -47,6 +47,9 @@ impl Controller {
         }
         if !signals.is_empty() {
             instance.told.scraped = Some((now, signals));
+            if let Some(variant) = self.variants.get_mut(&instance.record.variant) {
+                variant.tells = true;
+            }
         }
         instance.told.problem = problem.map(|mut words| {
             words.truncate(words.floor_char_boundary(WORDS));
@@ -63,6 +66,9 @@ impl Controller {
             let is_news = instance.told.sent.is_none_or(|(before, _)| before <= at);
             if instance.record.generation == backend.generation && is_news {
                 instance.told.sent = Some((at, load.signals.checked()));
+                if let Some(variant) = self.variants.get_mut(&instance.record.variant) {
+                    variant.tells = true;
+                }
             }
         }
     }
@@ -82,6 +88,9 @@ impl Controller {
 
     /// One sample of each value of each instance in service.
     pub(super) fn sample_signals(&mut self, now: Timestamp, key: &VariantKey) {
+        if !self.variants.get(key).is_some_and(|variant| variant.tells) {
+            return;
+        }
         let told: Vec<_> = self
             .fleet
             .of(key)

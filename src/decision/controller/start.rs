@@ -53,6 +53,7 @@ impl Controller {
             dirty: BTreeSet::new(),
             touched: BTreeSet::new(),
             table: Arc::new(RoutingTable { version, ..RoutingTable::default() }),
+            stale_routes: BTreeSet::new(),
             table_dirty: true,
             after: Vec::new(),
             actions: VecDeque::new(),

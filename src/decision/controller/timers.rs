@@ -1,12 +1,12 @@
 //! What is due when: one entry for each thing that waits, replaced whenever its owner is looked at. A
 //! timer carries no data; whatever is woken looks at its own state.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeSet, HashMap};
 
 use crate::types::{InstanceId, ProviderName, ProxyId, Timestamp, VariantKey};
 
 /// Who waits.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum Waiter {
     /// For the proxies to have had time to come back after a start.
     Reconnect,
@@ -26,7 +26,7 @@ pub(super) enum Waiter {
 #[derive(Debug, Default)]
 pub(super) struct Timers {
     by_time: BTreeSet<(Timestamp, Waiter)>,
-    by_waiter: BTreeMap<Waiter, Timestamp>,
+    by_waiter: HashMap<Waiter, Timestamp>,
 }
 
 impl Timers {

@@ -49,6 +49,8 @@ pub(super) struct Variant {
     pub(super) latched_demand: u64,
     /// Woken from zero and not in service since.
     pub(super) waking: bool,
+    /// An instance of it has told of its own load.
+    pub(super) tells: bool,
     /// What was measured of it.
     pub(super) measured: Measured,
     /// What its scaling policies last said.
@@ -72,6 +74,7 @@ impl Variant {
             last_busy_at: now,
             latched_demand: 0,
             waking: false,
+            tells: false,
             measured: Measured::default(),
             verdicts: Vec::new(),
             asked: Vec::new(),

@@ -213,15 +213,14 @@ impl Controller {
                 )
             }));
         }
-        let failing =
-            self.fleet.iter().filter(|i| i.record.variant == *key).filter_map(|instance| {
-                let (record, why) = (&instance.record, probe_failed(instance)?);
-                let address = record.address.as_ref()?;
-                Some(format!(
-                    "{} ({}, {}) at {address}: {why}",
-                    record.id, record.instance_type, record.state
-                ))
-            });
+        let failing = self.fleet.of(key).filter_map(|instance| {
+            let (record, why) = (&instance.record, probe_failed(instance)?);
+            let address = record.address.as_ref()?;
+            Some(format!(
+                "{} ({}, {}) at {address}: {why}",
+                record.id, record.instance_type, record.state
+            ))
+        });
         lines.extend(failing.take(FAILING_SHOWN));
         lines
     }

@@ -14,6 +14,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::scenario::{Scenario, ScenarioError};
+use super::setup::Setup;
 use super::trace::Trace;
 use super::traffic::tally::{RequestCounts, Waits};
 use super::usage::Usage;
@@ -132,7 +133,17 @@ pub fn simulate(
 /// Plays `scenario`.
 #[must_use]
 pub fn play(scenario: &Scenario, seed: u64) -> Report {
-    let mut world = World::new(scenario.setup(seed), seed, Trace::story());
+    play_setup(scenario, scenario.setup(seed), seed)
+}
+
+/// As [`play`], and asks the checker of every action, which takes several times as long in a large fleet.
+#[must_use]
+pub fn play_checked(scenario: &Scenario, seed: u64) -> Report {
+    play_setup(scenario, Setup { checked: true, ..scenario.setup(seed) }, seed)
+}
+
+fn play_setup(scenario: &Scenario, setup: Setup, seed: u64) -> Report {
+    let mut world = World::new(setup, seed, Trace::story());
     world.usage = Some(Usage::new());
     let length = scenario.length();
     let end = START + length;

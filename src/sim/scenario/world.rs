@@ -39,6 +39,7 @@ impl Scenario {
             },
             faults: per_mille(world.faults),
             troubled: true,
+            checked: false,
             proxies: world.proxies,
             report_every: world.report_every.0,
             message: (Duration::from_millis(1), Duration::from_millis(20)),

@@ -7,6 +7,7 @@
 //! request goes elsewhere.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::decision::admit::{Caller, Full, Ticket, WaitQueue};
@@ -15,7 +16,7 @@ use crate::decision::route::{self, Candidate};
 use crate::types::durations;
 use crate::types::report::{BackendReport, DemandReport, TypeReport};
 use crate::types::spec::RoutingStrategy;
-use crate::types::table::{BackendRoute, RoutingTable, VariantRoute};
+use crate::types::table::{BackendRoute, EndpointRoute, RoutingTable, VariantRoute};
 use crate::types::{EndpointName, Generation, InstanceId, InstanceTypeName, Timestamp, VariantKey};
 
 /// How long nobody is sent to an instance that refused a connection.
@@ -28,7 +29,14 @@ const ANYBODY: Caller = Caller { priority: 5, id: 0 };
 pub(in crate::sim) struct Gate {
     lanes: BTreeMap<VariantKey, Lane>,
     /// The variants of each endpoint with their weights.
-    endpoints: BTreeMap<EndpointName, Vec<(VariantKey, f64)>>,
+    endpoints: BTreeMap<EndpointName, Routed>,
+}
+
+/// An endpoint's part of the table.
+#[derive(Debug)]
+struct Routed {
+    route: Arc<EndpointRoute>,
+    variants: Vec<(VariantKey, f64)>,
 }
 
 /// One variant at one proxy.
@@ -75,18 +83,22 @@ impl Gate {
     /// Routes by `table` from now on.
     pub(in crate::sim) fn apply(&mut self, now: Timestamp, table: &RoutingTable) {
         let mut before = std::mem::take(&mut self.lanes);
-        self.endpoints.clear();
+        let old = std::mem::take(&mut self.endpoints);
         for endpoint in &table.endpoints {
+            let same = old.get(&endpoint.name).is_some_and(|o| Arc::ptr_eq(&o.route, endpoint));
             let mut variants = Vec::new();
             for route in &endpoint.variants {
                 let (endpoint, variant) = (endpoint.name.clone(), route.name.clone());
                 let key = VariantKey { endpoint, variant };
                 let mut lane = before.remove(&key).unwrap_or_default();
-                lane.apply(now, route);
+                if !same {
+                    lane.apply(now, route);
+                }
                 variants.push((key.clone(), route.weight));
                 self.lanes.insert(key, lane);
             }
-            self.endpoints.insert(endpoint.name.clone(), variants);
+            let routed = Routed { route: Arc::clone(endpoint), variants };
+            self.endpoints.insert(endpoint.name.clone(), routed);
         }
         // What left the config is finished, and nobody is sent there.
         for (key, mut lane) in before {
@@ -104,7 +116,7 @@ impl Gate {
 
     /// The variant that a request for `endpoint` is for, by their weights.
     pub(super) fn variant(&self, endpoint: &EndpointName, draw: u64) -> Option<VariantKey> {
-        let variants = self.endpoints.get(endpoint)?;
+        let variants = &self.endpoints.get(endpoint)?.variants;
         let weights = variants.iter().map(|(_, weight)| *weight);
         let at = route::choose_weighted(weights, draw)?;
         Some(variants[at].0.clone())
@@ -152,6 +164,9 @@ impl Gate {
         let lanes = self.lanes.values_mut();
         let all = lanes.flat_map(|lane| lane.backends.iter_mut().chain(&mut lane.leaving));
         let backends = all
+            .filter(|backend| {
+                backend.outstanding > 0 || backend.connect_failures > 0 || backend.progressed
+            })
             .map(|backend| BackendReport {
                 instance: backend.instance.clone(),
                 generation: backend.generation,
@@ -162,7 +177,7 @@ impl Gate {
                 load: None,
             })
             .collect();
-        let routed = self.endpoints.values().flatten();
+        let routed = self.endpoints.values().flat_map(|endpoint| &endpoint.variants);
         let demands = routed
             .filter_map(|(key, _)| self.lanes.get(key).map(|lane| lane.demand(key)))
             .collect();

@@ -139,7 +139,7 @@ impl World {
         let (now, cloud) = (self.now, &self.cloud);
         let Some(lane) = self.proxies[proxy].gate.lane(&variant) else { return };
         lane.arrives();
-        let serves = |id: &InstanceId| cloud.machines.get(id).is_some_and(|m| m.serves(now));
+        let serves = |id: &InstanceId| cloud.machines().get(id).is_some_and(|m| m.serves(now));
         // Nobody overtakes those who wait.
         let (taken, shunned) =
             if lane.queued() > 0 { (None, false) } else { lane.take(now, draw, serves) };
@@ -213,7 +213,7 @@ impl World {
             if lane.queued() == 0 {
                 return;
             }
-            let serves = |id: &InstanceId| cloud.machines.get(id).is_some_and(|m| m.serves(now));
+            let serves = |id: &InstanceId| cloud.machines().get(id).is_some_and(|m| m.serves(now));
             let (taken, shunned) = lane.take(now, self.traffic.rng.next(), serves);
             let number = taken.as_ref().and_then(|_| lane.pop(now));
             if shunned {

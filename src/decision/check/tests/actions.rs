@@ -38,10 +38,11 @@ fn tables_are_checked_alone_and_beside_the_last() {
     let twice = check_table(None, &table(1, &["best-1", "best-1"]));
     assert_eq!(one(&twice), "instance best-1 generation 1 is in the table twice");
     let mut bad = table(1, &["best-1"]);
-    bad.endpoints[0].variants[0].weight = f64::NAN;
-    bad.endpoints[0].variants[0].backends[0].copies = 0;
+    let variant = &mut Arc::make_mut(&mut bad.endpoints[0]).variants[0];
+    variant.weight = f64::NAN;
+    variant.backends[0].copies = 0;
     bad.endpoints.push(bad.endpoints[0].clone());
-    bad.endpoints[1].variants.clear();
+    Arc::make_mut(&mut bad.endpoints[1]).variants.clear();
     let found: Vec<String> = check_table(None, &bad).iter().map(ToString::to_string).collect();
     assert_eq!(
         found,
@@ -69,11 +70,11 @@ fn a_table_holds_what_is_in_service_and_nothing_else() {
         ]
     );
     let mut other = table(2, &["best-1", "best-3"]);
-    other.endpoints[0].variants[0].backends[0].generation = Generation(9);
+    Arc::make_mut(&mut other.endpoints[0]).variants[0].backends[0].generation = Generation(9);
     let found = books.check_action(NOW, &Action::Publish(Arc::new(other)));
     assert_eq!(one(&found), "backend best-1 has generation 9 for 1");
     let mut nameless = table(3, &["best-1", "best-3"]);
-    nameless.endpoints[0].name = "f".parse().expect("a name");
+    Arc::make_mut(&mut nameless.endpoints[0]).name = "f".parse().expect("a name");
     let found = books.check_action(NOW, &Action::Publish(Arc::new(nameless)));
     assert!(found.iter().any(|v| v.to_string() == "f/v is in the table and not configured"));
     assert!(found.iter().any(|v| v.to_string() == "e/v is configured and missing from the table"));

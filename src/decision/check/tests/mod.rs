@@ -235,7 +235,7 @@ fn table(revision: u64, names: &[&str]) -> RoutingTable {
     RoutingTable {
         format: RoutingTable::FORMAT,
         version: TableVersion { epoch: 1, revision },
-        endpoints: vec![EndpointRoute { name: key().endpoint, variants: vec![variant] }],
+        endpoints: vec![Arc::new(EndpointRoute { name: key().endpoint, variants: vec![variant] })],
     }
 }
 

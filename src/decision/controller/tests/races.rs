@@ -1,10 +1,13 @@
 //! Answers that cross each other: old lists and new grants, late launches, late probes. Played by hand,
 //! event by event.
 
+use std::sync::Arc;
+
 use super::specs::*;
 use crate::decision::controller::{Action, Controller, Event};
 use crate::types::launch::{Grant, LaunchOutcome, ProviderInstance, ProviderStatus};
 use crate::types::record::{Change, StoredState};
+use crate::types::report::{BackendReport, ProxyReport};
 use crate::types::{Generation, InstanceId, InstanceState, ProviderError, ProviderName, Timestamp};
 
 const NOW: Timestamp = Timestamp(1_700_000_000_000);
@@ -37,15 +40,7 @@ impl Hand {
     }
 
     fn listed(&mut self, ids: &[&InstanceId]) -> Vec<Action> {
-        let list = ids.iter().map(|id| ProviderInstance {
-            id: (*id).clone(),
-            instance_type: kind(G6),
-            variant: Some(key("e")),
-            address: Some("http://127.0.0.1:9001".parse().expect("an address")),
-            status: ProviderStatus::Running,
-            interruption_at: None,
-        });
-        let result = Ok(list.collect());
+        let result = Ok(ids.iter().map(|id| running(id)).collect());
         self.feed(Event::Listed { provider: local(), result })
     }
 
@@ -71,6 +66,17 @@ impl Hand {
     fn states(&self) -> Vec<InstanceState> {
         let status = self.controller.status(self.now);
         status.endpoints[0].variants[0].instances.iter().map(|i| i.state).collect()
+    }
+}
+
+fn running(id: &InstanceId) -> ProviderInstance {
+    ProviderInstance {
+        id: id.clone(),
+        instance_type: kind(G6),
+        variant: Some(key("e")),
+        address: Some("http://127.0.0.1:9001".parse().expect("an address")),
+        status: ProviderStatus::Running,
+        interruption_at: None,
     }
 }
 
@@ -230,4 +236,78 @@ fn a_probe_that_is_never_answered_counts_as_failed() {
     assert!((secs(20)..secs(60)).contains(&late), "taken out after {late:?}");
     let told = hand.controller.explain(hand.now, "e").expect("known");
     assert!(told.events.iter().any(|e| e.message.contains("the probe was never answered")));
+}
+
+/// Brings the first instance into service.
+fn in_service(hand: &mut Hand) -> InstanceId {
+    hand.actions();
+    let id = launch_of(&hand.listed(&[])).remove(0);
+    hand.launched(&id, Ok(()));
+    hand.now = hand.now + secs(1);
+    let now = hand.now;
+    hand.controller.handle_timeout(now);
+    hand.actions();
+    hand.feed(Event::Probed { instance: id.clone(), generation: Generation(1), result: Ok(()) });
+    assert_eq!(hand.states(), [InstanceState::InService]);
+    id
+}
+
+#[test]
+fn one_that_a_report_leaves_out_has_nothing_to_tell() {
+    let mut hand = Hand::new(1);
+    let id = in_service(&mut hand);
+    let report = |hand: &Hand, outstanding, connect_failures| {
+        let whole = ProxyReport {
+            proxy: "p".parse().expect("a name"),
+            run: 1,
+            applied: hand.controller.table().version,
+            backends: vec![BackendReport {
+                instance: id.clone(),
+                generation: Generation(1),
+                outstanding,
+                connect_failures,
+                progressed: false,
+                stalled: false,
+                load: None,
+            }],
+            variants: Vec::new(),
+            leaving: false,
+            draining_until: None,
+        };
+        Event::Reported(whole.short())
+    };
+    let outstanding = |hand: &Hand| {
+        let status = hand.controller.status(hand.now);
+        status.endpoints[0].variants[0].instances[0].outstanding
+    };
+    let lists = |actions: &[Action]| actions.iter().any(|a| matches!(a, Action::List(_)));
+    hand.feed(report(&hand, 3, 0));
+    assert_eq!(outstanding(&hand), 3);
+    hand.until_list();
+    hand.listed(&[&id]);
+    hand.now = hand.now + secs(1);
+    let quiet = hand.feed(report(&hand, 0, 0));
+    assert!(!lists(&quiet), "{quiet:?}");
+    assert_eq!(outstanding(&hand), 0, "it was left out");
+    let broken = hand.feed(report(&hand, 0, 1));
+    assert!(lists(&broken), "a connection has broken: {broken:?}");
+}
+
+#[test]
+fn the_same_list_is_news_to_a_fleet_that_has_changed() {
+    let mut hand = Hand::new(1);
+    let id = in_service(&mut hand);
+    let list: Arc<[ProviderInstance]> = Arc::new([running(&id)]);
+    let shows = |hand: &mut Hand| {
+        hand.until_list();
+        hand.feed(Event::Listed { provider: local(), result: Ok(Arc::clone(&list)) })
+    };
+    assert!(!terminates(&shows(&mut hand), &id));
+    assert!(!terminates(&shows(&mut hand), &id));
+    let now = hand.now;
+    hand.controller.set_desired(now, "e", None, 0).expect("within bounds");
+    hand.until_list();
+    let gone = hand.feed(Event::Listed { provider: local(), result: Ok(Arc::new([])) });
+    assert!(deletes(&gone, &id));
+    assert!(terminates(&shows(&mut hand), &id), "nobody knows it any more");
 }

@@ -290,7 +290,7 @@ impl World {
             Action::Persist(_) | Action::Publish(_) => {}
             Action::List(provider) => {
                 if !self.hanging.contains(&provider) {
-                    let result = Ok(self.list(&provider));
+                    let result = Ok(self.list(&provider).into());
                     self.answer(epoch, Event::Listed { provider, result });
                 }
             }
