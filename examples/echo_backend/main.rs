@@ -4,7 +4,8 @@
 //! request is answered with 128 bytes, head and body in one write, unless the start of its body asks for
 //! something else:
 //!
-//! * `bench:stream GAP_MS BYTES`: an endless event stream, an event of so many bytes each gap;
+//! * `bench:stream GAP_MS BYTES`: an endless event stream, an event of so many bytes each gap, which says when it
+//!   was sent;
 //! * `bench:work MICROS`: an answer after so much work, times `--slowness`, on one of the address's `--slots`;
 //!   who finds all of them taken waits, first come, first served. The answer says when the work began.
 //!
@@ -22,6 +23,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use clap::Parser;
+use forebay::runtime::clock;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::LocalSet;
@@ -166,18 +168,23 @@ async fn next_request(
     }
 }
 
-/// Sends events until the other side is gone. Each has exactly one `~`, to be counted by.
+/// Sends events until the other side is gone. Each has exactly one `~`, to be counted by, and behind it the
+/// time at which it is sent.
 async fn events(stream: &mut TcpStream, gap: Duration, bytes: usize) -> std::io::Result<()> {
     stream.write_all(STREAM_HEAD).await?;
-    let (start, end) =
-        ("data: {\"choices\":[{\"delta\":{\"content\":\"~\"}}],\"id\":\"", "\"}\n\n");
-    let padding = "x".repeat(bytes.saturating_sub(start.len() + end.len()));
-    let text = [start, &padding, end].concat();
-    let event = format!("{:x}\r\n{text}\r\n", text.len());
+    let (start, end) = ("data: {\"choices\":[{\"delta\":{\"content\":\"~", "\"}}],\"id\":\"");
+    let close = "\"}\n\n";
+    let fixed = start.len() + wire::STAMP + end.len() + close.len();
+    let padding = "x".repeat(bytes.saturating_sub(fixed));
+    let length = fixed + padding.len();
+    let mut event = Vec::with_capacity(length + 16);
     let mut ticks = tokio::time::interval(gap);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        stream.write_all(event.as_bytes()).await?;
+        let (now_us, digits) = (clock::wall_nanos() / 1000, wire::STAMP);
+        event.clear();
+        write!(event, "{length:x}\r\n{start}{now_us:0digits$}{end}{padding}{close}\r\n")?;
+        stream.write_all(&event).await?;
     }
 }

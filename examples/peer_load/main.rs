@@ -2,7 +2,8 @@
 //! object a line.
 //!
 //! * `peer_load closed`: so many connections, each sending its next request when the last one is answered;
-//! * `peer_load streams`: so many event streams held open at once, and the gaps between their events;
+//! * `peer_load streams`: so many event streams held open at once, the gaps between their events and the events'
+//!   delay;
 //! * `peer_load open`: requests that arrive when they arrive (Poisson), however long the answers take.
 
 mod closed;

@@ -2,6 +2,9 @@
 //! passed, `{"event":"begin"}` is told and counting begins; at the end of the window
 //! `{"event":"end", …}` is told. The streams stay open, so that the proxy's memory can be read, until this
 //! is ended from outside.
+//!
+//! Events say when they were sent, by the clock of the same machine. Their *delay* is from then until this has
+//! read them, its own and the backend's turns included: take what a run without a proxy has off it.
 
 use std::cell::{Cell, RefCell};
 use std::time::Duration;
@@ -12,6 +15,7 @@ use futures_util::future::try_join_all;
 use serde_json::json;
 
 use crate::connection::Connection;
+use crate::wire::STAMP;
 use crate::{Error, Target, spread, tell};
 
 #[derive(Args, Clone)]
@@ -42,6 +46,7 @@ struct Seen {
     watching: Cell<bool>,
     events: Cell<u64>,
     gaps: RefCell<Vec<u32>>,
+    delays: RefCell<Vec<u32>>,
 }
 
 pub(crate) async fn run(options: Options) -> Result<(), Error> {
@@ -72,6 +77,7 @@ async fn tell_the_window(options: &Options, seen: &Seen) -> Result<(), Error> {
         "streams": options.streams,
         "events": seen.events.get(),
         "gap": spread(seen.gaps.take()),
+        "delay": spread(seen.delays.take()),
     }))?;
     std::future::pending().await
 }
@@ -86,12 +92,20 @@ async fn watch(options: &Options, number: usize, request: &[u8], seen: &Seen) ->
     if head.status != 200 {
         return Err(format!("a stream was answered with {}", head.status).into());
     }
-    let mut last = None;
+    let (mut last, mut stamps) = (None, Stamps::default());
     loop {
         let mut events = 0;
-        let more = connection
-            .piece(&mut head.body, |piece| events += memchr::memchr_iter(b'~', piece).count())
-            .await?;
+        let read = |piece: &[u8]| {
+            let now_us = clock::wall_nanos() / 1000;
+            stamps.take(piece, |sent_us| {
+                events += 1;
+                if seen.watching.get() {
+                    let delay = u32::try_from(now_us.saturating_sub(sent_us)).unwrap_or(u32::MAX);
+                    seen.delays.borrow_mut().push(delay);
+                }
+            });
+        };
+        let more = connection.piece(&mut head.body, read).await?;
         if events > 0 {
             let now = clock::monotonic();
             match last.replace(now) {
@@ -109,6 +123,38 @@ async fn watch(options: &Options, number: usize, request: &[u8], seen: &Seen) ->
         }
         if !more {
             return Err("a stream ended".into());
+        }
+    }
+}
+
+/// Reads the times that events carry behind their `~`, wherever pieces of the stream are cut.
+#[derive(Debug, Default)]
+struct Stamps {
+    /// Inside a time: what it says so far, and how many digits are still to come.
+    inside: Option<(u64, usize)>,
+}
+
+impl Stamps {
+    /// Each time that ends in `piece` goes to `each`.
+    fn take(&mut self, mut piece: &[u8], mut each: impl FnMut(u64)) {
+        loop {
+            let Some((stamp, left)) = &mut self.inside else {
+                let Some(at) = memchr::memchr(b'~', piece) else { return };
+                piece = &piece[at + 1..];
+                self.inside = Some((0, STAMP));
+                continue;
+            };
+            let taken = piece.len().min(*left);
+            for digit in &piece[..taken] {
+                *stamp = *stamp * 10 + u64::from(digit.saturating_sub(b'0'));
+            }
+            *left -= taken;
+            if *left > 0 {
+                return;
+            }
+            piece = &piece[taken..];
+            each(*stamp);
+            self.inside = None;
         }
     }
 }

@@ -105,3 +105,6 @@ pub(crate) fn number(text: &[u8]) -> Option<u64> {
 fn shorter(length: u64, bytes: &[u8]) -> usize {
     usize::try_from(length).map_or(bytes.len(), |length| length.min(bytes.len()))
 }
+
+/// Digits of an event's time: microseconds since 1970, until the year 2286.
+pub(crate) const STAMP: usize = 16;

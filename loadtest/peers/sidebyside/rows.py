@@ -136,12 +136,15 @@ def streams(count=None, gap_ms=50):
             "memory": memory / total / 1024,
             "p50": end["gap"]["p50_us"] / 1e3,
             "p99": end["gap"]["p99_us"] / 1e3,
+            "delay_p50": end["delay"]["p50_us"] / 1e3,
+            "delay_p99": end["delay"]["p99_us"] / 1e3,
         }
     return measure
 
 
 STREAM_FIGURES = [Figure("cpu", "CPU", "µs/event"), Figure("memory", "memory", "KiB/stream"),
-                  Figure("p50", "median gap", "ms", 2), Figure("p99", "p99 of gaps", "ms", 2)]
+                  Figure("p50", "median gap", "ms", 2), Figure("p99", "p99 of gaps", "ms", 2),
+                  Figure("delay_p50", "median delay", "ms", 2), Figure("delay_p99", "p99 of delays", "ms", 2)]
 PER_MIB = [Figure("cpu", "CPU", "µs/MiB", 0), RATE, P50, P99, MEMORY]
 LARGE = [RELAY, HAPROXY, HAPROXY.variant("haproxy-128k", bufsize=131072), NGINX,
          NGINX.variant("nginx-256k", body_buffer="256k"), FOREBAY, PINGORA, ENVOY, VLLM_ROUTER, SMG]
