@@ -69,11 +69,17 @@ fn a_limit_or_an_endpoint_that_cannot_be_read_is_refused() {
         &[("x-forebay-timeout-ms", "100"), ("x-forebay-timeout-ms", "200")],
         &[("grpc-timeout", "2")],
         &[("x-forebay-endpoint", "e"), ("x-forebay-endpoint", "other")],
+        &[("x-forebay-endpoint", "\u{e9}")],
+        &[("x-amzn-sagemaker-target-variant", "v"), ("x-amzn-sagemaker-target-variant", "v")],
     ] {
         let answer = http::post(forebay.proxy, "/v1/chat/completions", headers, STREAM);
         let error = answer.header("x-forebay-error");
         assert_eq!((answer.status, error), (400, Some("malformed_request")), "{headers:?}");
     }
+    // To gRPC it is its own fault, as its servers tell it.
+    let headers = [("content-type", "application/grpc"), ("grpc-timeout", "soon")];
+    let answer = http::post(forebay.proxy, "/x", &headers, "");
+    assert_eq!((answer.status, answer.header("grpc-status")), (200, Some("13")));
     assert_eq!(worker.stat("started"), 0, "none of them got there");
     forebay.wait_all_zero();
 }

@@ -10,13 +10,13 @@
 mod support;
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::Shutdown;
 use std::time::{Duration, Instant};
 
 use http::Request;
 use support::frames::{
     ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PADDED, PING, PRIORITY,
-    RST_STREAM, SETTINGS, WINDOW_UPDATE, frame, literal,
+    RST_STREAM, Raw, SETTINGS, WINDOW_UPDATE, frame, literal, request,
 };
 use support::h2::H2;
 use support::http::{get, post};
@@ -28,55 +28,6 @@ const FLOOD: Duration = Duration::from_secs(2);
 const SERVED: Duration = Duration::from_secs(2);
 /// More than noise, less than what a flood that is kept would take.
 const FLAT_KIB: u64 = 16 << 10;
-
-/// What every request has: POST, http, a path and an authority.
-fn request() -> Vec<u8> {
-    let mut block = vec![0x83, 0x86];
-    block.extend(literal(":path", "/x"));
-    block.extend(literal(":authority", "e.example"));
-    block
-}
-
-/// A connection of raw frames.
-struct Raw(TcpStream);
-
-impl Raw {
-    fn connect(proxy: SocketAddr) -> Self {
-        let mut stream = TcpStream::connect(proxy).expect("connects");
-        stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").expect("sent");
-        stream.write_all(&frame(SETTINGS, 0, 0, &[])).expect("sent");
-        stream.write_all(&frame(SETTINGS, 1, 0, &[])).expect("sent");
-        stream.set_read_timeout(Some(support::DEADLINE)).expect("timeout");
-        Self(stream)
-    }
-
-    fn send(&mut self, bytes: &[u8]) {
-        self.0.write_all(bytes).expect("sent");
-    }
-
-    /// The next frame: its kind, its stream and what it holds; `None` at the end of the connection.
-    fn next(&mut self) -> Option<(u8, u32, Vec<u8>)> {
-        let mut head = [0; 9];
-        self.0.read_exact(&mut head).ok()?;
-        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
-        let stream = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
-        let mut payload = vec![0; length as usize];
-        self.0.read_exact(&mut payload).ok()?;
-        Some((head[3], stream, payload))
-    }
-
-    /// The next frame of this stream, or that ends the connection.
-    fn next_of(&mut self, stream: u32) -> (u8, Vec<u8>) {
-        loop {
-            match self.next() {
-                Some((GOAWAY, _, payload)) => return (GOAWAY, payload),
-                Some((kind, of, payload)) if of == stream => return (kind, payload),
-                Some(_) => {}
-                None => return (GOAWAY, Vec::new()),
-            }
-        }
-    }
-}
 
 /// How a flood went.
 #[derive(Debug)]
@@ -144,8 +95,8 @@ struct Case {
 fn cases() -> Vec<Case> {
     let case = |name, first: Vec<u8>, again| Case { name, counted: first.is_empty(), first, again };
     let none = Vec::new;
-    let open = || frame(HEADERS, END_HEADERS, 1, &request());
-    let unfinished = || frame(HEADERS, 0, 1, &request());
+    let open = || frame(HEADERS, END_HEADERS, 1, &request("/x"));
+    let unfinished = || frame(HEADERS, 0, 1, &request("/x"));
     let of_idle =
         Case { counted: false, ..case("resets", none(), frame(RST_STREAM, 0, 1, &[0; 4])) };
     vec![
@@ -193,7 +144,7 @@ fn a_head_that_unpacks_without_end_is_refused_and_takes_no_memory() {
     let before = resident_kib(pid);
     let mut raw = Raw::connect(forebay.proxy);
     // A literal that is indexed, with a name of one byte and a value of 4,000: 127 + 3,873 in seven-bit digits.
-    let mut block = request();
+    let mut block = request("/x");
     block.extend([0x40, 1, b'x', 127, 0xa1, 0x1e]);
     block.extend(vec![b'y'; 4_000]);
     let repeated = |times: usize| [block.clone(), vec![0xbe; times]].concat();
@@ -264,7 +215,7 @@ fn a_websocket_over_http2_is_refused_and_the_connection_goes_on() {
     raw.send(&frame(HEADERS, END_HEADERS, 1, &block));
     let protocol_error = vec![0, 0, 0, 1];
     assert_eq!(raw.next_of(1), (RST_STREAM, protocol_error));
-    raw.send(&frame(HEADERS, END_HEADERS | END_STREAM, 3, &request()));
+    raw.send(&frame(HEADERS, END_HEADERS | END_STREAM, 3, &request("/x")));
     assert_eq!(raw.next_of(3).0, HEADERS);
     assert_eq!(worker.stat("started"), 1, "the one after it");
 }

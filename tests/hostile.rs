@@ -14,6 +14,10 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use support::frames::{
+    DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, RST_STREAM, Raw, frame, literal, request,
+};
+use support::http::post;
 use support::{DEADLINE, Forebay, eventually};
 
 /// What is wrong, by which paragraph, and the request. `{H}` is a good beginning: request line and Host.
@@ -165,6 +169,26 @@ const CASES: &[(&str, &str, &str)] = &[
     ),
     ("an origin in disguise", "RFC 9110, 5.1", "{H}x_forwarded_for: 1.1.1.1\r\n\r\n"),
     (
+        "letters beyond ASCII in the target",
+        "RFC 3986, 2",
+        "POST /caf\u{e9} HTTP/1.1\r\nhost: h\r\n\r\n",
+    ),
+    ("a control byte in the target", "RFC 3986, 2", "POST /x\x7f HTTP/1.1\r\nhost: h\r\n\r\n"),
+    ("a NUL in the target", "RFC 3986, 7.3", "POST /x?y=%00 HTTP/1.1\r\nhost: h\r\n\r\n"),
+    (
+        "a chunk size of many zeros",
+        "RFC 9112, 7.1",
+        concat!(
+            "{H}transfer-encoding: chunked\r\n\r\n",
+            "00000000000000000000000000000000000000000000000000000000000000003\r\nabc\r\n0\r\n\r\n"
+        ),
+    ),
+    (
+        "a trailer that is no field",
+        "RFC 9113, 8.1",
+        "{H}transfer-encoding: chunked\r\n\r\n0\r\n:path: /y\r\n\r\n",
+    ),
+    (
         "a trailer that ends in LF",
         "RFC 9112, 7.1.2",
         "{H}transfer-encoding: chunked\r\n\r\n0\r\nx: y\n\r\n",
@@ -252,6 +276,11 @@ fn what_is_ambiguous_is_refused_and_reaches_no_worker() {
         }
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
+    forebay.wait_all_zero();
+    // A chunk size that never ends is not waited for.
+    let zeros = format!("{good}transfer-encoding: chunked\r\n\r\n{}", "0".repeat(8 << 10));
+    let refused = answer(forebay.proxy, zeros.as_bytes(), 1_000);
+    assert!(refused.starts_with("HTTP/1.1 400 "), "{refused:?}");
     forebay.wait_all_zero();
     // A body that turns out to be malformed may have begun to be passed on; it never ends.
     let got = String::from_utf8_lossy(&got.lock().expect("whole")).into_owned();
@@ -350,4 +379,129 @@ fn a_long_line_that_comes_in_pieces_hides_nothing() {
     assert!(answers.contains("HTTP/1.1 400"), "{answers}");
     let seen = String::from_utf8_lossy(&seen.lock().expect("whole")).into_owned();
     assert!(!seen.contains("/z HTTP"), "{seen}");
+}
+
+/// The first byte of an answer's head: its status, from the static table (RFC 7541, A).
+const STATUS_200: u8 = 0x88;
+const STATUS_400: u8 = 0x8c;
+
+#[test]
+fn odd_targets_over_http2_are_refused_or_arrive_in_one_form() {
+    let (worker, got) = recording();
+    let forebay = Forebay::in_front_of_addresses(&[(worker, 64)], "");
+    let mut raw = Raw::connect(forebay.proxy);
+    let mut stream = 1;
+    let mut ask = |path: &[u8]| {
+        raw.send(&frame(HEADERS, END_HEADERS | END_STREAM, stream, &request(path)));
+        let (kind, payload) = raw.next_of(stream);
+        stream += 2;
+        (kind, payload[0])
+    };
+    for path in [&b"/caf\xc3\xa9"[..], b"/%00", b"/x?y=%00z"] {
+        assert_eq!(ask(path), (HEADERS, STATUS_400), "{}", path.escape_ascii());
+    }
+    // These are no targets to the h2 crate, which ends the stream itself.
+    for path in [&b"/x\x7f"[..], b"/x\x01y", b"/x y", b"/x\ny", b""] {
+        assert_eq!(ask(path).0, RST_STREAM, "{}", path.escape_ascii());
+    }
+    // And that one is no text: no head, which ends the connection.
+    let mut other = Raw::connect(forebay.proxy);
+    other.send(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &request(b"/\xff")));
+    assert_eq!(other.next_of(1).0, GOAWAY);
+    assert!(got.lock().expect("whole").is_empty(), "nothing has reached the worker");
+    // The http crate cuts a fragment off: what a worker gets has none.
+    assert_eq!(ask(b"/x?y#z"), (HEADERS, STATUS_200));
+    let got = String::from_utf8_lossy(&got.lock().expect("whole")).into_owned();
+    assert!(got.starts_with("POST /x?y HTTP/1.1\r\n"), "{got:?}");
+    forebay.wait_all_zero();
+}
+
+#[test]
+fn trailers_over_http2_are_no_head() {
+    let (worker, got) = recording();
+    let forebay = Forebay::in_front_of_addresses(&[(worker, 64)], "");
+    let mut raw = Raw::connect(forebay.proxy);
+    let mut stream = 1;
+    let mut ask = |trailer: &str| {
+        got.lock().expect("whole").clear();
+        raw.send(&frame(HEADERS, END_HEADERS, stream, &request("/t")));
+        raw.send(&frame(DATA, 0, stream, b"abc"));
+        eventually("it has begun to arrive", || {
+            let got = got.lock().expect("whole");
+            got.windows(3).any(|window| window == b"abc").then_some(())
+        });
+        raw.send(&frame(HEADERS, END_HEADERS | END_STREAM, stream, &literal(trailer, "/odd")));
+        let (kind, payload) = raw.next_of(stream);
+        stream += 2;
+        let got = String::from_utf8_lossy(&got.lock().expect("whole")).into_owned();
+        assert!(!got.contains("/odd"), "{trailer} has reached the worker: {got:?}");
+        (kind, payload[0], got.ends_with("0\r\n\r\n"))
+    };
+    // The h2 crate takes these away, where RFC 9113, 8.1 would have the stream refused.
+    for name in [":path", ":authority", ":scheme"] {
+        assert_eq!(ask(name), (HEADERS, STATUS_200, true), "{name}");
+    }
+    // These are malformed: the worker's request never ends.
+    assert_eq!(ask("content-length"), (HEADERS, STATUS_400, false));
+    let (kind, _, is_ended) = ask("x y");
+    assert_eq!((kind, is_ended), (GOAWAY, false));
+    forebay.wait_all_zero();
+}
+
+#[test]
+fn of_two_models_neither_is_taken() {
+    let (first, got) = recording();
+    let (second, other) = recording();
+    let endpoint = |name: &str| {
+        format!(
+            "[[endpoint]]\nname = \"{name}\"\n[[endpoint.variant]]\nname = \"v\"\nmodel = \"m-{name}\"\n\
+             [[endpoint.variant.pool]]\ninstance_type = \"{name}\"\n"
+        )
+    };
+    let forebay = Forebay::serve(&format!(
+        "[proxy]\nlisten = \"{{proxy}}\"\nmax_body_buffer = \"1kB\"\n[admin]\nlisten = \"{{admin}}\"\n\
+         [provider.existing]\nkind = \"static\"\n\
+         [instance_type.a]\nprovider = \"existing\"\naddresses = [\"http://{first}\"]\n\
+         [instance_type.b]\nprovider = \"existing\"\naddresses = [\"http://{second}\"]\n{}{}",
+        endpoint("a"),
+        endpoint("b")
+    ));
+    forebay.wait_in_service(2);
+    let filler = "x".repeat(5_000);
+    let ask = |body: &str| {
+        let answer = post(forebay.proxy, "/x", &[], body);
+        (answer.status, answer.header("x-forebay-error").map(ToOwned::to_owned))
+    };
+    let refused = (400, Some("ambiguous_model".to_owned()));
+    for body in [
+        r#"{"model":"a","model":"b"}"#.to_owned(),
+        r#"{"model":"a","x":1,"mod\u0065l":"a"}"#.to_owned(),
+        r#"{"model":7,"model":"b"}"#.to_owned(),
+    ] {
+        assert_eq!(ask(&body), refused, "{body}");
+    }
+    assert!(got.lock().expect("whole").is_empty(), "nothing has reached a worker");
+    // The second one comes when the request is under way: it never ends.
+    let late = format!(r#"{{"model":"a","x":"{filler}","model":"b"}}"#);
+    let head =
+        "POST /x HTTP/1.1\r\nhost: h\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n";
+    let (begin, end) = late.split_at(5_000);
+    let mut client = TcpStream::connect(forebay.proxy).expect("connects");
+    client.set_read_timeout(Some(DEADLINE)).expect("set");
+    client.write_all(format!("{head}{:x}\r\n{begin}\r\n", begin.len()).as_bytes()).expect("sent");
+    eventually("it is under way", || (!got.lock().expect("whole").is_empty()).then_some(()));
+    client.write_all(format!("{:x}\r\n{end}\r\n0\r\n\r\n", end.len()).as_bytes()).expect("sent");
+    let mut answer = String::new();
+    drop(client.read_to_string(&mut answer));
+    assert!(
+        answer.starts_with("HTTP/1.1 400 ") && answer.contains("ambiguous_model"),
+        "{answer:?}"
+    );
+    forebay.wait_all_zero();
+    let seen = String::from_utf8_lossy(&got.lock().expect("whole")).into_owned();
+    assert!(!seen.contains("\r\n0\r\n\r\n"), "an ended body: {seen:?}");
+    assert!(other.lock().expect("whole").is_empty(), "the other one's worker has seen nothing");
+    // Those within are nobody's.
+    let nested = format!(r#"{{"model":"a","x":"{filler}","y":[{{"model":"b"}}]}}"#);
+    assert_eq!(ask(&nested), (200, None));
 }

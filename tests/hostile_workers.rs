@@ -159,6 +159,10 @@ fn bodies_that_are_cut_or_malformed_end_visibly() {
         assert!(!whole || status == 502, "{answer:?} ends like a whole one");
         assert!(status == 502 || seen.starts_with(&body), "{answer:?}: {body:?}");
     }
+    // A chunk size that never ends is not waited for.
+    let head = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n";
+    let (status, body, whole) = house.get(format!("{head}{}", "0".repeat(8 << 10)), false);
+    assert_eq!((status, body.as_str(), whole), (200, "abc", false));
     house.forebay.wait_all_zero();
 }
 

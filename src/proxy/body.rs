@@ -14,6 +14,7 @@ use super::answer::{AnswerError, UpstreamBody};
 use super::head;
 use super::headers::Length;
 use super::limits::{Clients, Held};
+use super::model_field::{Finder, ModelField};
 use super::tunnel::Tunnel;
 use crate::runtime::clock;
 use crate::telemetry::request::BodyMeter;
@@ -33,6 +34,8 @@ pub(super) struct RequestBody {
     meter: BodyMeter,
     /// How many more bytes there may be.
     room: u64,
+    /// Looks whether it names its model once more.
+    finder: Option<Box<Finder>>,
     clients: Option<Arc<Clients>>,
     /// What of it is counted as held in memory.
     held: Held,
@@ -88,6 +91,7 @@ impl RequestBody {
             length: Length::None,
             meter,
             room: u64::MAX,
+            finder: None,
             clients: None,
             held: Held::default(),
             patience: None,
@@ -150,8 +154,18 @@ impl RequestBody {
                 Some(room) => self.room = room,
                 None => return Poll::Ready(Some(Err(self.too_large()))),
             }
+            if let Some(finder) = &mut self.finder
+                && finder.look(data) == Some(&ModelField::Twice)
+            {
+                return Poll::Ready(Some(Err(BodyError::ModelTwice)));
+            }
         }
         Poll::Ready(frame.map(|frame| frame.and_then(checked)))
+    }
+
+    /// From now on `finder` looks at what comes.
+    pub(super) fn watch_model(&mut self, finder: Finder) {
+        self.finder = (!self.is_complete() && !finder.is_over()).then(|| Box::new(finder));
     }
 
     fn too_large(&self) -> BodyError {

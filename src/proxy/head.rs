@@ -6,7 +6,7 @@ use http::header::{
     TRANSFER_ENCODING,
 };
 use http::request::Parts;
-use http::uri::Authority;
+use http::uri::{Authority, PathAndQuery};
 use http::{HeaderMap, Method, Version};
 
 use super::refusal::Refusal;
@@ -127,6 +127,15 @@ fn target(parts: &Parts) -> Option<&'static str> {
         if !matches!(uri.scheme_str(), Some("http" | "https")) {
             return Some("the target's scheme is neither http nor https");
         }
+    }
+    let target = uri.path_and_query().map_or("", PathAndQuery::as_str).as_bytes();
+    if !target.iter().all(u8::is_ascii_graphic) {
+        // RFC 3986, 2: some readers take such bytes as they are, some in quotes, some not at all.
+        return Some("the target has a byte that is to be written with a percent sign");
+    }
+    if memchr::memchr_iter(b'%', target).any(|at| target[at..].starts_with(b"%00")) {
+        // RFC 3986, 7.3: to some the rest is not there.
+        return Some("the target has a NUL");
     }
     match uri.path() {
         "*" if parts.method != Method::OPTIONS => Some("the target `*` is for OPTIONS alone"),

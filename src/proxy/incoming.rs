@@ -29,6 +29,9 @@ pub(super) enum BodyError {
     /// Too little came for as long as the limit says.
     #[error("the client sent too little of its body for {0:?}")]
     Stalled(Duration),
+    /// It names its model twice.
+    #[error("the body has more than one \"model\"")]
+    ModelTwice,
     /// It has more bytes than may be.
     #[error("the body has more than {0} bytes")]
     TooLarge(u64),

@@ -1,6 +1,9 @@
 //! The `model` member of a JSON request body, found as the body comes in: each byte is looked at once, none
 //! is kept but the member's own. Clients put a megabyte of images before it.
 //!
+//! Of two such members most parsers take the last, some the first, some neither. Nothing is to be routed by one of
+//! them and answered by the other, so the rest of a body is looked through as well, while it is passed on.
+//!
 //! What is passed over is not checked to be JSON beyond its strings and brackets: the worker judges that.
 
 use std::mem;
@@ -17,12 +20,15 @@ pub(super) enum ModelField {
     Named(String),
     /// The body is no JSON object, or its `model` is no usable string.
     Absent,
+    /// It has the member twice.
+    Twice,
 }
 
-/// Looks for the top-level `model`. The first one counts; nested ones do not.
+/// Looks for the top-level `model`; nested ones do not count.
 #[derive(Debug)]
 pub(super) struct Finder {
     state: State,
+    found: Option<ModelField>,
     /// Open brackets of the value that is passed over.
     depth: usize,
     /// Whether the byte before was a backslash that says something of this one.
@@ -55,23 +61,34 @@ enum State {
     InWord,
     /// A comma, or the object's end.
     Comma,
+    /// Nothing that counts.
+    Over,
 }
 
 impl Finder {
     pub(super) fn new() -> Self {
-        Self { state: State::Object, depth: 0, escaped: false, text: Vec::new(), is_model: false }
+        Self {
+            state: State::Object,
+            found: None,
+            depth: 0,
+            escaped: false,
+            text: Vec::new(),
+            is_model: false,
+        }
     }
 
-    /// Looks at the next piece of a body. `None`: what comes may tell.
-    pub(super) fn look(&mut self, piece: &[u8]) -> Option<ModelField> {
+    /// Looks at the next piece of a body. `None`: what comes may tell. Once it is told, what comes may only show
+    /// that it is told twice.
+    pub(super) fn look(&mut self, piece: &[u8]) -> Option<&ModelField> {
         let mut at = 0;
         while let Some(byte) = piece.get(at) {
             match self.state {
+                State::Over => break,
                 State::InName | State::InModel | State::InString => {
                     let (length, over) = self.rest_of_string(&piece[at..]);
                     at += length;
-                    if over && let Some(found) = self.end_of_string() {
-                        return Some(found);
+                    if over {
+                        self.end_of_string();
                     }
                 }
                 State::InBrackets => {
@@ -80,14 +97,17 @@ impl Finder {
                 }
                 _ if byte.is_ascii_whitespace() && self.state != State::InWord => at += 1,
                 _ => {
-                    if !self.between(*byte) {
-                        return Some(ModelField::Absent);
-                    }
+                    self.between(*byte);
                     at += 1;
                 }
             }
         }
-        None
+        self.found.as_ref()
+    }
+
+    /// Whether nothing that comes can tell any more.
+    pub(super) fn is_over(&self) -> bool {
+        self.state == State::Over
     }
 
     /// How much of `bytes` belongs to the string that we are in, and whether it ends with it.
@@ -128,23 +148,28 @@ impl Finder {
         self.text.extend_from_slice(&bytes[..room]);
     }
 
-    fn end_of_string(&mut self) -> Option<ModelField> {
-        match self.state {
+    fn end_of_string(&mut self) {
+        self.state = match self.state {
             State::InName => {
                 let text = mem::take(&mut self.text);
                 self.is_model = text == b"model" || decoded(&text).is_some_and(|t| t == "model");
-                self.state = State::Colon;
+                if self.is_model && self.found.is_some() {
+                    self.found = Some(ModelField::Twice);
+                    State::Over
+                } else {
+                    State::Colon
+                }
             }
             State::InModel => {
                 let name = Some(mem::take(&mut self.text)).filter(|text| text.len() <= KEPT);
                 let name = name.and_then(|text| decoded(&text));
                 let name = name.filter(|name| (1..=LONGEST).contains(&name.len()));
-                return Some(name.map_or(ModelField::Absent, ModelField::Named));
+                self.found = Some(name.map_or(ModelField::Absent, ModelField::Named));
+                State::Comma
             }
-            _ if self.depth > 0 => self.state = State::InBrackets,
-            _ => self.state = State::Comma,
-        }
-        None
+            _ if self.depth > 0 => State::InBrackets,
+            _ => State::Comma,
+        };
     }
 
     fn in_brackets(&mut self, byte: u8) {
@@ -161,16 +186,18 @@ impl Finder {
         }
     }
 
-    /// A byte between strings and brackets. Whether it may be there, and something may follow.
-    fn between(&mut self, byte: u8) -> bool {
+    /// A byte between strings and brackets.
+    fn between(&mut self, byte: u8) {
+        if self.state == State::Value && self.is_model && byte != b'"' {
+            // A model that is no string is none.
+            self.found = Some(ModelField::Absent);
+        }
         let word = matches!(byte, b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'+' | b'.');
         self.state = match (self.state, byte) {
             (State::Object, b'{') | (State::InWord | State::Comma, b',') => State::Name,
             (State::Name, b'"') => State::InName,
             (State::Colon, b':') => State::Value,
             (State::Value, b'"') if self.is_model => State::InModel,
-            // A model that is no string is none.
-            (State::Value, _) if self.is_model => return false,
             (State::Value, b'"') => State::InString,
             (State::Value, b'{' | b'[') => {
                 self.depth = 1;
@@ -179,9 +206,11 @@ impl Finder {
             (State::Value | State::InWord, _) if word => State::InWord,
             (State::InWord, _) if byte.is_ascii_whitespace() => State::Comma,
             // The object's end, or none at all.
-            _ => return false,
+            _ => {
+                self.found.get_or_insert(ModelField::Absent);
+                State::Over
+            }
         };
-        true
     }
 }
 
@@ -202,10 +231,11 @@ mod tests {
 
     /// What the beginning of a body says, if it does, whatever pieces it comes in.
     fn look(beginning: &[u8]) -> Option<ModelField> {
-        let found = Finder::new().look(beginning);
+        let found = Finder::new().look(beginning).cloned();
         for size in 1..beginning.len() {
             let mut finder = Finder::new();
-            let in_pieces = beginning.chunks(size).find_map(|piece| finder.look(piece));
+            let in_pieces =
+                beginning.chunks(size).fold(None, |_, piece| finder.look(piece).cloned());
             assert_eq!(in_pieces, found, "{} in pieces of {size}", beginning.escape_ascii());
         }
         found
@@ -233,7 +263,12 @@ mod tests {
         for (body, field) in [
             (r#"{"model":"m"}"#, named("m")),
             (r#" { "a" : [1,{"model":"no"}], "model" : "yes" , "b": 1"#, named("yes")),
-            (r#"{"model":"m\u0041\n","model":"second"}"#, named("mA\n")),
+            (r#"{"model":"m\u0041\n","other":{"model":"nested"}}"#, named("mA\n")),
+            (r#"{"model":"m","model":"second"}"#, ModelField::Twice),
+            (r#"{"model":"m","a":[1],"mo\u0064el":"m"}"#, ModelField::Twice),
+            (r#"{"model":5 ,"model":"m"}"#, ModelField::Twice),
+            (r#"{"model":{"model":"m"},"b":1}"#, ModelField::Absent),
+            (r#"{"model":"m"}{"model":"m"}"#, named("m")),
             (r#"{"mo\u0064el":"m"}"#, named("m")),
             (r#"{"a":"\\","b":"\"","c":-1.5e+3 ,"d":null,"model":"m"}"#, named("m")),
             (r#"{"a":"{[","b":[[{"c":"]}"}]],"model":"m"}"#, named("m")),
@@ -267,7 +302,7 @@ mod tests {
             assert_eq!(finder.look(piece), None);
             assert!(finder.text.len() <= KEPT + 1);
         }
-        assert_eq!(finder.look(b"\""), Some(ModelField::Absent));
+        assert_eq!(finder.look(b"\""), Some(&ModelField::Absent));
     }
 
     proptest! {

@@ -61,6 +61,8 @@ pub(super) enum Refusal {
     BadBody,
     #[error("the client left in the middle of the request's body")]
     ClientLeft,
+    #[error("the body has more than one \"model\": name one")]
+    ModelTwice,
     #[error("the request's body has more than {0} bytes, which is the limit (`max_body_bytes`)")]
     BodyTooLarge(u64),
     #[error("too little of the request's body came for {0:?}; send it again, without such a pause")]
@@ -94,6 +96,7 @@ impl Refusal {
         match error {
             BodyError::Stalled(limit) => Self::BodyTimeout(*limit),
             BodyError::TooLarge(most) => Self::BodyTooLarge(*most),
+            BodyError::ModelTwice => Self::ModelTwice,
             BodyError::Io(_) => Self::ClientLeft,
             BodyError::Http2(error) if broke_off(error) => Self::ClientLeft,
             BodyError::Http2(_) | BodyError::Malformed(_) | BodyError::Trailers => Self::BadBody,
@@ -115,9 +118,11 @@ impl Refusal {
     fn status(&self) -> StatusCode {
         match self {
             Self::UnknownEndpoint(_) | Self::UnknownVariant { .. } => StatusCode::NOT_FOUND,
-            Self::EndpointNotNamed | Self::Malformed(_) | Self::BadBody | Self::ClientLeft => {
-                StatusCode::BAD_REQUEST
-            }
+            Self::EndpointNotNamed
+            | Self::Malformed(_)
+            | Self::BadBody
+            | Self::ModelTwice
+            | Self::ClientLeft => StatusCode::BAD_REQUEST,
             Self::Unauthenticated => StatusCode::UNAUTHORIZED,
             Self::NotAllowed { .. } => StatusCode::FORBIDDEN,
             Self::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
@@ -157,6 +162,7 @@ impl Refusal {
             Self::UpstreamBroken => "upstream_broken",
             Self::BadBody => "bad_body",
             Self::ClientLeft => "client_left",
+            Self::ModelTwice => "ambiguous_model",
             Self::BodyTooLarge(_) => "body_too_large",
             Self::BodyTimeout(_) => "body_timeout",
             Self::DeadlineExceeded => "deadline_exceeded",
@@ -247,9 +253,12 @@ impl Refusal {
         }
     }
 
-    /// gRPC's code: `UNAVAILABLE` is what its clients try again by themselves.
+    /// gRPC's code: `UNAVAILABLE` is what its clients try again by themselves. A head that is none is `INTERNAL`, as
+    /// its own servers and the mapping of HTTP's codes have it
+    /// (<https://github.com/grpc/grpc/blob/master/doc/http-grpc-status-mapping.md>).
     fn grpc_status(&self) -> &'static str {
         match self.status() {
+            _ if matches!(self, Self::Malformed(_)) => "13",
             StatusCode::BAD_REQUEST => "3",
             StatusCode::REQUEST_TIMEOUT | StatusCode::GATEWAY_TIMEOUT => "4",
             StatusCode::NOT_FOUND => "5",
@@ -370,7 +379,8 @@ mod tests {
                 Refusal::TlsFailed(_) => Some(Refusal::UpstreamBroken),
                 Refusal::UpstreamBroken => Some(Refusal::BadBody),
                 Refusal::BadBody => Some(Refusal::ClientLeft),
-                Refusal::ClientLeft => Some(Refusal::BodyTooLarge(1)),
+                Refusal::ClientLeft => Some(Refusal::ModelTwice),
+                Refusal::ModelTwice => Some(Refusal::BodyTooLarge(1)),
                 Refusal::BodyTooLarge(_) => Some(Refusal::BodyTimeout(Duration::ZERO)),
                 Refusal::BodyTimeout(_) => Some(Refusal::DeadlineExceeded),
                 Refusal::DeadlineExceeded => Some(Refusal::FirstByteTimeout(Duration::ZERO)),

@@ -58,10 +58,11 @@ impl Target {
         parts: &Parts,
         snapshot: &Snapshot,
     ) -> Option<Result<Arc<Variant>, Refusal>> {
-        if parts.headers.get_all(&ENDPOINT).iter().nth(1).is_some() {
-            return Some(Err(Refusal::Malformed("x-forebay-endpoint is there more than once")));
-        }
-        let named = self.endpoint.as_deref().or_else(|| header(&parts.headers, &ENDPOINT));
+        let Ok(by_header) = only(&parts.headers, &ENDPOINT) else {
+            let why = "x-forebay-endpoint is there more than once, or is no name";
+            return Some(Err(Refusal::Malformed(why)));
+        };
+        let named = self.endpoint.as_deref().or(by_header);
         if let Some(name) = named {
             let endpoint = snapshot.endpoint(name);
             let unknown = || Err(Refusal::UnknownEndpoint(name.to_owned()));
@@ -103,8 +104,14 @@ impl Target {
     }
 }
 
-fn header<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
-    headers.get(name).and_then(|value| value.to_str().ok())
+/// What a field says that may come once at most.
+fn only<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a str>, ()> {
+    let mut values = headers.get_all(name).iter();
+    match (values.next(), values.next()) {
+        (None, _) => Ok(None),
+        (Some(value), None) => value.to_str().map(Some).map_err(drop),
+        _ => Err(()),
+    }
 }
 
 fn pick(
@@ -112,7 +119,10 @@ fn pick(
     model: Option<&str>,
     headers: &HeaderMap,
 ) -> Result<Arc<Variant>, Refusal> {
-    let variant = match header(headers, &TARGET_VARIANT) {
+    let named = only(headers, &TARGET_VARIANT).map_err(|()| {
+        Refusal::Malformed("x-amzn-sagemaker-target-variant is there more than once, or is no name")
+    })?;
+    let variant = match named {
         Some(name) => endpoint.variant(name).ok_or_else(|| Refusal::UnknownVariant {
             endpoint: endpoint.name.to_string(),
             variant: name.to_owned(),
@@ -134,13 +144,19 @@ async fn read_model(body: &mut RequestBody, most: u64) -> Result<Option<String>,
     let mut finder = Finder::new();
     let mut looked_at = 0;
     loop {
+        let mut found = None;
         for piece in body.pieces_after(looked_at) {
             looked_at += piece.len();
-            match finder.look(piece) {
-                Some(ModelField::Named(name)) => return Ok(Some(name)),
-                Some(ModelField::Absent) => return Ok(None),
-                None => {}
-            }
+            found = finder.look(piece).cloned();
+        }
+        if let Some(found) = found {
+            let name = match found {
+                ModelField::Named(name) => Some(name),
+                ModelField::Absent => None,
+                ModelField::Twice => return Err(Refusal::ModelTwice),
+            };
+            body.watch_model(finder);
+            return Ok(name);
         }
         if body.is_complete() || body.buffered() >= most {
             return Ok(None);

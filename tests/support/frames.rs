@@ -1,5 +1,8 @@
 //! HTTP/2 as bytes.
 
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+
 /// Kinds of frames (RFC 9113, 6).
 pub const DATA: u8 = 0;
 pub const HEADERS: u8 = 1;
@@ -24,11 +27,60 @@ pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
 }
 
 /// A field as a literal that is not indexed (RFC 7541, 6.2.2); short enough for lengths of one byte.
-pub fn literal(name: &str, value: &str) -> Vec<u8> {
+pub fn literal(name: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Vec<u8> {
     let mut bytes = vec![0];
-    for text in [name, value] {
+    for text in [name.as_ref(), value.as_ref()] {
         bytes.push(u8::try_from(text.len()).ok().filter(|length| *length < 127).expect("short"));
-        bytes.extend_from_slice(text.as_bytes());
+        bytes.extend_from_slice(text);
     }
     bytes
+}
+
+/// What every request has: POST, http, a path and an authority.
+pub fn request(path: impl AsRef<[u8]>) -> Vec<u8> {
+    let mut block = vec![0x83, 0x86];
+    block.extend(literal(":path", path));
+    block.extend(literal(":authority", "e.example"));
+    block
+}
+
+/// A connection of raw frames.
+pub struct Raw(pub TcpStream);
+
+impl Raw {
+    pub fn connect(proxy: SocketAddr) -> Self {
+        let mut stream = TcpStream::connect(proxy).expect("connects");
+        stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").expect("sent");
+        stream.write_all(&frame(SETTINGS, 0, 0, &[])).expect("sent");
+        stream.write_all(&frame(SETTINGS, 1, 0, &[])).expect("sent");
+        stream.set_read_timeout(Some(super::DEADLINE)).expect("timeout");
+        Self(stream)
+    }
+
+    pub fn send(&mut self, bytes: &[u8]) {
+        self.0.write_all(bytes).expect("sent");
+    }
+
+    /// The next frame: its kind, its stream and what it holds; `None` at the end of the connection.
+    pub fn next(&mut self) -> Option<(u8, u32, Vec<u8>)> {
+        let mut head = [0; 9];
+        self.0.read_exact(&mut head).ok()?;
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+        let stream = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
+        let mut payload = vec![0; length as usize];
+        self.0.read_exact(&mut payload).ok()?;
+        Some((head[3], stream, payload))
+    }
+
+    /// The next frame of this stream, or that ends the connection.
+    pub fn next_of(&mut self, stream: u32) -> (u8, Vec<u8>) {
+        loop {
+            match self.next() {
+                Some((GOAWAY, _, payload)) => return (GOAWAY, payload),
+                Some((kind, of, payload)) if of == stream => return (kind, payload),
+                Some(_) => {}
+                None => return (GOAWAY, Vec::new()),
+            }
+        }
+    }
 }
