@@ -33,7 +33,9 @@ impl Controller {
         let shortest = policies.map(|policy| policy.period / SAMPLES).min().unwrap_or(FINE);
         self.sample_every = shortest.clamp(LEAST_INTERVAL, FINE);
         self.timers.set(Waiter::Sample, Some(next(now, self.sample_every)));
+        let variants = self.variants.len();
         for (key, variant) in &mut self.variants {
+            variant.measured.share_with(variants);
             let periods = variant.policies().iter().map(|policy| policy.period).min();
             // Each by its own policies: another variant's short periods cost it nothing.
             let own = periods.map_or(FINE, |shortest| shortest / SAMPLES);
@@ -212,7 +214,7 @@ impl Variant {
             .map(|(policy, verdict)| PolicyStatus {
                 name: policy.name.clone(),
                 value: verdict.value,
-                wants: verdict.wants,
+                wants: verdict.wants.map(|size| self.bounds.clamp(size)),
                 because: verdict.because.clone(),
             })
             .collect()

@@ -3,7 +3,9 @@
 //!
 //! Memory is bounded: each series has a fixed number of slots, a store a fixed number of series, and slots
 //! without data take none. Equal neighbours of the long range are kept as one, so that what is idle or
-//! constant costs next to nothing. At its bound a series takes [`Series::bytes`]; a test measures it.
+//! constant costs next to nothing. At its bound a series takes [`Series::bytes`]; a test measures it. All
+//! variants together have [`MOST_RUNS`] for their long ranges, each an equal share: past it the oldest minutes of
+//! a variant's longest series go.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -22,6 +24,8 @@ const COARSE_MS: u64 = 60_000;
 const COARSE_SLOTS: u64 = 21_600;
 /// Series of one store.
 const MOST_SERIES: usize = 4_096;
+/// Entries of the long ranges over all variants: 1 GiB.
+pub const MOST_RUNS: usize = 1 << 25;
 
 /// The samples of a slot.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -278,11 +282,15 @@ fn millis(span: Duration) -> u64 {
 pub struct Measured {
     fine_ms: u64,
     series: BTreeMap<(Metric, Option<InstanceTypeName>), Series>,
+    /// Entries of the long ranges, and how many there may be.
+    runs: usize,
+    most_runs: usize,
 }
 
 impl Default for Measured {
     fn default() -> Self {
-        Self { fine_ms: millis(FINE), series: BTreeMap::new() }
+        let fine_ms = millis(FINE);
+        Self { fine_ms, series: BTreeMap::new(), runs: 0, most_runs: MOST_RUNS }
     }
 }
 
@@ -296,6 +304,21 @@ impl Measured {
             for series in self.series.values_mut() {
                 series.shorter.clear();
             }
+        }
+    }
+
+    /// Keeps to its share of the memory from now on, where so many have one.
+    pub fn share_with(&mut self, variants: usize) {
+        self.most_runs = MOST_RUNS / variants.max(1);
+        self.keep_to_share();
+    }
+
+    fn keep_to_share(&mut self) {
+        while self.runs > self.most_runs {
+            let longest = self.series.values_mut().max_by_key(|series| series.coarse.len());
+            let Some(longest) = longest else { return };
+            longest.coarse.pop_front();
+            self.runs -= 1;
         }
     }
 
@@ -351,7 +374,11 @@ impl Measured {
         if self.series.len() >= MOST_SERIES && !self.series.contains_key(&key) {
             return;
         }
-        self.series.entry(key).or_default().record(at, self.fine_ms, summary, buckets);
+        let series = self.series.entry(key).or_default();
+        self.runs -= series.coarse.len();
+        series.record(at, self.fine_ms, summary, buckets);
+        self.runs += series.coarse.len();
+        self.keep_to_share();
     }
 
     /// The statistic of each period, the oldest first. Without a type all types are taken together.
@@ -496,6 +523,26 @@ mod tests {
             idle.record(Timestamp(START), Metric::InstanceCount, Some(&kind), 1.0);
         }
         assert_eq!(idle.series.len(), MOST_SERIES);
+    }
+
+    #[test]
+    fn past_the_share_of_the_memory_the_oldest_minutes_of_the_longest_series_go() {
+        let mut measured = Measured::default();
+        measured.share_with(MOST_RUNS / 1_000);
+        let other = InstanceTypeName::new("ml.g6").expect("a name");
+        let metric = Metric::ConcurrentRequestsPerModel;
+        for minute in 0..3_000_u64 {
+            let at = Timestamp(START + minute * 60_000);
+            measured.record(at, metric, Some(&kind()), minute as f64);
+            if minute % 10 == 0 {
+                measured.record(at, metric, Some(&other), minute as f64);
+            }
+        }
+        let runs: Vec<_> = measured.series.values().map(|series| series.coarse.len()).collect();
+        assert_eq!((measured.runs, runs), (1_000, vec![299, 701]));
+        let now = START + 3_000 * 60_000;
+        let all = minutes(&measured, Statistic::Average, now, 3_000);
+        assert_eq!((all[2_000], all[2_999]), (None, Some(2_999.0)));
     }
 
     #[test]

@@ -160,8 +160,8 @@ impl Stream {
 }
 
 /// Reads a trace: a line for each request, `at_s` or `at_s,duration_s`, in seconds since the trace's start;
-/// further columns, empty lines, lines that begin with `#` and a first line of names are passed over. Lines
-/// need not be in order.
+/// further columns, empty lines, lines that begin with `#` and a first line of names, which begins with `at_s`,
+/// are passed over. Lines need not be in order.
 ///
 /// # Errors
 /// What is wrong in which line.
@@ -174,7 +174,7 @@ pub(in crate::sim) fn read_trace(text: &str) -> Result<Vec<Recorded>, String> {
         }
         let mut columns = line.split(',').map(str::trim);
         let at = columns.next().unwrap_or_default();
-        if number == 0 && at.starts_with(|c: char| c.is_ascii_alphabetic()) {
+        if at == "at_s" && requests.is_empty() {
             continue;
         }
         let seconds = |text: &str| {
@@ -254,7 +254,12 @@ mod tests {
         assert_eq!(stream.next(), Some((Duration::from_millis(2_500), second)));
         assert_eq!(stream.next().expect("the last").0, Duration::from_secs(9));
         assert_eq!(stream.next(), None);
-        for (bad, line) in [("1\ntwo\n", "line 2: \"two\""), ("1,-3\n", "line 1: \"-3\"")] {
+        for (bad, line) in [
+            ("1\ntwo\n", "line 2: \"two\""),
+            ("1,-3\n", "line 1: \"-3\""),
+            ("one\n2\n", "line 1: \"one\""),
+            ("1\nat_s\n", "line 2: \"at_s\""),
+        ] {
             let error = read_trace(bad).expect_err(bad);
             assert!(error.contains(line), "{error}");
         }

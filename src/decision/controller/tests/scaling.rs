@@ -93,6 +93,9 @@ fn it_stays_within_the_bounds_and_never_goes_to_zero() {
         world.run(secs(300));
     }
     assert_eq!(desired(&mut world), 6, "the maximum");
+    let now = world.now;
+    let shown = world.controller().status(now).endpoints[0].variants[0].scaling[0].wants;
+    assert_eq!(shown, Some(6), "of nine");
     let mut idle = variant(&[(P5, 3)], 2);
     idle.min_instance_count = 0;
     idle.scaling = vec![busy()];

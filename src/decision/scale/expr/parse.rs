@@ -161,7 +161,11 @@ impl Parser<'_> {
         }
         let Some((_, function)) = Function::ALL.iter().find(|(known, _)| *known == name) else {
             let known = Function::ALL.map(|(name, _)| name).join(", ");
-            let message = format!("there is no function `{name}`; there are {known}");
+            let message = if name == "SEARCH" {
+                "SEARCH is not offered: name each metric under `metrics`, and take them together by METRICS() or METRICS('text')".to_owned()
+            } else {
+                format!("there is no function `{name}`; there are {known}")
+            };
             return Err(ExprError { start, end, message });
         };
         self.at += 1;

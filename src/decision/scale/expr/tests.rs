@@ -105,6 +105,10 @@ fn a_mistake_has_a_place_and_a_sentence() {
             "avg(p5)",
             "there is no function `avg`; there are AVG, MIN, MAX, SUM, METRICS, FILL, IF, ABS, CEIL, FLOOR, at column 1",
         ),
+        (
+            "AVG(SEARCH('x', 'Average'))",
+            "SEARCH is not offered: name each metric under `metrics`, and take them together by METRICS() or METRICS('text'), at column 5",
+        ),
         ("MAX(p5, g6)", "MAX takes 1 arguments, not 2, at column 1"),
         ("IF(p5)", "IF takes 2 to 3 arguments, not 1, at column 1"),
         (
