@@ -9,7 +9,7 @@
 
 mod support;
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -187,6 +187,73 @@ fn a_client_that_takes_nothing_of_a_tunnel_loses_it() {
     });
     assert_eq!(forebay.gauge("forebay_client_write_timeouts_total"), 1.0);
     forebay.wait_all_zero();
+}
+
+/// A tunnel to a worker that says everything back, with what the proxy's log has of it once it has ended.
+fn tunnel(variant: &str, header: &[(&str, &str)], talk: impl Fn(&mut Client)) -> serde_json::Value {
+    let worker = healthy(|_, stream| {
+        let switched =
+            "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: x\r\n\r\nhello";
+        drop(stream.write_all(switched.as_bytes()));
+        let mut piece = [0; 1024];
+        while let Ok(length @ 1..) = stream.read(&mut piece) {
+            drop(stream.write_all(&piece[..length]));
+        }
+    });
+    let forebay = Forebay::in_front_of_addresses(
+        &[(worker, 4)],
+        &format!("{variant}\n[telemetry]\naccess_log = \"access.jsonl\""),
+    );
+    let mut client = Client::connect(forebay.proxy);
+    let upgrade = [("connection", "upgrade"), ("upgrade", "x")];
+    client.send("GET", "/tunnel", &[&upgrade, header].concat(), b"");
+    assert_eq!(client.read_head().status, 101);
+    talk(&mut client);
+    drop(client);
+    forebay.wait_all_zero();
+    let path = forebay.dir.path().join("access.jsonl");
+    eventually("it is in the log", || {
+        let log = std::fs::read_to_string(&path).unwrap_or_default();
+        let line = log.lines().find(|line| line.contains("/tunnel"))?;
+        serde_json::from_str(line).ok()
+    })
+}
+
+#[test]
+fn a_tunnel_has_a_deadline_and_its_bytes_are_told_however_it_ends() {
+    let until_the_end = |client: &mut Client| {
+        client.stream.write_all(b"0123456789").expect("sent");
+        let began = Instant::now();
+        while !client.is_closed() {}
+        assert!(began.elapsed() < Duration::from_secs(10));
+    };
+    let told = tunnel("", &[("x-forebay-timeout-ms", "300")], until_the_end);
+    assert_eq!((&told["bytes_in"], &told["bytes_out"]), (&10.into(), &15.into()), "{told}");
+    assert_eq!(told["error"], "deadline_exceeded", "{told}");
+    // A client that goes away in the middle, by a reset: what it has not read is thrown away.
+    let told = tunnel("", &[], |client| {
+        client.stream.write_all(b"0123456789").expect("sent");
+        while client.stream.peek(&mut [0; 64]).expect("the echo") < 10 {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    });
+    assert_eq!((&told["bytes_in"], &told["bytes_out"]), (&10.into(), &15.into()), "{told}");
+    assert_eq!(told["error"], serde_json::Value::Null, "{told}");
+}
+
+#[test]
+fn a_tunnel_may_be_silent_for_as_long_as_a_stream() {
+    let told = tunnel("stream_idle_timeout = \"400ms\"", &[], |client| {
+        let began = Instant::now();
+        for _ in 0..8 {
+            client.stream.write_all(b"x").expect("sent");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        while !client.is_closed() {}
+        assert!(began.elapsed() >= Duration::from_millis(1_100), "after {:?}", began.elapsed());
+    });
+    assert_eq!((&told["bytes_in"], &told["bytes_out"]), (&8.into(), &13.into()), "{told}");
+    assert_eq!(told["error"], "stream_idle", "{told}");
 }
 
 #[test]

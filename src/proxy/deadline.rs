@@ -66,14 +66,6 @@ impl Deadline {
         tokio::time::timeout_at(end.into(), work).await.unwrap_or(Err(Refusal::DeadlineExceeded))
     }
 
-    /// Resolves when the request must be over; never, where nothing says so.
-    pub(super) async fn over(self) {
-        match self.end {
-            Some(end) => tokio::time::sleep_until(end.into()).await,
-            None => std::future::pending().await,
-        }
-    }
-
     /// The head of the answer to a request that is sent now, unless it comes too late.
     pub(super) async fn head<T>(
         self,
@@ -88,7 +80,7 @@ impl Deadline {
         tokio::time::timeout_at(at.into(), answer).await.map_err(|_| refusal)
     }
 
-    /// Watches over an answer's body; `None` where nothing limits it.
+    /// Watches over an answer's body, or a tunnel; `None` where nothing limits it.
     pub(super) fn watch(self) -> Option<Box<Watch>> {
         (self.end.is_some() || self.idle.is_some()).then(|| {
             Box::new(Watch {

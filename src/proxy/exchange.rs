@@ -93,7 +93,8 @@ impl Exchange {
         self.record.broke_off(error);
     }
 
-    /// The client's own body broke off in the middle of the answer, which says nothing of the worker.
+    /// It ends before its time for a reason that says nothing of the worker: the client's own body broke off, or a
+    /// tunnel is cut.
     pub(super) fn spoilt(&self, refusal: &Refusal) {
         self.record.broke_off(refusal.kind());
     }
