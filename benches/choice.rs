@@ -1,10 +1,10 @@
-//! Choosing and reserving a copy and giving it back: among 4 and 16 copies, which are scanned, 17, 64 and
+//! Choosing and reserving a copy, and the same with giving it back: among 4 and 16 copies, which are scanned, 17, 64 and
 //! 1,024, which are ranked; on one thread and on two.
 
 use std::hint::black_box;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+use criterion::{BatchSize, BenchmarkId, Criterion, criterion_group, criterion_main};
 use forebay::proxy::bench::Fleet;
 use forebay::types::spec::RoutingStrategy;
 
@@ -21,6 +21,11 @@ fn choice(c: &mut Criterion) {
             group.bench_function(BenchmarkId::new("one_thread", copies), |b| {
                 b.iter(|| black_box(fleet.take()));
             });
+            // What was taken is given back after the clock has stopped.
+            let some = BatchSize::NumIterations(u64::from(copies));
+            group.bench_function(BenchmarkId::new("taking_alone", copies), |b| {
+                b.iter_batched(|| (), |()| fleet.take(), some);
+            });
             let stop = AtomicBool::new(false);
             std::thread::scope(|scope| {
                 scope.spawn(|| {
@@ -31,6 +36,12 @@ fn choice(c: &mut Criterion) {
                 group.bench_function(BenchmarkId::new("beside_another_thread", copies), |b| {
                     b.iter(|| black_box(fleet.take()));
                 });
+                group.bench_function(
+                    BenchmarkId::new("beside_another_taking_alone", copies),
+                    |b| {
+                        b.iter_batched(|| (), |()| fleet.take(), some);
+                    },
+                );
                 stop.store(true, Ordering::Relaxed);
             });
             drop(held);

@@ -7,7 +7,7 @@
 //!
 //! From a client to a worker: [`listener`] accepts, [`downstream`] finds out what is spoken ([`crate::tls`] before it,
 //! [`calm`] below HTTP/2) and reads requests, [`request`] checks the head ([`head`]) and who asks ([`keys`]), finds
-//! the variant ([`resolve`]) and a slot ([`admission`]), [`attempt`] sends it on a connection of [`upstream`],
+//! the variant ([`resolve`]) and a slot ([`admission`]; of which copy says [`choice`]), [`attempt`] sends it on a connection of [`upstream`],
 //! [`exchange`] holds the slot, and [`answer`] passes on what comes back, without what is for us ([`told`]), or
 //! [`tunnel`] whatever else both sides agree on. HTTP/1.1 as bytes is [`http1`]'s, for both sides.
 //!
