@@ -11,6 +11,7 @@ use tokio_util::task::TaskTracker;
 
 use super::attempt::Sender;
 use super::deadline::{Deadline, Late, Watch};
+use super::draft::Draft;
 use super::exchange::Exchange;
 use super::refusal::Refusal;
 use super::upstream::{Connection, Pool, UpstreamError};
@@ -34,6 +35,8 @@ pub(super) struct UpstreamBody {
     rest: Option<Rest>,
     /// Read before the head was passed on.
     ahead: Option<Frame<Bytes>>,
+    /// The request, as long as it may have to be sent again and its connection serves others.
+    request: Option<Box<Draft>>,
     /// Where the worker broke off, not told yet.
     failure: Option<AnswerError>,
     watch: Option<Box<Watch>>,
@@ -67,6 +70,7 @@ impl UpstreamBody {
         let mut body = Self {
             rest: Some(rest),
             ahead: None,
+            request: None,
             failure: None,
             watch: deadline.watch(),
             pool: Rc::clone(&sender.pool),
@@ -116,6 +120,20 @@ impl UpstreamBody {
             rest.exchange.was_full();
         }
         Ok(says)
+    }
+
+    /// The request once more, if it was kept.
+    pub(super) fn take_request(&mut self) -> Option<Box<Draft>> {
+        let connection = self.rest.as_mut().and_then(|rest| rest.connection.as_mut());
+        self.request.take().or_else(|| connection?.take_request())
+    }
+
+    /// The request will not be sent again.
+    pub(super) fn forget_request(&mut self) {
+        self.request = None;
+        if let Some(connection) = self.rest.as_mut().and_then(|rest| rest.connection.as_mut()) {
+            connection.forget_request();
+        }
     }
 
     /// Nobody gets this answer: the request goes on elsewhere.
@@ -179,7 +197,7 @@ impl UpstreamBody {
                     Some(refusal) => rest.exchange.spoilt(&refusal),
                     None => rest.exchange.failed(),
                 }
-                rest.connection = None;
+                self.request = rest.connection.take().and_then(|mut it| it.take_request());
             }
             None => self.finish(),
         }
@@ -208,10 +226,11 @@ impl UpstreamBody {
     fn finish(&mut self) {
         if let Some(rest) = &mut self.rest {
             rest.exchange.completed();
-            if let Some(connection) = rest.connection.take()
-                && !rest.is_last
-            {
-                self.pool.give_back(rest.exchange.backend(), connection);
+            if let Some(mut connection) = rest.connection.take() {
+                self.request = connection.take_request();
+                if !rest.is_last {
+                    self.pool.give_back(rest.exchange.backend(), connection);
+                }
             }
         }
     }
@@ -256,6 +275,7 @@ impl Drop for UpstreamBody {
         let mut orphan = Self {
             rest: self.rest.take(),
             ahead: None,
+            request: None,
             failure: None,
             // Nobody is left to be late for.
             watch: None,

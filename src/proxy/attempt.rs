@@ -6,26 +6,24 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use http::header::{HOST, HeaderName, HeaderValue, TE, UPGRADE};
-use http::{Request, Response, StatusCode, Version};
+use http::header::{HeaderName, HeaderValue};
+use http::{Response, StatusCode, Version};
 use tokio_util::task::TaskTracker;
 
 use super::admission::Reservation;
 use super::answer::{AnswerError, UpstreamBody};
-use super::body::{RequestBody, ResponseBody};
+use super::body::ResponseBody;
 use super::deadline::Deadline;
+use super::draft::Draft;
 use super::exchange::Exchange;
 use super::headers;
 use super::refusal::{ERROR, Refusal};
-use super::retry;
-use super::told::LOAD_METRICS_FORMAT;
 use super::tunnel::Tunnel;
 use super::upstream::{Connection, Pool, SendError, UpstreamError};
 use crate::decision::outcome;
 use crate::runtime::clock;
 use crate::telemetry::request::RequestRecord;
 use crate::tls::{Fault, WorkerTlsError};
-use crate::types::Protocol;
 use crate::types::spec::OnClientAbort;
 
 /// Which worker an answer came from.
@@ -45,13 +43,13 @@ pub(super) struct Sender {
 pub(super) enum Failure {
     /// No byte of the request has left: here it is again. And what is wrong with the instance's TLS, where
     /// that is why.
-    NotSent(Box<Request<RequestBody>>, Option<Fault>),
+    NotSent(Box<Draft>, Option<Fault>),
     /// The worker says that it has not run it. Its words, in case there is nowhere else to go.
-    NotRun(Box<Response<ResponseBody>>),
+    NotRun(Box<Response<ResponseBody>>, Option<Box<Draft>>),
     /// The worker says that it has not looked at it.
-    Refused,
+    Refused(Option<Box<Draft>>),
     /// It may have run; no byte of an answer went to the client.
-    Broken,
+    Broken(Option<Box<Draft>>),
     /// Nothing is to be tried again: the client's own body did not come whole, or time is up. The try has
     /// counted it.
     Counted(Refusal),
@@ -64,6 +62,8 @@ pub(super) struct Terms<'a> {
     pub(super) arrived_at: Instant,
     /// What is noted of it.
     pub(super) record: &'a RequestRecord,
+    /// It may have to be sent again, elsewhere.
+    pub(super) keep: bool,
     /// Its answer is handed over only once its body has begun.
     pub(super) hold_head: bool,
     pub(super) deadline: Deadline,
@@ -71,11 +71,10 @@ pub(super) struct Terms<'a> {
 
 impl Failure {
     /// Of an answer that ended before its first piece.
-    #[allow(clippy::needless_pass_by_value, reason = "for `map_err`")]
-    fn of_body(error: AnswerError) -> Self {
+    fn of_body(error: &AnswerError, mut body: Box<UpstreamBody>) -> Self {
         match error {
-            AnswerError::Worker(_) => Self::Broken,
-            AnswerError::Late(late) => Self::Counted(late.into()),
+            AnswerError::Worker(_) => Self::Broken(body.take_request()),
+            AnswerError::Late(late) => Self::Counted((*late).into()),
         }
     }
 }
@@ -88,7 +87,7 @@ impl Sender {
     pub(super) async fn send(
         &self,
         reservation: Reservation,
-        request: Request<RequestBody>,
+        request: Box<Draft>,
         terms: Terms<'_>,
     ) -> Result<Response<ResponseBody>, Failure> {
         if reservation.backend.route.on_client_abort == OnClientAbort::Cancel {
@@ -97,11 +96,11 @@ impl Sender {
         // Goes on without the client: whatever comes of it is read to its end.
         let (sender, receiver) = tokio::sync::oneshot::channel();
         let (this, record, arrived_at) = (self.clone(), terms.record.clone(), terms.arrived_at);
-        let (hold_head, deadline) = (terms.hold_head, terms.deadline);
+        let (keep, hold_head, deadline) = (terms.keep, terms.hold_head, terms.deadline);
         self.tasks.spawn_local(async move {
             // Time that is up for the client does not cut it short.
             let untimed = Deadline::default();
-            let terms = Terms { arrived_at, record: &record, hold_head, deadline: untimed };
+            let terms = Terms { arrived_at, record: &record, keep, hold_head, deadline: untimed };
             let outcome = this.try_once(reservation, request, terms).await;
             // A client that has left hands the answer back, whose drop reads it to its end.
             if let Err(unwanted) = sender.send(outcome) {
@@ -110,31 +109,19 @@ impl Sender {
             }
         });
         let answer = deadline.head(clock::monotonic(), receiver).await;
-        answer.map_err(Failure::Counted)?.unwrap_or(Err(Failure::Broken))
+        answer.map_err(Failure::Counted)?.unwrap_or(Err(Failure::Broken(None)))
     }
 
     async fn try_once(
         &self,
         reservation: Reservation,
-        mut request: Request<RequestBody>,
+        mut draft: Box<Draft>,
         terms: Terms<'_>,
     ) -> Result<Response<ResponseBody>, Failure> {
         let mut exchange = Exchange::begin(reservation, terms.arrived_at, terms.record);
-        exchange.announce(request.headers_mut());
-        if !request.headers().contains_key(HOST) {
-            let host = exchange.backend().host_header.clone();
-            request.headers_mut().insert(HOST, host);
-        }
-        if exchange.backend().route.protocol == Protocol::Http1 {
-            // Over HTTP/2 it is not about one connection alone: gRPC workers ask for it.
-            request.headers_mut().remove(TE);
-        }
-        if let Some(format) = exchange.backend().route.load_metrics {
-            let format = HeaderValue::from_static(format.as_str());
-            request.headers_mut().insert(LOAD_METRICS_FORMAT, format);
-        }
-        // Whatever the client wrote: this is what the worker is asked for.
-        let asked = request.headers().get(UPGRADE).cloned();
+        exchange.announce(&mut draft.parts.headers);
+        draft.address(exchange.backend());
+        let asked = draft.upgrade.clone();
         loop {
             let mut connection =
                 match self.pool.connect(exchange.backend(), self.connect_timeout).await {
@@ -143,15 +130,17 @@ impl Sender {
                         let instance = &exchange.backend().route.instance;
                         tracing::debug!(%instance, %error, "cannot connect");
                         let fault = WorkerTlsError::fault_of(&error);
-                        return Err(not_sent(exchange, request, fault));
+                        return Err(not_sent(exchange, draft, fault));
                     }
                 };
             // A connection that the worker closes while it is idle takes with it what is sent just then. What changes
             // nothing may be sent again (RFC 9112, 9.3.1).
-            let again = connection.is_reused() && request.method().is_safe();
-            let spare = again.then(|| retry::copy(&request)).flatten();
+            let again = connection.is_reused() && draft.parts.method.is_safe();
+            if terms.keep || again {
+                draft.body.keep();
+            }
             let sent = {
-                let sent = pin!(connection.send(request));
+                let sent = pin!(connection.send(draft));
                 terms.deadline.head(exchange.sent_at(), sent).await
             };
             match sent.map_err(|refusal| {
@@ -162,20 +151,24 @@ impl Sender {
                     return self.answer(response, connection, exchange, asked, terms).await;
                 }
                 // It closed while it was idle, or just now: another connection to the same instance.
-                Err(SendError::NotSent(unsent)) if connection.is_reused() => request = *unsent,
+                Err(SendError::NotSent(unsent)) if connection.is_reused() => draft = unsent,
                 Err(SendError::NotSent(unsent)) => {
-                    return Err(not_sent(exchange, *unsent, None));
+                    return Err(not_sent(exchange, unsent, None));
                 }
                 Err(SendError::Refused(error)) => {
                     let instance = &exchange.backend().route.instance;
                     tracing::debug!(%instance, %error, "a worker refused a stream");
                     exchange.refused();
-                    return Err(Failure::Refused);
+                    return Err(Failure::Refused(connection.take_request()));
                 }
-                Err(SendError::Broken(error)) => match (spare, error) {
-                    (Some(spare), UpstreamError::Io(_) | UpstreamError::Closed) => request = spare,
-                    (_, error) => return Err(broken(exchange, &error)),
-                },
+                Err(SendError::Broken(error)) => {
+                    let again =
+                        again && matches!(error, UpstreamError::Io(_) | UpstreamError::Closed);
+                    match connection.take_request() {
+                        Some(kept) if again => draft = kept,
+                        kept => return Err(broken(exchange, &error, kept)),
+                    }
+                }
             }
         }
     }
@@ -183,7 +176,7 @@ impl Sender {
     async fn answer(
         &self,
         response: Response<()>,
-        connection: Connection,
+        mut connection: Connection,
         mut exchange: Exchange,
         asked: Option<HeaderValue>,
         terms: Terms<'_>,
@@ -204,7 +197,7 @@ impl Sender {
             let Some((_, protocol)) = agreed else {
                 tracing::debug!("a worker switches protocols though nobody asked it to");
                 exchange.failed();
-                return Err(Failure::Broken);
+                return Err(Failure::Broken(connection.take_request()));
             };
             exchange.answered(parts.status.as_u16(), outcome::Outcome::Good);
             headers::set_upgrade(&mut parts.headers, protocol);
@@ -219,27 +212,34 @@ impl Sender {
         if not_run {
             exchange.was_full();
         }
-        let mut body = UpstreamBody::new(connection, exchange, self, terms.deadline);
-        if terms.hold_head {
-            body.read_ahead().await.map_err(Failure::of_body)?;
+        let mut body = Box::new(UpstreamBody::new(connection, exchange, self, terms.deadline));
+        if terms.hold_head
+            && let Err(error) = body.read_ahead().await
+        {
+            return Err(Failure::of_body(&error, body));
         }
         if headers::is_event_stream(&parts.headers) {
             // The engine may say only there, behind a 200, that it is full.
-            not_run |= body.says_not_run().await.map_err(Failure::of_body)?;
+            match body.says_not_run().await {
+                Ok(says) => not_run |= says,
+                Err(error) => return Err(Failure::of_body(&error, body)),
+            }
         }
-        let response = Response::from_parts(parts, ResponseBody::Upstream(Box::new(body)));
-        if not_run { Err(Failure::NotRun(Box::new(response))) } else { Ok(response) }
+        let kept = if not_run { body.take_request() } else { None };
+        body.forget_request();
+        let response = Response::from_parts(parts, ResponseBody::Upstream(body));
+        if not_run { Err(Failure::NotRun(Box::new(response), kept)) } else { Ok(response) }
     }
 }
 
-fn not_sent(exchange: Exchange, request: Request<RequestBody>, fault: Option<Fault>) -> Failure {
+fn not_sent(exchange: Exchange, draft: Box<Draft>, fault: Option<Fault>) -> Failure {
     exchange.not_sent();
-    Failure::NotSent(Box::new(request), fault)
+    Failure::NotSent(draft, fault)
 }
 
 /// Whose fault a request was that got no answer: the client's body broke off while it was being sent, or
 /// the worker's connection did.
-fn broken(mut exchange: Exchange, error: &UpstreamError) -> Failure {
+fn broken(mut exchange: Exchange, error: &UpstreamError, kept: Option<Box<Draft>>) -> Failure {
     if let Some(refusal) = Refusal::of_request(error) {
         exchange.answered(refusal.code(), outcome::Outcome::Neutral);
         return Failure::Counted(refusal);
@@ -247,5 +247,5 @@ fn broken(mut exchange: Exchange, error: &UpstreamError) -> Failure {
     let instance = &exchange.backend().route.instance;
     tracing::debug!(%instance, %error, "a worker broke off");
     exchange.failed();
-    Failure::Broken
+    Failure::Broken(kept)
 }

@@ -29,6 +29,8 @@ pub(super) struct RequestBody {
     /// The part that is still to come; `None` once all has been read.
     rest: Option<Incoming>,
     trailers: Option<http::HeaderMap>,
+    /// How much of what is here was taken, where it stays here all the same.
+    taken: Option<usize>,
     /// What the head said.
     length: Length,
     meter: BodyMeter,
@@ -88,6 +90,7 @@ impl RequestBody {
             buffered: 0,
             rest: None,
             trailers: None,
+            taken: None,
             length: Length::None,
             meter,
             room: u64::MAX,
@@ -121,6 +124,39 @@ impl RequestBody {
                 ..Self::empty()
             }
         })
+    }
+
+    /// From here on what is taken of it stays here, so that it can be sent again; unless it is not all here.
+    pub(super) fn keep(&mut self) {
+        self.taken = self.is_complete().then_some(0);
+    }
+
+    pub(super) fn is_kept(&self) -> bool {
+        self.taken.is_some()
+    }
+
+    /// It will not be sent again.
+    pub(super) fn forget(&mut self) {
+        let taken = self.taken.take().unwrap_or(0);
+        if taken > self.read.len() {
+            self.trailers = None;
+        }
+        let pieces = taken.min(self.read.len());
+        for piece in self.read.drain(..pieces) {
+            self.held.less(piece.len() as u64);
+        }
+    }
+
+    /// The next piece of what is kept.
+    fn take_kept(&mut self) -> Option<Frame<Bytes>> {
+        let taken = self.taken.as_mut()?;
+        let frame = match self.read.get(*taken) {
+            Some(piece) => Frame::data(piece.clone()),
+            None if *taken == self.read.len() => Frame::trailers(self.trailers.clone()?),
+            None => return None,
+        };
+        *taken += 1;
+        Some(frame)
     }
 
     /// Whether more may be read before it can be sent on, as far as memory goes.
@@ -262,8 +298,11 @@ impl RequestBody {
         }
     }
 
-    /// Takes back what was taken from its beginning and not used.
+    /// It is to be sent again. What was taken from its beginning comes back, where it did not stay here.
     pub(super) fn put_back(&mut self, pieces: impl DoubleEndedIterator<Item = Bytes>) {
+        if self.taken.take().is_some() {
+            return;
+        }
         for piece in pieces.rev() {
             if self.is_counted() {
                 self.held.more(self.clients.as_ref(), piece.len() as u64);
@@ -307,6 +346,9 @@ impl Body for RequestBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if self.is_kept() {
+            return Poll::Ready(self.take_kept().map(Ok));
+        }
         if let Some(piece) = self.read.pop_front() {
             self.held.less(piece.len() as u64);
             return Poll::Ready(Some(Ok(Frame::data(piece))));
@@ -318,13 +360,17 @@ impl Body for RequestBody {
     }
 
     fn is_end_stream(&self) -> bool {
+        if let Some(taken) = self.taken {
+            return taken >= self.read.len() + usize::from(self.trailers.is_some());
+        }
         self.read.is_empty()
             && self.trailers.is_none()
             && self.rest.as_ref().is_none_or(Incoming::is_over)
     }
 
     fn size_hint(&self) -> SizeHint {
-        let here: u64 = self.read.iter().map(|piece| piece.len() as u64).sum();
+        let here = self.read.iter().skip(self.taken.unwrap_or(0));
+        let here: u64 = here.map(|piece| piece.len() as u64).sum();
         match &self.rest {
             None => SizeHint::with_exact(here),
             Some(rest) => match rest.rest() {

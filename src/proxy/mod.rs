@@ -34,6 +34,7 @@ mod calm;
 mod choice;
 mod deadline;
 mod downstream;
+mod draft;
 mod drain_rate;
 mod ending;
 mod exchange;

@@ -9,23 +9,23 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Instant;
 
-use http::header::{EXPECT, HeaderMap, HeaderValue, TE};
-use http::request::Parts;
-use http::{Request, Response, Uri, Version};
+use http::header::{HeaderMap, HeaderValue};
+use http::{Request, Response, Version};
 
 use super::admission::{Affinity, Reservation};
 use super::attempt::{Failure, Sender, Terms};
 use super::body::{Incoming, RequestBody, ResponseBody};
 use super::deadline::Deadline;
+use super::draft::Draft;
 use super::exchange::CLIENT_LEFT;
 use super::head;
-use super::headers::{self, Length};
+use super::headers::Length;
 use super::keys::{ApiKeys, Key};
 use super::limits::Clients;
 use super::own::Own;
 use super::refusal::{Dialect, Refusal};
 use super::resolve::Target;
-use super::retry::{Draft, Retry};
+use super::retry::Retry;
 use super::router::Router;
 use super::snapshot::Variant;
 use super::sticky;
@@ -83,15 +83,14 @@ pub(super) fn serve(
         variant.room.arrived();
         record.resolved(&variant.key, &variant.model);
     }
-    let mut body = RequestBody::new(body, record.body_meter(), &thread.clients);
-    if target.dialect == Dialect::Grpc && parts.version == Version::HTTP_2 {
-        body.may_be_silent();
+    let body = RequestBody::new(body, record.body_meter(), &thread.clients);
+    let mut draft = Box::new(Draft::new(parts, body));
+    if target.dialect == Dialect::Grpc && draft.parts.version == Version::HTTP_2 {
+        draft.body.may_be_silent();
     }
     let life = Life {
         arrived_at,
         deadline,
-        body,
-        parts,
         key,
         variant: None,
         accountable,
@@ -107,7 +106,7 @@ pub(super) fn serve(
             life.record.own_answer(answer.status().as_u16(), full_length(&answer));
             answer
         } else {
-            life.answer(&target, by_head).await
+            life.answer(target, draft, by_head).await
         })
     }
 }
@@ -128,8 +127,6 @@ struct Life {
     arrived_at: Instant,
     /// The client's own, and the variant's once it is known.
     deadline: Deadline,
-    parts: Parts,
-    body: RequestBody,
     /// Who asks, where keys are asked for.
     key: Option<Arc<Key>>,
     variant: Option<Arc<Variant>>,
@@ -147,10 +144,12 @@ struct Life {
 impl Life {
     async fn answer(
         mut self,
-        target: &Target,
+        target: Target,
+        draft: Box<Draft>,
         by_head: Option<Result<Arc<Variant>, Refusal>>,
     ) -> Response<ResponseBody> {
-        let refusal = match self.run(target, by_head).await {
+        let dialect = target.dialect;
+        let refusal = match self.run(target, draft, by_head).await {
             Ok(response) => return response,
             Err(refusal) => refusal,
         };
@@ -158,7 +157,7 @@ impl Life {
             traffic.answered(refusal.code());
         }
         let kind = refusal.kind();
-        let (code, dialect) = (refusal.code(), target.dialect);
+        let code = refusal.code();
         let response = refusal.into_response(dialect);
         // To gRPC every answer is a 200.
         let told = if dialect == Dialect::Grpc { code } else { response.status().as_u16() };
@@ -168,27 +167,29 @@ impl Life {
 
     async fn run(
         &mut self,
-        target: &Target,
+        target: Target,
+        mut draft: Box<Draft>,
         by_head: Option<Result<Arc<Variant>, Refusal>>,
     ) -> Result<Response<ResponseBody>, Refusal> {
         let by_head = by_head.transpose()?;
-        self.body.check_length().map_err(|error| Refusal::of_body(&error))?;
+        draft.body.check_length().map_err(|error| Refusal::of_body(&error))?;
         let variant = match by_head {
             Some(variant) => variant,
-            None => self.deadline.bound(pin!(self.resolve_by_body())).await?,
+            None => self.deadline.bound(pin!(self.resolve_by_body(&mut draft))).await?,
         };
         self.accountable = Some(Arc::clone(&variant.unserved));
         self.deadline = self.deadline.with(&variant.requests, self.arrived_at);
         self.variant = Some(variant);
-        self.deadline.bound(pin!(self.read_small_body())).await?;
-        self.prepare_head(target);
-        self.send_somewhere().await
+        self.deadline.bound(pin!(self.read_small_body(&mut draft.body))).await?;
+        draft.prepare(target.worker_path);
+        self.send_somewhere(draft).await
     }
 
-    async fn resolve_by_body(&mut self) -> Result<Arc<Variant>, Refusal> {
+    async fn resolve_by_body(&self, draft: &mut Draft) -> Result<Arc<Variant>, Refusal> {
         let snapshot = self.thread.router.current().clone();
         let most = self.thread.clients.limits.body;
-        let variant = Target::resolve_by_body(&self.parts, &mut self.body, &snapshot, most).await?;
+        let variant =
+            Target::resolve_by_body(&draft.parts, &mut draft.body, &snapshot, most).await?;
         let variant = allowed(variant, self.key.as_deref())?;
         variant.room.arrived();
         self.record.resolved(&variant.key, &variant.model);
@@ -197,11 +198,11 @@ impl Life {
 
     /// Bodies of a known, small length are read before a slot is taken: a slow upload holds none, and a
     /// client that leaves meanwhile is noticed.
-    async fn read_small_body(&mut self) -> Result<(), Refusal> {
+    async fn read_small_body(&self, body: &mut RequestBody) -> Result<(), Refusal> {
         let most = self.thread.clients.limits.body;
-        if matches!(self.body.length(), Length::Exact(bytes) if bytes <= most) {
-            while !self.body.is_complete() && self.body.may_read_ahead() {
-                std::future::poll_fn(|cx| self.body.poll_read_more(cx))
+        if matches!(body.length(), Length::Exact(bytes) if bytes <= most) {
+            while !body.is_complete() && body.may_read_ahead() {
+                std::future::poll_fn(|cx| body.poll_read_more(cx))
                     .await
                     .map_err(|error| Refusal::of_body(&error))?;
             }
@@ -209,36 +210,13 @@ impl Life {
         Ok(())
     }
 
-    /// The head as the worker gets it, but for what depends on which worker that is.
-    fn prepare_head(&mut self, target: &Target) {
-        headers::set_host(&mut self.parts.headers, &self.parts.uri);
-        if self.parts.version == Version::HTTP_2 {
-            headers::join_cookies(&mut self.parts.headers);
-        }
-        let path = target.worker_path.clone().or_else(|| self.parts.uri.path_and_query().cloned());
-        self.parts.uri = path.map_or_else(Uri::default, Uri::from);
-        // HTTP/1.0 knows no switch (RFC 9110, 7.8).
-        let upgrade = (self.parts.version == Version::HTTP_11)
-            .then(|| headers::wanted_upgrade(&self.parts.headers))
-            .flatten();
-        self.parts.version = Version::HTTP_11;
-        let trailers = headers::takes_trailers(&self.parts.headers);
-        headers::strip_hop_by_hop(&mut self.parts.headers);
-        if trailers {
-            self.parts.headers.insert(TE, HeaderValue::from_static("trailers"));
-        }
-        // The body is read here, whether or not the worker would have wanted it.
-        self.parts.headers.remove(EXPECT);
-        headers::set_request_framing(&mut self.parts.headers, self.body.length());
-        if let Some(protocol) = upgrade {
-            headers::set_upgrade(&mut self.parts.headers, protocol);
-        }
-    }
-
     /// Once a worker has broken off with the request, whatever else goes wrong must not be told as
     /// something that is safe to send again.
-    async fn send_somewhere(&mut self) -> Result<Response<ResponseBody>, Refusal> {
-        let answer = self.try_somewhere().await;
+    async fn send_somewhere(
+        &mut self,
+        draft: Box<Draft>,
+    ) -> Result<Response<ResponseBody>, Refusal> {
+        let answer = self.try_somewhere(draft).await;
         answer.map_err(|refusal| match refusal {
             // It says so itself.
             Refusal::DeadlineExceeded => refusal,
@@ -248,24 +226,26 @@ impl Life {
         })
     }
 
-    async fn try_somewhere(&mut self) -> Result<Response<ResponseBody>, Refusal> {
+    async fn try_somewhere(
+        &mut self,
+        mut draft: Box<Draft>,
+    ) -> Result<Response<ResponseBody>, Refusal> {
         let Some(variant) = self.variant.clone() else { return Err(Refusal::NoInstance) };
         let deadline = self.deadline;
-        let caller = caller(&self.parts.headers, &variant.requests, self.key.as_deref());
-        let affinity = sticky::affinity(&mut self.parts.headers, &variant.requests);
-        let mut retry = Retry::new(&variant, self.parts.uri.path());
-        let mut draft = self.take_draft();
+        let caller = caller(&draft.parts.headers, &variant.requests, self.key.as_deref());
+        let affinity = sticky::affinity(&mut draft.parts.headers, &variant.requests);
+        let mut retry = Retry::new(&variant, draft.parts.uri.path());
         loop {
-            let admitted = self.admit(caller, affinity, &retry, draft.body());
+            let admitted = self.admit(caller, affinity, &retry, &mut draft.body);
             let reservation = deadline.bound(pin!(admitted)).await?;
             retry.trying(&reservation.backend);
             self.accountable = Some(Arc::clone(&reservation.backend.traffic));
-            let request = draft.next(retry.may_follow());
-            let hold_head = retry.replays() && draft.is_spare();
+            let keep = retry.may_follow();
+            let hold_head = keep && retry.replays() && draft.body.is_complete();
             self.at_instance = true;
-            let terms =
-                Terms { arrived_at: self.arrived_at, record: &self.record, hold_head, deadline };
-            let outcome = self.thread.sender.send(reservation, request, terms).await;
+            let (arrived_at, record) = (self.arrived_at, &self.record);
+            let terms = Terms { arrived_at, record, keep, hold_head, deadline };
+            let outcome = self.thread.sender.send(reservation, draft, terms).await;
             self.at_instance = false;
             match outcome {
                 Ok(mut response) => {
@@ -280,38 +260,30 @@ impl Life {
                 }
                 Err(Failure::NotSent(unsent, fault)) => {
                     self.tls_fault = fault;
-                    draft.give_back(*unsent);
                     if !retry.after_not_sent() {
                         return Err(Refusal::NoOtherInstance);
                     }
+                    draft = unsent;
                 }
-                Err(Failure::NotRun(answer)) => {
-                    if !draft.is_spare() || !retry.after_not_run() {
+                Err(Failure::NotRun(answer, kept)) => {
+                    let Some(kept) = kept.filter(|_| retry.after_not_run()) else {
                         self.accountable = None;
                         return Ok(*answer);
-                    }
+                    };
                     answer.into_body().supersede();
+                    draft = kept;
                 }
-                Err(Failure::Refused) => {
-                    if !draft.is_spare() || !retry.after_not_run() {
-                        return Err(Refusal::NoOtherInstance);
-                    }
+                Err(Failure::Refused(kept)) => {
+                    let kept = kept.filter(|_| retry.after_not_run());
+                    draft = kept.ok_or(Refusal::NoOtherInstance)?;
                 }
-                Err(Failure::Broken) => {
+                Err(Failure::Broken(kept)) => {
                     self.may_have_run = true;
-                    if !draft.is_spare() || !retry.after_broken() {
-                        return Err(Refusal::UpstreamBroken);
-                    }
+                    let kept = kept.filter(|_| retry.after_broken());
+                    draft = kept.ok_or(Refusal::UpstreamBroken)?;
                 }
             }
         }
-    }
-
-    fn take_draft(&mut self) -> Draft {
-        let (mut parts, ()) = Request::new(()).into_parts();
-        std::mem::swap(&mut parts, &mut self.parts);
-        let body = std::mem::replace(&mut self.body, RequestBody::empty());
-        Draft::new(Request::from_parts(parts, body))
     }
 
     /// A slot, by the newest table. Meanwhile a body of unknown length is read on up to the limit, so
@@ -321,7 +293,7 @@ impl Life {
         caller: Caller,
         affinity: Affinity,
         retry: &Retry,
-        body: Option<&mut RequestBody>,
+        body: &mut RequestBody,
     ) -> Result<Reservation, Refusal> {
         let key = self.variant.as_ref().map(|variant| &variant.key).ok_or(Refusal::NoInstance)?;
         let variant = self.thread.router.current().variant(key).cloned();
@@ -332,16 +304,11 @@ impl Life {
         self.record.waiting();
         let mut admitted = pin!(variant.admit(caller, retry.tried(), affinity));
         let most = self.thread.clients.limits.body;
-        let mut unread = body.filter(|body| !body.is_complete());
         std::future::poll_fn(|cx| {
             if let Poll::Ready(outcome) = admitted.as_mut().poll(cx) {
                 return Poll::Ready(outcome);
             }
-            while let Some(body) = &mut unread
-                && !body.is_complete()
-                && body.buffered() < most
-                && body.may_read_ahead()
-            {
+            while !body.is_complete() && body.buffered() < most && body.may_read_ahead() {
                 match body.poll_read_more(cx) {
                     Poll::Ready(Ok(())) => {}
                     Poll::Ready(Err(error)) => return Poll::Ready(Err(Refusal::of_body(&error))),

@@ -10,10 +10,8 @@
 
 use std::sync::Arc;
 
-use http::Request;
 use smallvec::SmallVec;
 
-use super::body::RequestBody;
 use super::snapshot::{Backend, Variant};
 use crate::decision::budget::RetryBudget;
 use crate::types::Generation;
@@ -83,7 +81,7 @@ impl Retry {
         self.slots = backend.slots();
     }
 
-    /// Whether another try may follow the one under way, so that a spare copy is worth keeping.
+    /// Whether another try may follow the one under way, so that the request is worth keeping.
     pub(super) fn may_follow(&self) -> bool {
         self.tried.len() < MOST_TRIES && self.tried.len() < self.variant.backends.len()
     }
@@ -114,53 +112,4 @@ impl Retry {
         self.variant.shared.retries.note(reason, decided);
         decided
     }
-}
-
-/// A request that may have to be sent more than once.
-#[derive(Debug)]
-pub(super) struct Draft {
-    request: Option<Request<RequestBody>>,
-    is_spare: bool,
-}
-
-impl Draft {
-    pub(super) fn new(request: Request<RequestBody>) -> Self {
-        Self { request: Some(request), is_spare: false }
-    }
-
-    /// What has been read of its body, while it is here.
-    pub(super) fn body(&mut self) -> Option<&mut RequestBody> {
-        self.request.as_mut().map(Request::body_mut)
-    }
-
-    /// The request to send; with `keep`, and where all of its body is in memory, a copy stays here.
-    pub(super) fn next(&mut self, keep: bool) -> Request<RequestBody> {
-        if keep && let Some(copy) = self.request.as_ref().and_then(copy) {
-            self.is_spare = true;
-            return copy;
-        }
-        self.is_spare = false;
-        self.request.take().unwrap_or_else(|| Request::new(RequestBody::empty()))
-    }
-
-    /// Whether a copy of what was sent last is here.
-    pub(super) fn is_spare(&self) -> bool {
-        self.is_spare
-    }
-
-    /// What was to be sent has not been.
-    pub(super) fn give_back(&mut self, request: Request<RequestBody>) {
-        self.request = Some(request);
-    }
-}
-
-/// The same once more, if all of its body is in memory.
-pub(super) fn copy(request: &Request<RequestBody>) -> Option<Request<RequestBody>> {
-    let body = request.body().try_copy()?;
-    let (mut parts, ()) = Request::new(()).into_parts();
-    parts.method = request.method().clone();
-    parts.uri = request.uri().clone();
-    parts.version = request.version();
-    parts.headers = request.headers().clone();
-    Some(Request::from_parts(parts, body))
 }

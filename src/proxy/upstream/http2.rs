@@ -35,6 +35,7 @@ use super::{SendError, UpstreamError, dial};
 use crate::decision::engine;
 use crate::proxy::body::RequestBody;
 use crate::proxy::calm::{Asked, Calm};
+use crate::proxy::draft::Draft;
 use crate::proxy::snapshot::Backend;
 use crate::proxy::socket::Socket;
 use crate::runtime::clock;
@@ -161,6 +162,8 @@ pub(in crate::proxy) struct Stream {
     incoming: Option<Incoming>,
     shared: Rc<Shared>,
     is_reused: bool,
+    /// What was sent, if it is to be kept.
+    kept: Option<Box<Draft>>,
 }
 
 impl Stream {
@@ -170,6 +173,7 @@ impl Stream {
             incoming: None,
             shared: Rc::clone(shared),
             is_reused: shared.has_served.replace(true),
+            kept: None,
         }
     }
 
@@ -177,17 +181,17 @@ impl Stream {
         self.is_reused
     }
 
-    pub(super) async fn send(
-        &mut self,
-        mut request: Request<RequestBody>,
-    ) -> Result<Response<()>, SendError> {
+    pub(super) async fn send(&mut self, mut draft: Box<Draft>) -> Result<Response<()>, SendError> {
+        self.kept = draft.body.is_kept().then(|| draft.copy()).flatten();
+        let mut request = draft.take();
         as_http2(&mut request, &self.shared.scheme);
         self.shared.asked.update(|asked| asked.saturating_add(1));
         let mut sender = self.shared.sender.clone();
         let response = sender.try_send_request(request).await.map_err(|mut error| {
             if let Some(mut request) = error.take_message() {
                 as_http1(&mut request);
-                return SendError::NotSent(Box::new(request));
+                draft.put_back(request);
+                return SendError::NotSent(draft);
             }
             let error = error.into_error();
             if is_refusal(&error) {
@@ -199,6 +203,11 @@ impl Stream {
         let (head, incoming) = response.into_parts();
         self.incoming = Some(incoming);
         Ok(Response::from_parts(head, ()))
+    }
+
+    /// The request once more, if it was kept.
+    pub(super) fn take_request(&mut self) -> Option<Box<Draft>> {
+        self.kept.take()
     }
 
     pub(super) fn poll_frame(

@@ -14,12 +14,13 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::Response;
 use http_body::Frame;
 use thiserror::Error;
 use tokio::net::TcpStream;
 
-use super::body::{BodyError, RequestBody};
+use super::body::BodyError;
+use super::draft::Draft;
 use super::snapshot::Backend;
 use super::socket::Socket;
 use crate::tls::{Connectors, Peer};
@@ -38,7 +39,7 @@ pub(super) enum Connection {
 #[derive(Debug)]
 pub(super) enum SendError {
     /// Not a byte of it was written: here it is again.
-    NotSent(Box<Request<RequestBody>>),
+    NotSent(Box<Draft>),
     /// The worker says that it did not look at it (RFC 9113, 8.7).
     Refused(hyper::Error),
     /// It may have run.
@@ -106,20 +107,38 @@ impl Connection {
     ///
     /// # Errors
     /// [`SendError`], which tells whether it may be sent again.
-    pub(super) async fn send(
-        &mut self,
-        request: Request<RequestBody>,
-    ) -> Result<Response<()>, SendError> {
+    pub(super) async fn send(&mut self, request: Box<Draft>) -> Result<Response<()>, SendError> {
         match self {
             Self::Http1(connection) => {
-                connection.send(request).await.map_err(|(unsent, error)| match (unsent, error) {
-                    (Some(unsent), UpstreamError::Io(_) | UpstreamError::Closed) => {
-                        SendError::NotSent(unsent)
-                    }
-                    (_, error) => SendError::Broken(error),
-                })
+                let error = match connection.send(request).await {
+                    Ok(response) => return Ok(response),
+                    Err(error) => error,
+                };
+                if matches!(error, UpstreamError::Io(_) | UpstreamError::Closed)
+                    && connection.is_unsent()
+                    && let Some(unsent) = connection.take_request()
+                {
+                    return Err(SendError::NotSent(unsent));
+                }
+                Err(SendError::Broken(error))
             }
             Self::Http2(stream) => stream.send(request).await,
+        }
+    }
+
+    /// The request once more, if all of it was kept.
+    pub(super) fn take_request(&mut self) -> Option<Box<Draft>> {
+        match self {
+            Self::Http1(connection) => connection.take_request(),
+            Self::Http2(stream) => stream.take_request(),
+        }
+    }
+
+    /// The request will not be sent again: what was kept for that may go.
+    pub(super) fn forget_request(&mut self) {
+        match self {
+            Self::Http1(connection) => connection.forget_request(),
+            Self::Http2(stream) => drop(stream.take_request()),
         }
     }
 
@@ -161,11 +180,13 @@ impl Pool {
                 if let Some(connection) = self.http1.take(backend) {
                     return Ok(Connection::Http1(connection));
                 }
-                let connection = http1::open(backend, &self.tls, limit).await?;
+                // In a place of its own: most requests find one, and are not to be larger for those that do not.
+                let connection = Box::pin(http1::open(backend, &self.tls, limit)).await?;
                 Ok(Connection::Http1(Box::new(connection)))
             }
             Protocol::H2c | Protocol::H2 => {
-                Ok(Connection::Http2(self.http2.stream(backend, &self.tls, limit).await?))
+                let stream = Box::pin(self.http2.stream(backend, &self.tls, limit)).await?;
+                Ok(Connection::Http2(stream))
             }
         }
     }

@@ -7,14 +7,13 @@ use std::task::{Context, Poll, Waker, ready};
 
 use bytes::Bytes;
 use http::header::TRANSFER_ENCODING;
-use http::request::Parts;
-use http::{HeaderMap, Method, Request, Response};
+use http::{HeaderMap, Method, Response};
 use http_body::{Body, Frame};
 use smallvec::SmallVec;
 use tokio::io::AsyncWrite;
 
 use super::super::UpstreamError;
-use crate::proxy::body::RequestBody;
+use crate::proxy::draft::Draft;
 use crate::proxy::http1::{self, Framing, Head, ReadBuffer, WriteBuffer};
 use crate::proxy::socket::Socket;
 
@@ -61,19 +60,29 @@ impl Connection {
     /// the answer's. Dropping the future and the connection cancels the request.
     ///
     /// # Errors
-    /// With the request as it was, if not a byte of it was written.
+    /// [`UpstreamError`]. What can be sent again is here ([`Connection::take_request`]).
     pub(in crate::proxy) async fn send(
         &mut self,
-        request: Request<RequestBody>,
-    ) -> Result<Response<()>, (Option<Box<Request<RequestBody>>>, UpstreamError)> {
-        let (parts, body) = request.into_parts();
-        self.request = Outgoing::new(&parts, body);
-        let answers_head = parts.method == Method::HEAD;
-        let answered = std::future::poll_fn(|cx| self.poll_head(cx, answers_head)).await;
-        answered.map_err(|error| {
-            let unsent = self.request.take_back();
-            (unsent.map(|body| Box::new(Request::from_parts(parts, body))), error)
-        })
+        request: Box<Draft>,
+    ) -> Result<Response<()>, UpstreamError> {
+        let answers_head = request.parts.method == Method::HEAD;
+        self.request = Outgoing::new(request);
+        std::future::poll_fn(|cx| self.poll_head(cx, answers_head)).await
+    }
+
+    /// Whether not a byte of the request was written.
+    pub(in crate::proxy) fn is_unsent(&self) -> bool {
+        !self.request.is_begun
+    }
+
+    /// The request once more, if it was not sent, or kept.
+    pub(in crate::proxy) fn take_request(&mut self) -> Option<Box<Draft>> {
+        self.request.take_back()
+    }
+
+    /// The request will not be sent again.
+    pub(in crate::proxy) fn forget_request(&mut self) {
+        self.request.forget();
     }
 
     fn poll_head(
@@ -219,8 +228,8 @@ impl Connection {
 #[derive(Debug, Default)]
 struct Outgoing {
     bytes: WriteBuffer,
-    /// What is not in `bytes` yet.
-    body: Option<RequestBody>,
+    /// With what of its body is not in `bytes` yet, or kept.
+    draft: Option<Box<Draft>>,
     is_chunked: bool,
     /// All of the body is in `bytes`.
     is_whole: bool,
@@ -235,26 +244,27 @@ struct Outgoing {
 }
 
 impl Outgoing {
-    fn new(parts: &Parts, body: RequestBody) -> Self {
+    fn new(draft: Box<Draft>) -> Self {
+        let parts = &draft.parts;
         let mut outgoing =
             Self { is_chunked: parts.headers.contains_key(TRANSFER_ENCODING), ..Self::default() };
         outgoing.bytes.write_with(|into| {
             into.reserve(1 << 10);
             http1::write_request(&parts.method, &parts.uri, &parts.headers, into);
         });
-        if body.is_end_stream() {
+        if draft.body.is_end_stream() {
             // Its head may promise chunks all the same: one without the last would take the next request's bytes.
             outgoing.end(None);
         }
-        outgoing.body = Some(body);
+        outgoing.draft = Some(draft);
         outgoing
     }
 
     /// Takes on what there is of the body.
     fn fill(&mut self, cx: &mut Context<'_>) -> Result<(), UpstreamError> {
         while !self.is_whole && self.bytes.len() < MOST_OUTGOING {
-            let Some(body) = &mut self.body else { break };
-            match Pin::new(&mut *body).poll_frame(cx) {
+            let Some(draft) = &mut self.draft else { break };
+            match Pin::new(&mut draft.body).poll_frame(cx) {
                 Poll::Pending => break,
                 Poll::Ready(Some(Err(error))) => return Err(error.into()),
                 Poll::Ready(Some(Ok(frame))) => self.take(frame),
@@ -275,14 +285,15 @@ impl Outgoing {
                     self.bytes.push_chunk(data);
                 } else {
                     self.bytes.push(data);
-                    self.is_whole = self.body.as_ref().is_none_or(Body::is_end_stream);
+                    self.is_whole =
+                        self.draft.as_ref().is_none_or(|draft| draft.body.is_end_stream());
                 }
             }
             Err(frame) => {
                 let trailers = frame.into_trailers().ok();
                 self.end(trailers.as_ref());
-                if let (Some(trailers), Some(body)) = (trailers, &mut self.body) {
-                    body.put_back_trailers(trailers);
+                if let (Some(trailers), Some(draft)) = (trailers, &mut self.draft) {
+                    draft.body.put_back_trailers(trailers);
                 }
             }
         }
@@ -299,14 +310,31 @@ impl Outgoing {
     fn note_written(&mut self) {
         self.is_begun = true;
         self.restorable.clear();
-        if self.is_whole {
-            self.body = None;
+        self.drop_what_is_sent();
+    }
+
+    /// Nobody needs it any more.
+    fn drop_what_is_sent(&mut self) {
+        if self.is_whole && !self.is_kept() {
+            self.draft = None;
         }
     }
 
+    fn is_kept(&self) -> bool {
+        self.draft.as_ref().is_some_and(|draft| draft.body.is_kept())
+    }
+
+    fn forget(&mut self) {
+        if let Some(draft) = &mut self.draft {
+            draft.body.forget();
+        }
+        self.drop_what_is_sent();
+    }
+
     fn give_up(&mut self, error: io::Error) {
-        (self.bytes, self.body) = (WriteBuffer::default(), None);
+        self.bytes = WriteBuffer::default();
         self.is_whole = true;
+        self.drop_what_is_sent();
         self.failure = Some(error);
     }
 
@@ -315,30 +343,35 @@ impl Outgoing {
         self.failure.take().map_or(UpstreamError::Closed, UpstreamError::Io)
     }
 
-    /// The body as it was, if not a byte of the request was written.
-    fn take_back(&mut self) -> Option<RequestBody> {
-        let mut body = self.body.take().filter(|_| !self.is_begun)?;
-        body.put_back(self.restorable.drain(..));
-        Some(body)
+    /// It as it was, if not a byte of it was written, or it was kept.
+    fn take_back(&mut self) -> Option<Box<Draft>> {
+        if self.is_begun && !self.is_kept() {
+            return None;
+        }
+        let mut draft = self.draft.take()?;
+        draft.body.put_back(self.restorable.drain(..));
+        Some(draft)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use http::HeaderValue;
+    use crate::proxy::body::RequestBody;
+    use http::{HeaderValue, Request};
+
+    fn outgoing(request: http::request::Builder) -> Outgoing {
+        let (parts, ()) = request.body(()).expect("a request").into_parts();
+        Outgoing::new(Box::new(Draft::new(parts, RequestBody::empty())))
+    }
 
     #[test]
     fn chunks_that_are_promised_end_even_if_there_are_none() {
         let chunked =
             Request::post("/x").header(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
-        let (parts, ()) = chunked.body(()).expect("a request").into_parts();
-        let mut outgoing = Outgoing::new(&parts, RequestBody::empty());
-        let bytes = outgoing.bytes.take_all();
+        let bytes = outgoing(chunked).bytes.take_all();
         assert!(bytes.ends_with(b"chunked\r\n\r\n0\r\n\r\n"), "{bytes:?}");
-        let (parts, ()) = Request::get("/x").body(()).expect("a request").into_parts();
-        let mut outgoing = Outgoing::new(&parts, RequestBody::empty());
-        let bytes = outgoing.bytes.take_all();
+        let bytes = outgoing(Request::get("/x")).bytes.take_all();
         assert_eq!(bytes, b"GET /x HTTP/1.1\r\n\r\n");
     }
 }

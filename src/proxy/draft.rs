@@ -1,0 +1,91 @@
+//! A request as workers get it, which may have to be sent more than once. It is moved as a box from one who sends
+//! it to the next: head and body in place take hundreds of bytes of each future that they pass through.
+
+use http::header::{EXPECT, HOST, HeaderValue, TE};
+use http::request::Parts;
+use http::uri::PathAndQuery;
+use http::{Request, Uri, Version};
+
+use super::body::RequestBody;
+use super::headers;
+use super::snapshot::Backend;
+use super::told::LOAD_METRICS_FORMAT;
+use crate::types::Protocol;
+
+/// Head and body, and what the client said that depends on the worker.
+#[derive(Debug)]
+pub(super) struct Draft {
+    pub(super) parts: Parts,
+    pub(super) body: RequestBody,
+    names_host: bool,
+    takes_trailers: bool,
+    /// What the worker is asked to switch to, whatever else the client wrote.
+    pub(super) upgrade: Option<HeaderValue>,
+}
+
+impl Draft {
+    /// As it came.
+    pub(super) fn new(parts: Parts, body: RequestBody) -> Self {
+        Self { parts, body, names_host: false, takes_trailers: false, upgrade: None }
+    }
+
+    /// Makes the head one for workers, but for what depends on which worker that is; `path` if not its own.
+    pub(super) fn prepare(&mut self, path: Option<PathAndQuery>) {
+        let Parts { headers, uri, version, .. } = &mut self.parts;
+        headers::set_host(headers, uri);
+        if *version == Version::HTTP_2 {
+            headers::join_cookies(headers);
+        }
+        let path = path.or_else(|| uri.path_and_query().cloned());
+        *uri = path.map_or_else(Uri::default, Uri::from);
+        // HTTP/1.0 knows no switch (RFC 9110, 7.8).
+        let switches = *version == Version::HTTP_11;
+        self.upgrade = switches.then(|| headers::wanted_upgrade(headers)).flatten();
+        *version = Version::HTTP_11;
+        self.takes_trailers = headers::takes_trailers(headers);
+        headers::strip_hop_by_hop(headers);
+        // The body is read here, whether or not the worker would have wanted it.
+        headers.remove(EXPECT);
+        headers::set_request_framing(headers, self.body.length());
+        if let Some(protocol) = &self.upgrade {
+            headers::set_upgrade(headers, protocol.clone());
+        }
+        self.names_host = headers.contains_key(HOST);
+    }
+
+    /// Addresses it to this worker, and no longer to the one before.
+    pub(super) fn address(&mut self, backend: &Backend) {
+        let headers = &mut self.parts.headers;
+        if !self.names_host {
+            headers.insert(HOST, backend.host_header.clone());
+        }
+        // Over HTTP/2 it is not about one connection alone: gRPC workers ask for it.
+        match (self.takes_trailers, backend.route.protocol) {
+            (false, _) => {}
+            (true, Protocol::Http1) => drop(headers.remove(TE)),
+            (true, _) => drop(headers.insert(TE, HeaderValue::from_static("trailers"))),
+        }
+        if let Some(format) = backend.route.load_metrics {
+            headers.insert(LOAD_METRICS_FORMAT, HeaderValue::from_static(format.as_str()));
+        }
+    }
+
+    /// All of it, for who sends it in one.
+    pub(super) fn take(&mut self) -> Request<RequestBody> {
+        let (mut parts, ()) = Request::new(()).into_parts();
+        std::mem::swap(&mut parts, &mut self.parts);
+        Request::from_parts(parts, std::mem::replace(&mut self.body, RequestBody::empty()))
+    }
+
+    /// What was taken was not sent.
+    pub(super) fn put_back(&mut self, request: Request<RequestBody>) {
+        (self.parts, self.body) = request.into_parts();
+        self.body.put_back(std::iter::empty());
+    }
+
+    /// The same once more, where all of its body is in memory.
+    pub(super) fn copy(&self) -> Option<Box<Self>> {
+        let (parts, body) = (self.parts.clone(), self.body.try_copy()?);
+        Some(Box::new(Self { parts, body, upgrade: self.upgrade.clone(), ..*self }))
+    }
+}
