@@ -13,7 +13,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
@@ -24,6 +24,8 @@ use crate::tls::Tls;
 
 /// Connections at once; the next one waits to be accepted.
 const CONNECTIONS: usize = 4096;
+/// How long a connection on which nothing was asked yet is kept when the end has come.
+const FIRST_REQUEST_TIME: Duration = Duration::from_millis(500);
 /// How long a client may take to send a request's head, and how long a connection may idle.
 const HEAD_TIME: Duration = Duration::from_secs(75);
 /// How long agreeing on TLS may take.
@@ -99,7 +101,17 @@ async fn connection(
     router: Router,
     stop: CancellationToken,
 ) {
+    let asked = Arc::new(Notify::new());
+    let ending = {
+        let asked = Arc::clone(&asked);
+        async move {
+            stop.cancelled().await;
+            // One that was just accepted has its first request on the way.
+            let _ = timeout(FIRST_REQUEST_TIME, asked.notified()).await;
+        }
+    };
     let service = service_fn(move |request: http::Request<Incoming>| {
+        asked.notify_one();
         let router = router.clone();
         async move { Ok::<_, Infallible>(answer(router, request).await) }
     });
@@ -110,7 +122,7 @@ async fn connection(
     tokio::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
-        () = stop.cancelled() => {
+        () = ending => {
             connection.as_mut().graceful_shutdown();
             timeout(ENDING, connection).await.unwrap_or(Ok(()))
         }
