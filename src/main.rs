@@ -12,6 +12,11 @@ use forebay::types::Address;
 use forebay::types::tls::{CertificateFiles, WorkerTls};
 use forebay::{app, cli, config, sim, worker};
 
+/// A request takes some thirty pieces of memory, several of them too large for what the C library's allocator has at
+/// hand for a thread: this one serves them with half the instructions, and 256 requests at once with less of the cache.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Capacity-aware instance pools in front of any set of model servers
 #[derive(Debug, Parser)]
 #[command(name = "forebay", version, arg_required_else_help = true)]
