@@ -15,7 +15,7 @@ use tokio::io::AsyncWrite;
 
 use super::client_io::ClientIo;
 use crate::proxy::body::BodyError;
-use crate::proxy::http1::{self, Framing, HeadError, ReadBuffer, RequestHead, WriteBuffer};
+use crate::proxy::http1::{self, Burst, Framing, HeadError, ReadBuffer, RequestHead, WriteBuffer};
 use crate::proxy::limits::Clients;
 
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
@@ -39,6 +39,7 @@ pub(super) struct State {
     /// The client waits to be told that its body is wanted.
     expects_continue: bool,
     pub(super) out: WriteBuffer,
+    burst: Burst,
     /// Some of what was written may be in the layer below.
     is_unflushed: bool,
     /// The task that drives it.
@@ -65,6 +66,7 @@ impl Client {
             body: Framing::Over,
             expects_continue: false,
             out: WriteBuffer::default(),
+            burst: Burst::default(),
             is_unflushed: false,
             driver: Waker::noop().clone(),
             reader: None,
@@ -118,11 +120,7 @@ impl State {
     /// Reads what there is; 0 is the end.
     pub(super) fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         let Some(socket) = &mut self.socket else { return Poll::Ready(Ok(0)) };
-        let filled = self.read.poll_fill(socket.socket(), cx);
-        if filled.is_pending() {
-            self.read.rest();
-        }
-        filled
+        self.read.poll_fill(socket.socket(), cx)
     }
 
     /// From now on this task drives the connection.
@@ -159,6 +157,18 @@ impl State {
             self.is_unflushed = false;
         }
         Poll::Ready(Ok(()))
+    }
+
+    /// The same, together with what else the thread has to write.
+    pub(super) fn poll_send_in_burst(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !self.out.is_empty() {
+            ready!(self.burst.poll(cx));
+        }
+        let sent = self.poll_send(cx);
+        if self.out.is_empty() {
+            self.burst.end();
+        }
+        sent
     }
 
     /// The next piece of the request's body, for a reader with this context.

@@ -112,7 +112,7 @@ impl Answer {
         loop {
             let has_stopped = self.fill(cx, client);
             let mut client = client.state();
-            let sent = client.poll_send(cx)?;
+            let sent = client.poll_send_in_burst(cx)?;
             if let Some(whole) = self.end {
                 return sent.map(|()| Ok(whole));
             }

@@ -1,13 +1,15 @@
 //! HTTP/1.1 as bytes (RFC 9112), for clients and workers alike: [`head`] reads and writes heads, [`body`] takes
-//! apart what follows them, [`buffers`] holds what has come and what waits to go. Where two readers could
+//! apart what follows them, [`buffers`] holds what has come and what waits to go, [`burst`] says when it goes. Where two readers could
 //! understand a message differently it is malformed, and its connection is not used again.
 
 mod body;
 mod buffers;
+mod burst;
 mod head;
 
 pub(super) use body::Framing;
-pub(super) use buffers::{ReadBuffer, WriteBuffer};
+pub(super) use buffers::{ReadBuffer, WriteBuffer, copied};
+pub(super) use burst::Burst;
 pub(super) use head::{
     Head, HeadError, RequestHead, read_request, read_response, write_fields, write_request,
     write_status,

@@ -14,11 +14,14 @@ use tokio::io::AsyncWrite;
 
 use super::super::UpstreamError;
 use crate::proxy::draft::Draft;
-use crate::proxy::http1::{self, Framing, Head, ReadBuffer, WriteBuffer};
+use crate::proxy::headers::Length;
+use crate::proxy::http1::{self, Burst, Framing, Head, ReadBuffer, WriteBuffer};
 use crate::proxy::socket::Socket;
 
 /// Bytes of a request that wait for the worker in our memory, about.
 const MOST_OUTGOING: usize = 64 << 10;
+/// How long a head is, about.
+const HEAD: usize = 512;
 /// Interim answers (1xx) before the final one.
 const MOST_INTERIM: u32 = 64;
 
@@ -146,11 +149,7 @@ impl Connection {
                 Poll::Ready(Ok(0)) => return Poll::Ready(Some(Err(UpstreamError::Closed))),
                 Poll::Ready(Ok(_)) => {}
                 Poll::Ready(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
-                Poll::Pending => {
-                    // A stream may be silent for long: it holds no memory meanwhile.
-                    self.read.rest();
-                    return Poll::Pending;
-                }
+                Poll::Pending => return Poll::Pending,
             }
         }
     }
@@ -177,7 +176,6 @@ impl Connection {
     /// Nobody uses it for a while: it keeps no more memory than it needs.
     pub(super) fn rests(&mut self) {
         self.read.rest();
-        self.request.bytes.rest();
     }
 
     /// Looks at an idle connection: whether another request can be sent on it.
@@ -205,6 +203,9 @@ impl Connection {
                 self.is_unflushed &= Pin::new(&mut self.socket).poll_flush(cx).is_pending();
                 return Ok(());
             }
+            if self.request.burst.poll(cx).is_pending() {
+                return Ok(());
+            }
             self.is_unflushed = true;
             match self.request.bytes.poll_write(&mut self.socket, cx) {
                 Poll::Pending => return Ok(()),
@@ -228,6 +229,7 @@ impl Connection {
 #[derive(Debug, Default)]
 struct Outgoing {
     bytes: WriteBuffer,
+    burst: Burst,
     /// With what of its body is not in `bytes` yet, or kept.
     draft: Option<Box<Draft>>,
     is_chunked: bool,
@@ -246,10 +248,14 @@ struct Outgoing {
 impl Outgoing {
     fn new(draft: Box<Draft>) -> Self {
         let parts = &draft.parts;
+        let here = match draft.body.length() {
+            Length::Exact(bytes) => usize::try_from(bytes).map_or(0, http1::copied),
+            _ => 0,
+        };
         let mut outgoing =
             Self { is_chunked: parts.headers.contains_key(TRANSFER_ENCODING), ..Self::default() };
         outgoing.bytes.write_with(|into| {
-            into.reserve(1 << 10);
+            into.reserve(HEAD + here);
             http1::write_request(&parts.method, &parts.uri, &parts.headers, into);
         });
         if draft.body.is_end_stream() {
@@ -310,6 +316,12 @@ impl Outgoing {
     fn note_written(&mut self) {
         self.is_begun = true;
         self.restorable.clear();
+        if self.bytes.is_empty() {
+            self.burst.end();
+        }
+        if self.is_whole {
+            self.bytes.rest();
+        }
         self.drop_what_is_sent();
     }
 
