@@ -72,12 +72,15 @@ impl UpstreamBody {
             ahead: None,
             request: None,
             failure: None,
-            watch: deadline.watch(),
+            watch: None,
             pool: Rc::clone(&sender.pool),
             tasks: sender.tasks.clone(),
             has_begun: false,
         };
         body.finish_if_over();
+        if body.connection().is_some() {
+            body.watch = deadline.watch();
+        }
         body
     }
 

@@ -24,10 +24,16 @@ const HOP_BY_HOP: [&str; 10] = [
     "http2-settings",
 ];
 
+fn is_hop_by_hop(name: &str) -> bool {
+    // The first letter alone tells it of most.
+    matches!(name.as_bytes().first(), Some(b'c' | b'h' | b'k' | b'p' | b't' | b'u'))
+        && HOP_BY_HOP.contains(&name)
+}
+
 /// Removes what concerns only the connection that the message came by.
 pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) {
     // Most messages have none of it, which one look at the names tells.
-    if !headers.keys().any(|name| HOP_BY_HOP.contains(&name.as_str())) {
+    if !headers.keys().any(|name| is_hop_by_hop(name.as_str())) {
         return;
     }
     if headers.contains_key(CONNECTION) {

@@ -275,14 +275,10 @@ async fn accept(
                     drop(stream.try_write(TOO_MANY_CONNECTIONS));
                     continue;
                 };
-                let connection = serve_connection(
-                    (stream, peer),
-                    tls.cloned(),
-                    Rc::clone(thread),
-                    ending.clone(),
-                );
+                let (tls, ending) = (tls.cloned(), ending.clone());
+                let of_connection = Rc::clone(thread);
                 thread.sender.tasks.spawn_local(async move {
-                    connection.await;
+                    serve_connection((stream, peer), tls, of_connection, ending).await;
                     drop(presence);
                 });
             }

@@ -216,6 +216,10 @@ impl Finder {
 
 /// What a JSON string says that is written so between its quotes.
 fn decoded(text: &[u8]) -> Option<String> {
+    // Nearly all do without what has to be decoded.
+    if !text.iter().any(|byte| *byte == b'\\' || byte.is_ascii_control()) {
+        return std::str::from_utf8(text).ok().map(str::to_owned);
+    }
     let quoted = [b"\"", text, b"\""].concat();
     serde_json::from_slice(&quoted).ok()
 }

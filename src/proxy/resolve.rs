@@ -135,7 +135,7 @@ fn pick(
 /// JSON bodies name a model; so do those whose sender did not say what they are.
 fn may_name_a_model(parts: &Parts, body: &RequestBody) -> bool {
     let json = parts.headers.get(CONTENT_TYPE).is_none_or(|value| {
-        value.to_str().is_ok_and(|value| value.to_ascii_lowercase().contains("json"))
+        value.as_bytes().windows(4).any(|word| word.eq_ignore_ascii_case(b"json"))
     });
     json && body.length() != Length::None
 }

@@ -42,7 +42,8 @@ class Row:
         """All rounds, one proxy after another: figures by proxy and round."""
         if self.alone:
             return self.alone(options, directory, there(self.proxies, names))
-        workers = some_workers(4)
+        # More than any row has at once: what waits for a slot is no stream yet.
+        workers = some_workers(4, slots=4096)
         started = start_workers(directory, workers)
         setting = Setting(workers, directory, self.listener, certificate(directory))
         try:

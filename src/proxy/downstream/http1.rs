@@ -76,7 +76,7 @@ impl Driver {
                 Ok(Some(next)) => next,
                 Ok(None) => break,
                 Err(error) => {
-                    self.refuse(error).await?;
+                    Box::pin(self.refuse(error)).await?;
                     break;
                 }
             };
@@ -196,7 +196,7 @@ impl Driver {
             poll_fn(|cx| self.client.state().poll_send(cx)).await?;
             let client = self.client.state().take_socket();
             if let Some((socket, said_already)) = client {
-                tunnel.run(socket, said_already).await;
+                Box::pin(tunnel.run(socket, said_already)).await;
             }
             return Ok(Next::Nothing);
         }

@@ -62,7 +62,8 @@ pub(super) async fn serve_connection(
             next.replace(Some(Rc::clone(&taking)));
             let answer = (!has_too_many_fields(request.headers())).then(|| {
                 origin.mark(request.headers_mut(), Version::HTTP_2);
-                serve(Rc::clone(&thread), request.map(Incoming::Http2))
+                // In a place of its own: hyper moves what answers a stream several times.
+                Box::pin(serve(Rc::clone(&thread), request.map(Incoming::Http2)))
             });
             async move {
                 let answer = match answer {

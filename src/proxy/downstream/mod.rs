@@ -59,7 +59,10 @@ pub(super) async fn serve_connection(
         () = ending.at_once() => return,
     };
     match begun {
-        Ok(Ok((socket, true))) => http2::serve_connection(socket, origin, thread, ending).await,
+        Ok(Ok((socket, true))) => {
+            // In a place of its own, that a connection of HTTP/1.1 has no need of.
+            Box::pin(http2::serve_connection(socket, origin, thread, ending)).await;
+        }
         Ok(Ok((socket, false))) => http1::serve_connection(socket, origin, thread, ending).await,
         // Nothing of a request has come: nobody is owed an answer.
         Ok(Err(_)) | Err(_) if tls.is_none() => {}
@@ -77,7 +80,7 @@ async fn begin(stream: TcpStream, tls: Option<&Tls>) -> io::Result<(Socket, bool
         let http2 = speaks_http2(&stream).await?;
         return Ok((Socket::Plain(stream), http2));
     };
-    let (stream, http2) = tls.accept(stream).await?;
+    let (stream, http2) = Box::pin(tls.accept(stream)).await?;
     Ok((Socket::Tls(Box::new(stream.into())), http2))
 }
 

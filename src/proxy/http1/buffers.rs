@@ -23,6 +23,11 @@ const SMALL: usize = 2 << 10;
 /// Pieces that are written at once.
 const MOST_PIECES: usize = 16;
 
+/// How much of a piece of this length is copied.
+pub(in crate::proxy) fn copied(length: usize) -> usize {
+    if length <= SMALL { length } else { 0 }
+}
+
 /// What has come.
 #[derive(Debug)]
 pub(in crate::proxy) struct ReadBuffer {
@@ -37,21 +42,30 @@ impl Default for ReadBuffer {
 }
 
 impl ReadBuffer {
-    /// Reads what there is, at least one byte; 0 is the connection's end.
+    /// Reads what there is, at least one byte; 0 is the connection's end. It holds no memory while it waits: a stream may be
+    /// silent for long.
     pub(in crate::proxy) fn poll_fill(
         &mut self,
         socket: &mut Socket,
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<usize>> {
-        if let Socket::Plain(socket) = socket {
-            // So that there is memory only for what is there.
+        if self.next > LEAST_READ
+            && let Socket::Plain(socket) = socket
+        {
+            // None is at hand: there is to be memory only for what is there.
             ready!(socket.poll_read_ready(cx))?;
+        } else if self.bytes.capacity() == 0 {
+            self.bytes = spare::take();
         }
         if self.bytes.capacity() - self.bytes.len() < self.next / 4 {
             self.bytes.reserve(self.next);
         }
         let room = self.bytes.capacity() - self.bytes.len();
-        let read = ready!(poll_read_buf(Pin::new(socket), cx, &mut self.bytes))?;
+        let Poll::Ready(read) = poll_read_buf(Pin::new(socket), cx, &mut self.bytes) else {
+            self.rest();
+            return Poll::Pending;
+        };
+        let read = read?;
         self.next = if read >= room {
             (self.next * 2).min(MOST_READ)
         } else if read < self.next / 4 {
@@ -70,7 +84,40 @@ impl ReadBuffer {
     /// Nothing may come for long.
     pub(in crate::proxy) fn rest(&mut self) {
         if self.bytes.is_empty() {
-            self.bytes = BytesMut::new();
+            spare::keep(std::mem::take(&mut self.bytes));
+        }
+    }
+}
+
+/// A thread's buffers that nobody reads into just now: each piece of a stream needs one for a moment, and they are
+/// too large for an allocator to have them at hand.
+mod spare {
+    use std::cell::RefCell;
+
+    use bytes::BytesMut;
+
+    use super::LEAST_READ;
+
+    /// How many are kept.
+    const MOST: usize = 32;
+
+    thread_local! {
+        static SPARE: RefCell<Vec<BytesMut>> = const { RefCell::new(Vec::new()) };
+    }
+
+    /// One that has room for [`LEAST_READ`], or none at all.
+    pub(super) fn take() -> BytesMut {
+        SPARE.with_borrow_mut(Vec::pop).unwrap_or_default()
+    }
+
+    /// Keeps it, if it is of the usual size and nothing of it is in use.
+    pub(super) fn keep(mut buffer: BytesMut) {
+        if buffer.try_reclaim(LEAST_READ) && buffer.capacity() < 2 * LEAST_READ {
+            SPARE.with_borrow_mut(|spare| {
+                if spare.len() < MOST {
+                    spare.push(buffer);
+                }
+            });
         }
     }
 }

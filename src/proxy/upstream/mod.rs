@@ -122,7 +122,7 @@ impl Connection {
                 }
                 Err(SendError::Broken(error))
             }
-            Self::Http2(stream) => stream.send(request).await,
+            Self::Http2(stream) => Box::pin(stream.send(request)).await,
         }
     }
 
