@@ -1056,6 +1056,21 @@ fn mistakes_in_scaling() {
 }
 
 #[test]
+fn a_mistake_in_an_expression_is_placed_in_quotes_of_any_kind() {
+    let p5 = "metrics.p5 = { metric = \"Invocations\", instance_type = \"ml.p5\" }";
+    for (open, close, place) in [
+        ("\"", "\"", "1:20:"),
+        ("'", "'", "1:20:"),
+        ("'''", "'''", "1:22:"),
+        ("'''\n", "'''", "2:6:"),
+    ] {
+        let found =
+            within("scaling", &format!("expression = {open}p5 / h100{close}\ntarget = 0.7\n{p5}"));
+        assert!(found.iter().any(|mistake| mistake.starts_with(place)), "{open:?}: {found:?}");
+    }
+}
+
+#[test]
 fn mistakes_in_a_schedule() {
     let mut told = String::new();
     for keys in [

@@ -160,6 +160,18 @@ impl<'a> Sink<'a> {
         self.lines.partition_point(|start| *start <= at)
     }
 
+    /// Where the byte `within` is of the text that is written at `at`, in quotes of whichever kind.
+    pub(super) fn inside(&self, at: usize, within: usize) -> usize {
+        let written = self.text.get(at..).unwrap_or_default();
+        let Some(opened) = ["'''", "\"\"\""].iter().find_map(|quotes| written.strip_prefix(quotes))
+        else {
+            return at + 1 + within;
+        };
+        // A line's end right behind three quotes is none of the text.
+        let text = opened.strip_prefix("\r\n").or_else(|| opened.strip_prefix('\n'));
+        at + written.len() - text.unwrap_or(opened).len() + within
+    }
+
     /// Everything found, in the file's order.
     pub(super) fn into_mistakes(self, file: &str) -> Vec<Mistake> {
         let mut found = self.found.take();

@@ -222,8 +222,8 @@ fn read_expression(
     let expr = match Expr::parse(text, &names) {
         Ok(expr) => expr,
         Err(error) => {
-            // One byte for the quote that the value begins with.
-            table.sink().error(text.at + 1 + error.start, format!("`expression`: {error}"));
+            let at = table.sink().inside(text.at, error.start);
+            table.sink().error(at, format!("`expression`: {error}"));
             return None;
         }
     };
