@@ -49,12 +49,14 @@ impl ReadBuffer {
         socket: &mut Socket,
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<usize>> {
-        if self.next > LEAST_READ
+        if self.bytes.is_empty()
             && let Socket::Plain(socket) = socket
+            && socket.poll_read_ready(cx)?.is_pending()
         {
-            // None is at hand: there is to be memory only for what is there.
-            ready!(socket.poll_read_ready(cx))?;
-        } else if self.bytes.capacity() == 0 {
+            self.rest();
+            return Poll::Pending;
+        }
+        if self.bytes.capacity() == 0 && self.next == LEAST_READ {
             self.bytes = spare::take();
         }
         if self.bytes.capacity() - self.bytes.len() < self.next / 4 {
@@ -83,7 +85,7 @@ impl ReadBuffer {
 
     /// Nothing may come for long.
     pub(in crate::proxy) fn rest(&mut self) {
-        if self.bytes.is_empty() {
+        if self.bytes.is_empty() && self.bytes.capacity() > 0 {
             spare::keep(std::mem::take(&mut self.bytes));
         }
     }

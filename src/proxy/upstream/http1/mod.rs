@@ -6,7 +6,7 @@
 mod connection;
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::io;
 use std::time::{Duration, Instant};
 
@@ -25,7 +25,7 @@ const MOST_IDLE: usize = 256;
 /// One thread's idle connections.
 #[derive(Debug, Default)]
 pub(super) struct Pool {
-    idle: RefCell<HashMap<Generation, Vec<Idle>>>,
+    idle: RefCell<BTreeMap<Generation, Vec<Idle>>>,
 }
 
 /// A connection that nobody uses.
