@@ -185,7 +185,8 @@ impl Sender {
         let upgrade = headers::wanted_upgrade(&parts.headers);
         headers::strip_hop_by_hop(&mut parts.headers);
         exchange.backend().vitals.told.take_off(&mut parts.headers);
-        headers::fix_response_framing(&mut parts.headers, connection.rest().is_some());
+        let says_length = connection.rest().is_some() && parts.status != StatusCode::NO_CONTENT;
+        headers::fix_response_framing(&mut parts.headers, says_length);
         let backend = exchange.backend();
         // What the proxy says itself nobody else may.
         parts.headers.remove(ERROR);

@@ -1,4 +1,4 @@
-//! The two body types of the request path: what goes to a worker, what goes to a client.
+//! The two body types of the request path: what goes to a worker, and what goes to a client ([`ResponseBody`]).
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -10,16 +10,15 @@ use bytes::{Bytes, BytesMut};
 use http_body::{Body, Frame, SizeHint};
 use tokio::time::Sleep;
 
-use super::answer::{AnswerError, UpstreamBody};
 use super::head;
 use super::headers::Length;
 use super::limits::{Clients, Held};
 use super::model_field::{Finder, ModelField};
-use super::tunnel::Tunnel;
 use crate::runtime::clock;
 use crate::telemetry::request::BodyMeter;
 
 pub(super) use super::incoming::{BodyError, Incoming};
+pub(super) use super::response::ResponseBody;
 
 /// A client's body: what has been read of it so far, and the rest.
 #[derive(Debug)]
@@ -282,6 +281,20 @@ impl RequestBody {
         Poll::Ready(Ok(()))
     }
 
+    /// Reads into memory what there is, up to about `most` bytes. While it is not complete `cx` is woken for more.
+    ///
+    /// # Errors
+    /// [`BodyError`].
+    pub(super) fn read_ahead(&mut self, cx: &mut Context<'_>, most: u64) -> Result<(), BodyError> {
+        while !self.is_complete() && self.buffered < most && self.may_read_ahead() {
+            match self.poll_read_more(cx) {
+                Poll::Ready(read) => read?,
+                Poll::Pending => break,
+            }
+        }
+        Ok(())
+    }
+
     /// Keeps a piece. Small ones are put together: a body of single bytes must not take many times its size.
     fn push(&mut self, data: Bytes) {
         match self.read.back_mut() {
@@ -314,6 +327,8 @@ impl RequestBody {
     /// The same for its trailers.
     pub(super) fn put_back_trailers(&mut self, trailers: http::HeaderMap) {
         self.trailers = Some(trailers);
+        // They were its end.
+        self.rest = None;
     }
 
     /// What is here beyond its first `skipped` bytes.
@@ -385,64 +400,6 @@ impl Body for RequestBody {
 fn least(waited: Duration) -> u64 {
     let millis = u64::try_from(waited.as_millis()).unwrap_or(u64::MAX);
     (millis.saturating_mul(LEAST_RATE) / 1_000).max(1)
-}
-
-/// What a client gets: the proxy's own words, or a worker's, passed on as they come.
-#[derive(Debug)]
-pub(super) enum ResponseBody {
-    /// All of it.
-    Full(Option<Bytes>),
-    /// A worker's.
-    Upstream(Box<UpstreamBody>),
-    /// Behind the head both sides speak something else.
-    Tunnel(Box<Tunnel>),
-}
-
-impl ResponseBody {
-    /// Nobody gets it: the request goes on elsewhere.
-    pub(super) fn supersede(mut self) {
-        if let Self::Upstream(body) = &mut self {
-            body.supersede();
-        }
-    }
-
-    pub(super) fn full(bytes: Bytes) -> Self {
-        Self::Full(Some(bytes).filter(|bytes| !bytes.is_empty()))
-    }
-}
-
-impl Body for ResponseBody {
-    type Data = Bytes;
-    type Error = AnswerError;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, AnswerError>>> {
-        match self.get_mut() {
-            Self::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
-            Self::Upstream(body) => body.poll_for_client(cx),
-            Self::Tunnel(_) => Poll::Ready(None),
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        match self {
-            Self::Full(bytes) => bytes.is_none(),
-            Self::Upstream(body) => body.is_end_stream(),
-            Self::Tunnel(_) => true,
-        }
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match self {
-            Self::Full(bytes) => {
-                SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
-            }
-            Self::Upstream(body) => body.size_hint(),
-            Self::Tunnel(_) => SizeHint::with_exact(0),
-        }
-    }
 }
 
 #[cfg(test)]

@@ -19,6 +19,7 @@ pub(super) struct Draft {
     pub(super) body: RequestBody,
     names_host: bool,
     takes_trailers: bool,
+    asks_for_load: bool,
     /// What the worker is asked to switch to, whatever else the client wrote.
     pub(super) upgrade: Option<HeaderValue>,
 }
@@ -26,7 +27,14 @@ pub(super) struct Draft {
 impl Draft {
     /// As it came.
     pub(super) fn new(parts: Parts, body: RequestBody) -> Self {
-        Self { parts, body, names_host: false, takes_trailers: false, upgrade: None }
+        Self {
+            parts,
+            body,
+            names_host: false,
+            takes_trailers: false,
+            asks_for_load: false,
+            upgrade: None,
+        }
     }
 
     /// Makes the head one for workers, but for what depends on which worker that is; `path` if not its own.
@@ -46,11 +54,17 @@ impl Draft {
         headers::strip_hop_by_hop(headers);
         // The body is read here, whether or not the worker would have wanted it.
         headers.remove(EXPECT);
+        self.names_host = headers.contains_key(HOST);
+        self.frame();
+    }
+
+    /// Says how the body is told from what follows it, and what is to be switched to: HTTP/1.1 alone does.
+    fn frame(&mut self) {
+        let headers = &mut self.parts.headers;
         headers::set_request_framing(headers, self.body.length());
         if let Some(protocol) = &self.upgrade {
             headers::set_upgrade(headers, protocol.clone());
         }
-        self.names_host = headers.contains_key(HOST);
     }
 
     /// Addresses it to this worker, and no longer to the one before.
@@ -65,9 +79,13 @@ impl Draft {
             (true, Protocol::Http1) => drop(headers.remove(TE)),
             (true, _) => drop(headers.insert(TE, HeaderValue::from_static("trailers"))),
         }
-        if let Some(format) = backend.route.load_metrics {
+        let asks = backend.route.load_metrics;
+        if let Some(format) = asks {
             headers.insert(LOAD_METRICS_FORMAT, HeaderValue::from_static(format.as_str()));
+        } else if self.asks_for_load {
+            headers.remove(LOAD_METRICS_FORMAT);
         }
+        self.asks_for_load = asks.is_some();
     }
 
     /// All of it, for who sends it in one.
@@ -81,6 +99,7 @@ impl Draft {
     pub(super) fn put_back(&mut self, request: Request<RequestBody>) {
         (self.parts, self.body) = request.into_parts();
         self.body.put_back(std::iter::empty());
+        self.frame();
     }
 
     /// The same once more, where all of its body is in memory.

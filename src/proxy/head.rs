@@ -27,7 +27,7 @@ const DISGUISED: [&str; 11] = [
 ];
 
 /// Fields that must not come in a trailer (RFC 9110, 6.5.1): they frame, route or authenticate.
-const NOT_IN_TRAILERS: [HeaderName; 13] = [
+const NOT_IN_TRAILERS: [HeaderName; 14] = [
     CONTENT_LENGTH,
     TRANSFER_ENCODING,
     HOST,
@@ -41,6 +41,7 @@ const NOT_IN_TRAILERS: [HeaderName; 13] = [
     http::header::CONTENT_TYPE,
     http::header::EXPECT,
     http::header::COOKIE,
+    http::header::SET_COOKIE,
 ];
 
 /// Whether a trailer's name is one that only a head may have: it routes, or says where a request comes from.
@@ -83,6 +84,11 @@ pub(super) fn ends_here(parts: &mut Parts) -> Result<bool, Refusal> {
         parts.headers.insert(MAX_FORWARDS, left.into());
     }
     Ok(left == 0)
+}
+
+/// Whether a field's name is one (RFC 9110, 5.6.2): the type for names takes `"` as well, which HTTP/1.1 refuses.
+pub(super) fn is_token(name: &HeaderName) -> bool {
+    !name.as_str().contains('"')
 }
 
 /// Drops what has no place in trailers.
@@ -163,6 +169,7 @@ fn fields(parts: &Parts) -> Option<&'static str> {
             EXPECT if !value.as_bytes().eq_ignore_ascii_case(b"100-continue") => {
                 return Some("Expect is something other than 100-continue");
             }
+            _ if !is_token(name) => return Some("a field's name is none"),
             _ => {
                 let name = name.as_str();
                 if name.contains('_') && DISGUISED.contains(&name) {

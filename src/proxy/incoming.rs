@@ -37,6 +37,12 @@ pub(super) enum BodyError {
     TooLarge(u64),
 }
 
+/// Whether a body over HTTP/2 of which no more comes is all there. hyper takes a reset without an error for its end,
+/// since one may follow a whole answer (RFC 9113, 8.1); it may as well break off anything.
+pub(super) fn came_whole(body: &hyper::body::Incoming) -> bool {
+    body.is_end_stream() || body.size_hint().exact() == Some(0)
+}
+
 /// A client's body where it comes from.
 #[derive(Debug)]
 pub(super) enum Incoming {
@@ -57,10 +63,11 @@ impl Incoming {
         match self {
             Self::Nothing => Poll::Ready(None),
             Self::Http1(body) => body.poll_frame(cx),
-            Self::Http2(body) => {
-                let frame = std::task::ready!(Pin::new(body).poll_frame(cx));
-                Poll::Ready(frame.map(|frame| frame.map_err(BodyError::from)))
-            }
+            Self::Http2(body) => match std::task::ready!(Pin::new(&mut *body).poll_frame(cx)) {
+                Some(frame) => Poll::Ready(Some(frame.map_err(BodyError::from))),
+                None if came_whole(body) => Poll::Ready(None),
+                None => Poll::Ready(Some(Err(BodyError::Io(io::ErrorKind::UnexpectedEof.into())))),
+            },
         }
     }
 

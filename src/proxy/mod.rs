@@ -56,6 +56,7 @@ mod pinned;
 mod refusal;
 mod request;
 mod resolve;
+mod response;
 mod retry;
 mod roster;
 mod router;

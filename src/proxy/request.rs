@@ -206,6 +206,10 @@ impl Life {
                     .await
                     .map_err(|error| Refusal::of_body(&error))?;
             }
+        } else {
+            // One that is whole already can be sent again.
+            let read = std::future::poll_fn(|cx| Poll::Ready(body.read_ahead(cx, most))).await;
+            read.map_err(|error| Refusal::of_body(&error))?;
         }
         Ok(())
     }
@@ -308,13 +312,7 @@ impl Life {
             if let Poll::Ready(outcome) = admitted.as_mut().poll(cx) {
                 return Poll::Ready(outcome);
             }
-            while !body.is_complete() && body.buffered() < most && body.may_read_ahead() {
-                match body.poll_read_more(cx) {
-                    Poll::Ready(Ok(())) => {}
-                    Poll::Ready(Err(error)) => return Poll::Ready(Err(Refusal::of_body(&error))),
-                    Poll::Pending => break,
-                }
-            }
+            body.read_ahead(cx, most).map_err(|error| Refusal::of_body(&error))?;
             Poll::Pending
         })
         .await

@@ -8,16 +8,20 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::Frame;
 use tokio::io::AsyncWrite;
+use tokio::time::Sleep;
 
 use super::client_io::ClientIo;
 use crate::proxy::body::BodyError;
 use crate::proxy::http1::{self, Burst, Framing, HeadError, ReadBuffer, RequestHead, WriteBuffer};
 use crate::proxy::limits::Clients;
 
+/// How often it is looked whether a client has gone that has sent more than is taken.
+const LOOK: Duration = Duration::from_secs(1);
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 /// How much of a body that nobody wants is read so that the connection can be kept.
 const MOST_UNWANTED: u64 = 64 << 10;
@@ -42,6 +46,8 @@ pub(super) struct State {
     burst: Burst,
     /// Some of what was written may be in the layer below.
     is_unflushed: bool,
+    /// Until it is looked whether the client has gone.
+    look: Option<Pin<Box<Sleep>>>,
     /// The task that drives it.
     driver: Waker,
     /// Whoever waits for the body elsewhere.
@@ -68,6 +74,7 @@ impl Client {
             out: WriteBuffer::default(),
             burst: Burst::default(),
             is_unflushed: false,
+            look: None,
             driver: Waker::noop().clone(),
             reader: None,
             clients: Arc::clone(clients),
@@ -132,13 +139,24 @@ impl State {
     pub(super) fn poll_watch(&mut self, cx: &mut Context<'_>) -> Poll<Seen> {
         if self.read.is_full() {
             // More is read once that is taken.
-            return Poll::Pending;
+            return self.poll_gone(cx);
         }
         let filled = ready!(self.poll_fill(cx));
         if let Some(reader) = self.reader.take() {
             reader.wake();
         }
         Poll::Ready(if matches!(filled, Ok(1..)) { Seen::Bytes } else { Seen::Left })
+    }
+
+    /// Looks now and then whether a client has gone of which nothing is read just now: the socket tells of that only
+    /// behind what there is to read.
+    fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<Seen> {
+        while !self.socket.as_mut().is_none_or(ClientIo::has_gone) {
+            let look = self.look.get_or_insert_with(|| Box::pin(tokio::time::sleep(LOOK)));
+            ready!(look.as_mut().poll(cx));
+            self.look = None;
+        }
+        Poll::Ready(Seen::Left)
     }
 
     /// Writes and flushes all that waits.

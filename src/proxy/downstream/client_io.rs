@@ -4,10 +4,10 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::time::Sleep;
 
 use crate::proxy::limits::Clients;
@@ -32,6 +32,13 @@ impl ClientIo {
     /// What is read from: only writing is waited for with patience.
     pub(super) fn socket(&mut self) -> &mut Socket {
         &mut self.socket
+    }
+
+    /// Whether the client has closed its side, as far as the kernel knows.
+    pub(super) fn has_gone(&mut self) -> bool {
+        let ready = std::pin::pin!(self.socket.tcp().ready(Interest::READABLE));
+        let ready = ready.poll(&mut Context::from_waker(Waker::noop()));
+        matches!(ready, Poll::Ready(Ok(ready)) if ready.is_read_closed())
     }
 
     /// Whether it has an end of its own, beside that of the connection below.

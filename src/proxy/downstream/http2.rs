@@ -35,6 +35,9 @@ const SEND_BUFFER: usize = 64 << 10;
 /// A client is asked whether it is there after so much silence, and has as long again to answer.
 const PING_INTERVAL: Duration = Duration::from_secs(20);
 
+/// How long a client that has no streams may take to close a connection that is over.
+const LEAVE: Duration = Duration::from_secs(2);
+
 /// Serves all requests of a connection, until the proxy ends.
 pub(super) async fn serve_connection(
     socket: Socket,
@@ -44,7 +47,7 @@ pub(super) async fn serve_connection(
 ) {
     let limits = &thread.clients.limits;
     let (most_streams, idle_timeout) = (limits.streams, limits.idle_timeout);
-    let running = Rc::new(Running::default());
+    let (running, began) = (Rc::new(Running::default()), clock::monotonic());
     let streams = Streams {
         tasks: thread.sender.tasks.clone(),
         running: Rc::clone(&running),
@@ -89,7 +92,7 @@ pub(super) async fn serve_connection(
     let is_over = async {
         tokio::select! {
             () = ending.turn() => {}
-            () = running.idle_for(idle_timeout) => {}
+            () = running.idle_for(idle_timeout, began) => {}
         }
     };
     let outcome = tokio::select! {
@@ -97,7 +100,11 @@ pub(super) async fn serve_connection(
         () = is_over => {
             // GOAWAY: streams that have begun are finished, others are not taken.
             connection.as_mut().graceful_shutdown();
-            connection.await
+            tokio::select! {
+                outcome = connection.as_mut() => outcome,
+                // It has no streams, and does not take leave: it may not even have begun.
+                () = running.idle_for(LEAVE, clock::monotonic()) => Ok(()),
+            }
         }
     };
     if let Err(error) = outcome {
@@ -157,11 +164,11 @@ impl Default for Running {
 }
 
 impl Running {
-    /// Resolves when there has been no stream for `limit`.
-    async fn idle_for(&self, limit: Duration) {
+    /// Resolves when there has been no stream for `limit`, all of it after `from`.
+    async fn idle_for(&self, limit: Duration, from: Instant) {
         loop {
             let idle = match self.count.get() {
-                0 => clock::monotonic().duration_since(self.idle_since.get()),
+                0 => clock::monotonic().duration_since(self.idle_since.get().max(from)),
                 _ => Duration::ZERO,
             };
             if idle >= limit {

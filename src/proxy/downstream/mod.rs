@@ -29,8 +29,8 @@ use crate::tls::Tls;
 pub(super) use client::ClientBody;
 pub(super) use client_io::ClientIo;
 
-/// How an HTTP/2 connection begins, as far as it takes to tell it from every method of HTTP/1.1.
-const PREFACE: &[u8; 4] = b"PRI ";
+/// How an HTTP/2 connection begins (RFC 9113, 3.4).
+const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// How long a beginning that is not long enough to tell is left alone.
 const NEXT_LOOK: Duration = Duration::from_millis(5);
 /// How long a socket is silent before the client's host is asked, and how long between asking again.

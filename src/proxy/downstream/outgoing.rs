@@ -50,6 +50,8 @@ pub(super) enum Shape {
 pub(super) struct Answer {
     body: ResponseBody,
     shape: Shape,
+    /// How many bytes more its head promises, where it does.
+    left: Option<u64>,
     /// Whether all of it came, once no more comes.
     end: Option<bool>,
 }
@@ -84,6 +86,8 @@ pub(super) fn write_head(
         (Shape::Chunked { .. }, _) => into.extend_from_slice(b"transfer-encoding: chunked\r\n"),
         // A HEAD's answer has the length of what a GET would get, if it says so itself.
         (Shape::Nothing, Some(0)) => {}
+        // RFC 9110, 8.6.
+        _ if parts.status == StatusCode::NO_CONTENT => {}
         (Shape::Plain | Shape::Nothing, Some(length)) if !headers.contains_key(CONTENT_LENGTH) => {
             let _ = write!(into, "content-length: {length}\r\n");
         }
@@ -100,7 +104,8 @@ pub(super) fn write_head(
 
 impl Answer {
     pub(super) fn new(body: ResponseBody, shape: Shape) -> Self {
-        Self { body, shape, end: None }
+        let left = if shape == Shape::Plain { body.size_hint().exact() } else { None };
+        Self { body, shape, left, end: None }
     }
 
     /// Moves it as fast as the client takes it; ready when all of it is out. False: it broke off.
@@ -163,7 +168,7 @@ impl Answer {
         match (frame.into_data(), self.shape) {
             (Ok(data), _) if data.is_empty() => {}
             (Ok(data), Shape::Chunked { .. }) => out.push_chunk(data),
-            (Ok(data), _) => out.push(data),
+            (Ok(data), _) => self.push_plain(data, out),
             (Err(frame), Shape::Chunked { trailers: true }) => {
                 self.finish(frame.into_trailers().ok().as_ref(), out);
             }
@@ -171,8 +176,20 @@ impl Answer {
         }
     }
 
+    /// Never more than the head promises: that would be read as the next answer.
+    fn push_plain(&mut self, data: Bytes, out: &mut WriteBuffer) {
+        match self.left.map(|left| left.checked_sub(data.len() as u64)) {
+            Some(None) => self.end = Some(false),
+            Some(left) => {
+                self.left = left;
+                out.push(data);
+            }
+            None => out.push(data),
+        }
+    }
+
     fn finish(&mut self, trailers: Option<&HeaderMap>, out: &mut WriteBuffer) {
-        self.end = Some(true);
+        self.end = Some(self.left.unwrap_or(0) == 0);
         if matches!(self.shape, Shape::Chunked { .. }) {
             out.push_last_chunk(trailers);
         }

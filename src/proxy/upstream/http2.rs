@@ -36,6 +36,8 @@ use crate::decision::engine;
 use crate::proxy::body::RequestBody;
 use crate::proxy::calm::{Asked, Calm};
 use crate::proxy::draft::Draft;
+use crate::proxy::head::is_token;
+use crate::proxy::incoming::came_whole;
 use crate::proxy::snapshot::Backend;
 use crate::proxy::socket::Socket;
 use crate::runtime::clock;
@@ -162,6 +164,7 @@ pub(in crate::proxy) struct Stream {
     incoming: Option<Incoming>,
     shared: Rc<Shared>,
     is_reused: bool,
+    has_trailers: bool,
     /// What was sent, if it is to be kept.
     kept: Option<Box<Draft>>,
 }
@@ -173,6 +176,7 @@ impl Stream {
             incoming: None,
             shared: Rc::clone(shared),
             is_reused: shared.has_served.replace(true),
+            has_trailers: false,
             kept: None,
         }
     }
@@ -201,6 +205,9 @@ impl Stream {
             }
         })?;
         let (head, incoming) = response.into_parts();
+        if !head.headers.keys().all(is_token) {
+            return Err(SendError::Broken(UpstreamError::Malformed("a field's name that is none")));
+        }
         self.incoming = Some(incoming);
         Ok(Response::from_parts(head, ()))
     }
@@ -215,7 +222,14 @@ impl Stream {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, UpstreamError>>> {
         match &mut self.incoming {
-            Some(incoming) => Pin::new(incoming).poll_frame(cx).map_err(UpstreamError::from),
+            Some(incoming) => match std::task::ready!(Pin::new(&mut *incoming).poll_frame(cx)) {
+                Some(frame) => {
+                    self.has_trailers |= frame.as_ref().is_ok_and(Frame::is_trailers);
+                    Poll::Ready(Some(frame.map_err(UpstreamError::from)))
+                }
+                None if self.has_trailers || came_whole(incoming) => Poll::Ready(None),
+                None => Poll::Ready(Some(Err(UpstreamError::Closed))),
+            },
             None => Poll::Ready(None),
         }
     }
