@@ -505,3 +505,17 @@ fn of_two_models_neither_is_taken() {
     let nested = format!(r#"{{"model":"a","x":"{filler}","y":[{{"model":"b"}}]}}"#);
     assert_eq!(ask(&nested), (200, None));
 }
+
+#[test]
+fn a_name_that_http_1_does_not_know_is_refused_over_http2() {
+    let (worker, got) = recording();
+    let forebay = Forebay::in_front_of_addresses(&[(worker, 64)], "");
+    let mut raw = Raw::connect(forebay.proxy);
+    // To the http crate it is a name (RFC 9110, 5.6.2 has no quote in a token).
+    let block = [request("/x"), literal("x\"y", "z")].concat();
+    raw.send(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &block));
+    let (kind, payload) = raw.next_of(1);
+    assert_eq!((kind, payload[0]), (HEADERS, STATUS_400));
+    assert!(got.lock().expect("whole").is_empty(), "nothing has reached the worker");
+    forebay.wait_all_zero();
+}

@@ -1,5 +1,6 @@
 //! Workers that flood an HTTP/2 connection, frame by frame: the connection ends, its requests get a 502 or a
-//! visibly cut answer, the proxy's memory stays where it is, and whoever asks another worker is served.
+//! visibly cut answer, the proxy's memory stays where it is, and whoever asks another worker is served. And
+//! workers that end an answer in the middle of it, or send what HTTP/1.1 could not say.
 
 #![allow(
     clippy::disallowed_methods,
@@ -10,15 +11,17 @@
 mod support;
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use http::Request;
 use support::frames::{
-    ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, PING, PRIORITY, RST_STREAM,
-    SETTINGS, WINDOW_UPDATE, frame, literal,
+    self, ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, OK, PING, PRIORITY,
+    RST_STREAM, SETTINGS, WINDOW_UPDATE, frame, literal,
 };
+use support::h2::H2;
 use support::http::{self as plain, Client};
 use support::{Forebay, resident_kib};
 
@@ -28,8 +31,6 @@ const FLOOD: Duration = Duration::from_secs(5);
 const SERVED: Duration = Duration::from_secs(2);
 /// More than noise, less than what a flood that is kept would take.
 const FLAT_KIB: u64 = 16 << 10;
-/// `:status: 200`, from the static table (RFC 7541, A).
-const OK: &[u8] = &[0x88];
 
 /// What a worker sends on the stream of a request: once, and then over and over.
 #[derive(Clone)]
@@ -49,48 +50,21 @@ struct Worker {
 
 impl Worker {
     fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let address = listener.local_addr().expect("address");
         let none = Script { first: |_| Vec::new(), again: |_| Vec::new(), reads: true };
         let script = Arc::new(Mutex::new(none));
         let (sender, ended) = channel();
         let read = Arc::clone(&script);
-        std::thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                let (script, ended) = (Arc::clone(&read), sender.clone());
-                std::thread::spawn(move || serve(stream, &script, &ended));
-            }
+        let address = frames::worker(move |id, stream| {
+            let script = read.lock().expect("whole").clone();
+            let _ = sender.send(flood(stream, &script, id));
+            false
         });
         Self { address, script, ended }
     }
 }
 
-fn serve(mut stream: TcpStream, script: &Mutex<Script>, ended: &Sender<bool>) -> Option<()> {
-    stream.read_exact(&mut [0; 24]).ok()?;
-    stream.write_all(&frame(SETTINGS, 0, 0, &[])).ok()?;
-    loop {
-        let mut head = [0; 9];
-        stream.read_exact(&mut head).ok()?;
-        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
-        let id = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
-        stream.read_exact(&mut vec![0; length as usize]).ok()?;
-        match (head[3], head[4]) {
-            (SETTINGS, 0) => stream.write_all(&frame(SETTINGS, ACK, 0, &[])).ok()?,
-            (HEADERS, flags) if flags & END_STREAM != 0 => {
-                stream.write_all(&frame(HEADERS, END_HEADERS | END_STREAM, id, OK)).ok()?;
-            }
-            (HEADERS, _) => {
-                let script = script.lock().expect("whole").clone();
-                let _ = ended.send(flood(stream, &script, id));
-                return None;
-            }
-            _ => {}
-        }
-    }
-}
-
 /// Whether the proxy ended it.
-fn flood(mut stream: TcpStream, script: &Script, id: u32) -> bool {
+fn flood(stream: &mut TcpStream, script: &Script, id: u32) -> bool {
     let mut reader = stream.try_clone().expect("a clone");
     let reads = script.reads;
     std::thread::spawn(move || {
@@ -201,6 +175,143 @@ fn a_flood_ends_its_connection_and_no_other() {
             // It is as good as any other on its next connection.
             ask("a");
         }
+    }
+    forebay.wait_all_zero();
+}
+
+/// The proxy in front of a worker that answers so.
+fn in_front_of(answer: impl Fn(u32, &mut TcpStream) -> bool + Send + Sync + 'static) -> Forebay {
+    let worker = (frames::worker(answer), 4, "protocol = \"h2c\"\n");
+    Forebay::in_front_of_types(&[worker], "ejection_threshold = 0\nunhealthy_threshold = 1000")
+}
+
+/// All that an HTTP/1.1 client gets that sends a request, and another behind it.
+fn ask_twice(proxy: SocketAddr, fields: &[(&str, &str)], body: &[u8]) -> String {
+    let mut client = Client::connect(proxy);
+    client.send("POST", "/x", fields, body);
+    client.send("GET", "/x", &[("connection", "close")], b"");
+    let mut seen = Vec::new();
+    // What is cut may end with a reset.
+    drop(client.stream.read_to_end(&mut seen));
+    String::from_utf8_lossy(&seen).into_owned()
+}
+
+/// Its name, what the worker sends, how long after the answer, and whether the connection goes on.
+type Ending = (&'static str, fn(u32) -> Vec<u8>, Duration, bool);
+
+#[test]
+fn an_answer_without_its_end_is_cut_however_politely() {
+    const PAUSE: Duration = Duration::from_millis(50);
+    let reset = |id| frame(RST_STREAM, 0, id, &[0; 4]);
+    let goaway = |_| frame(GOAWAY, 0, 0, &[0; 8]);
+    let endings: [Ending; 3] = [
+        ("a reset at once", reset, Duration::ZERO, true),
+        ("a reset", reset, PAUSE, true),
+        ("GOAWAY and the end of the connection", goaway, PAUSE, false),
+    ];
+    for (name, ending, pause, goes_on) in endings {
+        for length in [true, false] {
+            let told = format!("{name}, with a length: {length}");
+            let forebay = in_front_of(move |id, stream| {
+                let field = if length { literal("content-length", "50") } else { Vec::new() };
+                let mut begin = frame(HEADERS, END_HEADERS, id, &[OK, &field].concat());
+                begin.extend(frame(DATA, 0, id, b"part"));
+                if pause.is_zero() {
+                    begin.extend(ending(id));
+                    return stream.write_all(&begin).is_ok();
+                }
+                let sent = stream.write_all(&begin);
+                std::thread::sleep(pause);
+                sent.and_then(|()| stream.write_all(&ending(id))).is_ok() && goes_on
+            });
+            let seen = ask_twice(forebay.proxy, &[], b"{}");
+            assert!(seen.starts_with("HTTP/1.1 200 "), "{told}: {seen}");
+            assert_eq!(seen.matches("HTTP/1.1 ").count(), 1, "{told}: {seen}");
+            let end = if length { "\r\n\r\npart" } else { "\r\n\r\n4\r\npart\r\n" };
+            assert!(seen.ends_with(end), "{told}: {seen}");
+            let mut client = H2::connect(forebay.proxy);
+            let answer = client.send("/x", "{}");
+            let answer = client.head(answer);
+            assert_eq!(answer.status(), 200, "{told}");
+            let (body, error) = client.rest(answer);
+            assert_eq!(body, b"part", "{told}");
+            assert!(error.is_some_and(|error| error.is_reset() && error.is_remote()), "{told}");
+            forebay.wait_all_zero();
+        }
+    }
+}
+
+#[test]
+fn an_answer_with_its_end_is_whole_though_its_upload_is_stopped() {
+    let forebay = in_front_of(|id, stream| {
+        // RFC 9113, 8.1: the client is asked to stop what nobody wants.
+        let head = [literal(":status", "413"), literal("content-length", "5")].concat();
+        let answer = [
+            frame(HEADERS, END_HEADERS, id, &head),
+            frame(DATA, END_STREAM, id, b"large"),
+            frame(RST_STREAM, 0, id, &[0; 4]),
+        ];
+        stream.write_all(&answer.concat()).is_ok()
+    });
+    let body = "x".repeat(3_000_000);
+    let mut client = Client::connect(forebay.proxy);
+    let mut upload = client.stream.try_clone().expect("a socket");
+    let head = format!("POST /x HTTP/1.1\r\nhost: h\r\ncontent-length: {}\r\n\r\n", body.len());
+    let request = head + &body;
+    // It ends where the proxy closes.
+    let uploading = std::thread::spawn(move || upload.write_all(request.as_bytes()));
+    let answer = client.read_answer();
+    assert_eq!((answer.status, answer.text().as_str(), answer.complete), (413, "large", true));
+    drop(client);
+    drop(uploading.join().expect("no panic"));
+    let mut client = H2::connect(forebay.proxy);
+    let request = Request::post("http://e.example/x").body(()).expect("a request");
+    let (answer, mut upload) = client.sender.send_request(request, false).expect("is sent");
+    // The answer may be there before it.
+    drop(upload.send_data(body.into(), true));
+    let answer = client.head(answer);
+    assert_eq!(answer.status(), 413);
+    let (body, error) = client.rest(answer);
+    assert!(body == b"large" && error.is_none(), "{body:?}, {error:?}");
+    forebay.wait_all_zero();
+}
+
+#[test]
+fn a_name_that_http_1_cannot_say_is_a_502() {
+    let forebay = in_front_of(|id, stream| {
+        let block = [OK, &literal("x\"y", "z")].concat();
+        stream.write_all(&frame(HEADERS, END_HEADERS | END_STREAM, id, &block)).is_ok()
+    });
+    let answer = plain::post(forebay.proxy, "/x", &[], "{}");
+    assert_eq!((answer.status, answer.header("x-forebay-error")), (502, Some("upstream_broken")));
+    forebay.wait_all_zero();
+}
+
+#[test]
+fn of_trailers_those_pass_that_are_no_fields_of_a_head() {
+    let forebay = in_front_of(|id, stream| {
+        let trailers: Vec<u8> = [
+            ("set-cookie", "a=b"),
+            ("x-forebay-error", "mine"),
+            ("grpc-status", "0"),
+            ("x-checksum", "c"),
+        ]
+        .iter()
+        .flat_map(|(name, value)| literal(name, value))
+        .collect();
+        let answer = [
+            frame(HEADERS, END_HEADERS, id, OK),
+            frame(DATA, 0, id, b"ok"),
+            frame(HEADERS, END_HEADERS | END_STREAM, id, &trailers),
+        ];
+        stream.write_all(&answer.concat()).is_ok()
+    });
+    let seen = ask_twice(forebay.proxy, &[("te", "trailers")], b"{}");
+    for name in ["set-cookie", "x-forebay-error"] {
+        assert!(!seen.contains(name), "{name}: {seen}");
+    }
+    for field in ["\r\n0\r\n", "\r\ngrpc-status: 0\r\n", "\r\nx-checksum: c\r\n"] {
+        assert!(seen.contains(field), "{field}: {seen}");
     }
     forebay.wait_all_zero();
 }

@@ -13,6 +13,8 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr};
 use std::sync::{Arc, Mutex};
 
+use http::Request;
+use support::h2::H2;
 use support::http::Client;
 use support::{Forebay, by_hand};
 
@@ -259,4 +261,49 @@ fn a_close_at_any_point_is_a_502_or_a_visible_cut() {
         }
     }
     house.forebay.wait_all_zero();
+}
+
+#[test]
+fn no_content_has_no_length() {
+    let house = House::new();
+    house.worker.next("HTTP/1.1 204 No Content\r\ncontent-length: 4\r\n\r\n", false);
+    let mut client = Client::connect(house.forebay.proxy);
+    client.send("GET", "/x", &[], b"");
+    let answer = client.read_head();
+    assert_eq!((answer.status, answer.header("content-length")), (204, None));
+    // RFC 9110, 8.6. What comes next is no body of it.
+    client.send("GET", "/fine", &[], b"");
+    assert_eq!(client.read_answer().text(), "fine");
+    house.is_fine();
+}
+
+#[test]
+fn of_trailers_those_pass_that_are_no_fields_of_a_head() {
+    let house = House::new();
+    house.worker.next(
+        "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\ncontent-length: 9\r\n\
+         set-cookie: a=b\r\nx-forebay-error: mine\r\ngrpc-status: 0\r\nx-checksum: c\r\n\r\n",
+        false,
+    );
+    let mut client = Client::connect(house.forebay.proxy);
+    client.send("GET", "/x", &[("te", "trailers"), ("connection", "close")], b"");
+    let mut seen = String::new();
+    client.stream.read_to_string(&mut seen).expect("a clean end");
+    let (_, trailers) = seen.split_once("\r\n0\r\n").expect("chunks");
+    let mut names: Vec<_> = trailers.lines().filter_map(|line| line.split(':').next()).collect();
+    names.sort_unstable();
+    assert_eq!(names, ["", "grpc-status", "x-checksum"], "{seen}");
+    let mut client = H2::connect(house.forebay.proxy);
+    let request = Request::get("http://e.example/x").header("te", "trailers").body(());
+    let (answer, _) =
+        client.sender.send_request(request.expect("a request"), true).expect("is sent");
+    let mut body = client.head(answer).into_body();
+    let trailers = client.wait(async {
+        while body.data().await.is_some() {}
+        body.trailers().await.expect("a clean end").expect("trailers")
+    });
+    let mut names: Vec<_> = trailers.keys().map(http::HeaderName::as_str).collect();
+    names.sort_unstable();
+    assert_eq!(names, ["grpc-status", "x-checksum"]);
+    house.is_fine();
 }

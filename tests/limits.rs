@@ -9,12 +9,13 @@
 mod support;
 
 use std::io::{Read, Write};
+use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use http::Request;
 use support::h2::H2;
 use support::http::{self as plain, Client};
-use support::{Forebay, Worker, eventually};
+use support::{Forebay, Worker, by_hand, eventually};
 
 /// Sends this much of a request and no more.
 fn begin(forebay: &Forebay, text: &str) -> Client {
@@ -263,4 +264,58 @@ fn over_http2_a_body_that_is_too_long_costs_its_stream_alone() {
     assert_eq!(ask(None, true, 100_001), (200, refused, Some("8".to_owned())));
     assert_eq!(ask(None, false, 100_000), (200, None, None));
     forebay.wait_all_zero();
+}
+
+/// HTTP/2's preface: as little of it as tells the protocol, most of it, and all of it with nothing behind.
+const PREFACES: [&str; 3] =
+    ["PRI * HTT", "PRI * HTTP/2.0\r\n\r\nSM", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"];
+
+#[test]
+fn prefaces_that_nothing_follows_hold_nothing() {
+    let worker = Worker::start(&[]);
+    let forebay = Forebay::limited(&worker, "idle_timeout = \"400ms\"");
+    let started = Instant::now();
+    for mut client in PREFACES.map(|text| begin(&forebay, text)) {
+        // Behind its SETTINGS, or a GOAWAY.
+        while !client.is_closed() {}
+    }
+    assert!(started.elapsed() < Duration::from_secs(4), "after {:?}", started.elapsed());
+    eventually("nobody is connected", || {
+        (forebay.gauge("forebay_client_connections") == 0.0).then_some(())
+    });
+}
+
+#[test]
+fn prefaces_that_nothing_follows_keep_no_process_from_its_end() {
+    let worker = Worker::start(&[]);
+    let mut forebay = Forebay::limited(&worker, "");
+    let _clients = PREFACES.map(|text| begin(&forebay, text));
+    eventually("they are connected", || {
+        (forebay.gauge("forebay_client_connections") == 3.0).then_some(())
+    });
+    forebay.process.signal("TERM");
+    assert!(forebay.process.wait().success());
+}
+
+#[test]
+fn a_client_that_leaves_is_noticed_behind_what_it_has_sent() {
+    let (arrival, arrived) = channel();
+    let (departure, cancelled) = channel();
+    let worker = by_hand::healthy(move |_, stream| {
+        let _ = arrival.send(());
+        // Silent until the other side closes.
+        drop(stream.read_to_end(&mut Vec::new()));
+        let _ = departure.send(());
+    });
+    let forebay = Forebay::limited_at(worker, "");
+    let mut client = Client::connect(forebay.proxy);
+    client.send("GET", "/x", &[], b"");
+    client.send("POST", "/x", &[], &b"x".repeat(20_000));
+    arrived.recv_timeout(support::DEADLINE).expect("the worker has it");
+    let left = Instant::now();
+    drop(client);
+    cancelled.recv_timeout(support::DEADLINE).expect("the worker's request is cancelled");
+    assert!(left.elapsed() < Duration::from_secs(5), "after {:?}", left.elapsed());
+    forebay.wait_all_zero();
+    assert!(arrived.try_recv().is_err(), "what was behind it has reached nobody");
 }

@@ -108,6 +108,29 @@ fn what_has_an_effect_is_never_replayed() {
 }
 
 #[test]
+fn a_body_in_chunks_that_is_there_at_once_is_replayed() {
+    let dropping = Worker::start(&["--fail", "drop-connection"]);
+    let other = Worker::start(&[]);
+    let forebay = Forebay::in_front_of(
+        &[(&dropping, 8), (&other, 8)],
+        &format!("{BLIND}ejection_threshold = 0\nretry_percent = 100\n"),
+    );
+    let request = format!(
+        "POST /v1/chat/completions HTTP/1.1\r\nhost: h\r\ncontent-type: application/json\r\n\
+         transfer-encoding: chunked\r\n\r\n{:x}\r\n{CHAT}\r\n0\r\n\r\n",
+        CHAT.len()
+    );
+    for _ in 0..20 {
+        let mut client = Client::connect(forebay.proxy);
+        client.stream.write_all(request.as_bytes()).expect("sent");
+        assert_eq!(client.read_answer().status, 200);
+    }
+    assert!(dropping.stat("started") > 0, "some went to the one that drops");
+    assert!(forebay.gauge_where("forebay_retries_total", "reason=\"replay\"") > 0.0);
+    forebay.wait_all_zero();
+}
+
+#[test]
 fn what_may_have_run_is_never_called_unsent() {
     let dropping = Worker::start(&["--fail", "drop-connection"]);
     let mut dead = Worker::start(&[]);

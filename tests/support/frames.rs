@@ -1,7 +1,8 @@
 //! HTTP/2 as bytes.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
 
 /// Kinds of frames (RFC 9113, 6).
 pub const DATA: u8 = 0;
@@ -17,6 +18,9 @@ pub const END_STREAM: u8 = 1;
 pub const ACK: u8 = 1;
 pub const PADDED: u8 = 8;
 pub const END_HEADERS: u8 = 4;
+
+/// `:status: 200`, from the static table (RFC 7541, A).
+pub const OK: &[u8] = &[0x88];
 
 pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).expect("short").to_be_bytes();
@@ -81,6 +85,41 @@ impl Raw {
                 Some(_) => {}
                 None => return (GOAWAY, Vec::new()),
             }
+        }
+    }
+}
+
+/// A worker of raw frames. Requests without a body, health checks among them, get a 200; the stream of any other
+/// is left to `answer`, which tells whether the connection goes on.
+pub fn worker(answer: impl Fn(u32, &mut TcpStream) -> bool + Send + Sync + 'static) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("address");
+    let answer = Arc::new(answer);
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let answer = Arc::clone(&answer);
+            std::thread::spawn(move || serve(stream, &*answer));
+        }
+    });
+    address
+}
+
+fn serve(mut stream: TcpStream, answer: &dyn Fn(u32, &mut TcpStream) -> bool) -> Option<()> {
+    stream.read_exact(&mut [0; 24]).ok()?;
+    stream.write_all(&frame(SETTINGS, 0, 0, &[])).ok()?;
+    loop {
+        let mut head = [0; 9];
+        stream.read_exact(&mut head).ok()?;
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+        let id = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
+        stream.read_exact(&mut vec![0; length as usize]).ok()?;
+        match (head[3], head[4]) {
+            (SETTINGS, 0) => stream.write_all(&frame(SETTINGS, ACK, 0, &[])).ok()?,
+            (HEADERS, flags) if flags & END_STREAM != 0 => {
+                stream.write_all(&frame(HEADERS, END_HEADERS | END_STREAM, id, OK)).ok()?;
+            }
+            (HEADERS, _) if !answer(id, &mut stream) => return None,
+            _ => {}
         }
     }
 }
