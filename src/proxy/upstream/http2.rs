@@ -360,3 +360,28 @@ impl<F: Future<Output: 'static> + 'static> hyper::rt::Executor<F> for Local {
         tokio::task::spawn_local(work);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_not_sent_is_what_it_was_before() {
+        for upgrade in [false, true] {
+            let mut request = Request::post("/x?y").header(HOST, "h");
+            if upgrade {
+                request = request.header(CONNECTION, "upgrade").header(UPGRADE, "websocket");
+            }
+            let (parts, ()) = request.body(()).expect("a request").into_parts();
+            let mut draft = Draft::new(parts, RequestBody::of_unknown_length());
+            draft.prepare(None);
+            let before = draft.parts.clone();
+            assert_eq!(before.headers[TRANSFER_ENCODING], "chunked");
+            let mut request = draft.take();
+            as_http2(&mut request, &Scheme::HTTP);
+            as_http1(&mut request);
+            draft.put_back(request);
+            assert_eq!((&draft.parts.uri, &draft.parts.headers), (&before.uri, &before.headers));
+        }
+    }
+}
