@@ -7,7 +7,8 @@
 //!
 //! From a client to a worker: [`listener`] accepts, [`downstream`] finds out what is spoken ([`crate::tls`] before it,
 //! [`calm`] below HTTP/2) and reads requests, [`request`] checks the head ([`head`]) and who asks ([`keys`]), finds
-//! the variant ([`resolve`]) and a slot ([`admission`]; of which copy says [`choice`]), [`attempt`] sends it on a connection of [`upstream`],
+//! the variant ([`resolve`]) and a slot ([`admission`]; of which copy says [`choice`]), makes it a worker's
+//! ([`draft`]), [`attempt`] sends it on a connection of [`upstream`],
 //! [`exchange`] holds the slot, and [`answer`] passes on what comes back, without what is for us ([`told`]), or
 //! [`tunnel`] whatever else both sides agree on. HTTP/1.1 as bytes is [`http1`]'s, for both sides.
 //!
@@ -16,7 +17,8 @@
 //! * One single-threaded runtime per core (tokio's `LocalRuntime`), each with its own listener: tasks never move
 //!   between threads, so connections and pools need no lock.
 //! * **HTTP/1.1 by code of our own** on httparse and http, since that is where a request's time goes and where
-//!   messages must mean one thing; **HTTP/2 by hyper** and h2, TLS by rustls.
+//!   messages must mean one thing; **HTTP/2 by hyper** and h2, TLS by rustls. A thread reads what has come on all
+//!   its connections before it writes ([`http1`]); the binary's memory is mimalloc's.
 //! * **pingora's smaller crates** were looked at one by one. `pingora-runtime`'s no-steal runtime is what
 //!   `LocalRuntime` gives without a dependency, and more strictly. `pingora-timeout`'s coarse timers pay
 //!   where every request arms several timers; a request here arms one only when it has to connect or wait.
