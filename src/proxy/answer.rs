@@ -205,7 +205,7 @@ impl UpstreamBody {
             }
             None => self.finish(),
         }
-        Poll::Ready(frame.map(|frame| frame.map(cleaned).map_err(AnswerError::from)))
+        Poll::Ready(frame.map(|frame| frame.map(head::cleaned).map_err(AnswerError::from)))
     }
 
     /// Whether time is up, for the client. Its worker may have to finish all the same.
@@ -265,17 +265,6 @@ impl UpstreamBody {
             rest.connection.is_some()
                 && rest.exchange.backend().route.on_client_abort == OnClientAbort::Finish
         })
-    }
-}
-
-/// Trailers without what has no place there.
-fn cleaned(frame: Frame<Bytes>) -> Frame<Bytes> {
-    match frame.into_trailers() {
-        Ok(mut trailers) => {
-            head::clean_trailers(&mut trailers);
-            Frame::trailers(trailers)
-        }
-        Err(frame) => frame,
     }
 }
 

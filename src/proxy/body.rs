@@ -346,16 +346,12 @@ impl RequestBody {
     }
 }
 
-/// Trailers without what has no place there.
+/// Trailers without what has no place there, of a client that does not frame its message by them.
 fn checked(frame: Frame<Bytes>) -> Result<Frame<Bytes>, BodyError> {
-    match frame.into_trailers() {
-        Ok(trailers) if head::frames(&trailers) => Err(BodyError::Trailers),
-        Ok(mut trailers) => {
-            head::clean_trailers(&mut trailers);
-            Ok(Frame::trailers(trailers))
-        }
-        Err(frame) => Ok(frame),
+    if frame.trailers_ref().is_some_and(head::frames) {
+        return Err(BodyError::Trailers);
     }
+    Ok(head::cleaned(frame))
 }
 
 impl Body for RequestBody {

@@ -1,6 +1,7 @@
 //! What a request's head must be beyond what the parser asks for. Whatever two readers could understand
 //! differently is refused, so that what reaches a worker is unambiguous. Each rule names its paragraph.
 
+use bytes::Bytes;
 use http::header::{
     CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderName, HeaderValue, MAX_FORWARDS,
     TRANSFER_ENCODING,
@@ -8,6 +9,7 @@ use http::header::{
 use http::request::Parts;
 use http::uri::{Authority, PathAndQuery};
 use http::{HeaderMap, Method, Version};
+use http_body::Frame;
 
 use super::refusal::Refusal;
 
@@ -91,8 +93,19 @@ pub(super) fn is_token(name: &HeaderName) -> bool {
     !name.as_str().contains('"')
 }
 
+/// A piece of a message, of trailers without what has no place there.
+pub(super) fn cleaned(frame: Frame<Bytes>) -> Frame<Bytes> {
+    match frame.into_trailers() {
+        Ok(mut trailers) => {
+            clean_trailers(&mut trailers);
+            Frame::trailers(trailers)
+        }
+        Err(frame) => frame,
+    }
+}
+
 /// Drops what has no place in trailers.
-pub(super) fn clean_trailers(trailers: &mut HeaderMap) {
+fn clean_trailers(trailers: &mut HeaderMap) {
     for name in &NOT_IN_TRAILERS {
         trailers.remove(name);
     }

@@ -15,10 +15,8 @@ use http_body::{Body, Frame};
 use super::client::{Client, Seen};
 use super::date;
 use crate::proxy::body::ResponseBody;
-use crate::proxy::http1::{WriteBuffer, write_fields, write_status};
+use crate::proxy::http1::{USUAL_HEAD, WriteBuffer, write_fields, write_status};
 
-/// How long a head is, about.
-const HEAD: usize = 512;
 /// Bytes that wait for the client in our memory, about.
 const MOST_OUTGOING: usize = 64 << 10;
 
@@ -79,7 +77,7 @@ pub(super) fn write_head(
     connection: Option<&str>,
 ) {
     let headers = &parts.headers;
-    into.reserve(HEAD);
+    into.reserve(USUAL_HEAD);
     write_status(version, parts.status, into);
     write_fields(headers, into);
     match (shape, length) {

@@ -20,5 +20,7 @@ pub(super) use head::fuzz;
 
 /// What is wrong with a message.
 pub(super) type Malformed = &'static str;
+/// How long a head is, about.
+pub(super) const USUAL_HEAD: usize = 512;
 /// Fields of a head, or of trailers.
 pub(super) const MOST_FIELDS: usize = 100;

@@ -20,8 +20,6 @@ use crate::proxy::socket::Socket;
 
 /// Bytes of a request that wait for the worker in our memory, about.
 const MOST_OUTGOING: usize = 64 << 10;
-/// How long a head is, about.
-const HEAD: usize = 512;
 /// Interim answers (1xx) before the final one.
 const MOST_INTERIM: u32 = 64;
 
@@ -255,7 +253,7 @@ impl Outgoing {
         let mut outgoing =
             Self { is_chunked: parts.headers.contains_key(TRANSFER_ENCODING), ..Self::default() };
         outgoing.bytes.write_with(|into| {
-            into.reserve(HEAD + here);
+            into.reserve(http1::USUAL_HEAD + here);
             http1::write_request(&parts.method, &parts.uri, &parts.headers, into);
         });
         if draft.body.is_end_stream() {
