@@ -40,6 +40,8 @@ pub(super) struct UpstreamBody {
     request: Option<Box<Draft>>,
     /// Where the worker broke off, not told yet.
     failure: Option<AnswerError>,
+    deadline: Deadline,
+    /// There is none while nothing had to be waited for: most answers come in one with their heads.
     watch: Option<Box<Watch>>,
     pool: Rc<Pool>,
     tasks: TaskTracker,
@@ -73,15 +75,13 @@ impl UpstreamBody {
             ahead: None,
             request: None,
             failure: None,
+            deadline,
             watch: None,
             pool: Rc::clone(&sender.pool),
             tasks: sender.tasks.clone(),
             has_begun: false,
         };
         body.finish_if_over();
-        if body.connection().is_some() {
-            body.watch = deadline.watch();
-        }
         body
     }
 
@@ -173,14 +173,18 @@ impl UpstreamBody {
         if let Some(frame) = self.ahead.take() {
             return Poll::Ready(Some(Ok(frame)));
         }
-        if let Poll::Ready(late) = self.poll_watch(|watch| watch.poll_end(cx)) {
-            return Poll::Ready(Some(Err(late)));
+        if self.watch.as_ref().is_some_and(|watch| watch.is_over()) {
+            return Poll::Ready(Some(Err(self.cut(Late::Whole))));
         }
         let Some(rest) = &mut self.rest else { return Poll::Ready(None) };
         let Some(connection) = &mut rest.connection else { return Poll::Ready(None) };
         let Poll::Ready(frame) = connection.poll_frame(cx) else {
-            let late = std::task::ready!(self.poll_watch(|watch| watch.poll_idle(cx)));
-            return Poll::Ready(Some(Err(late)));
+            if self.watch.is_none() {
+                self.watch = self.deadline.watch();
+            }
+            let Some(watch) = &mut self.watch else { return Poll::Pending };
+            let late = std::task::ready!(watch.poll(cx));
+            return Poll::Ready(Some(Err(self.cut(late))));
         };
         if let Some(watch) = &mut self.watch {
             watch.progressed();
@@ -189,11 +193,7 @@ impl UpstreamBody {
             Some(Ok(frame)) => {
                 let bytes = frame.data_ref().map_or(0, |data| data.len() as u64);
                 rest.exchange.record().passed_on(bytes);
-                rest.exchange.worked();
-                if !self.has_begun {
-                    self.has_begun = true;
-                    rest.exchange.first_chunk();
-                }
+                rest.exchange.has_come(!std::mem::replace(&mut self.has_begun, true));
                 self.finish_if_over();
             }
             Some(Err(error)) => {
@@ -208,15 +208,13 @@ impl UpstreamBody {
         Poll::Ready(frame.map(|frame| frame.map(head::cleaned).map_err(AnswerError::from)))
     }
 
-    /// Whether time is up, for the client. Its worker may have to finish all the same.
-    fn poll_watch(&mut self, poll: impl FnOnce(&mut Watch) -> Poll<Late>) -> Poll<AnswerError> {
-        let (Some(watch), Some(rest)) = (&mut self.watch, &mut self.rest) else {
-            return Poll::Pending;
-        };
-        let late = std::task::ready!(poll(watch));
-        self.watch = None;
-        rest.exchange.cut(late);
-        Poll::Ready(AnswerError::Late(late))
+    /// Time is up, for the client. Its worker may have to finish all the same.
+    fn cut(&mut self, late: Late) -> AnswerError {
+        (self.deadline, self.watch) = (Deadline::default(), None);
+        if let Some(rest) = &mut self.rest {
+            rest.exchange.cut(late);
+        }
+        AnswerError::Late(late)
     }
 
     fn finish_if_over(&mut self) {
@@ -282,6 +280,7 @@ impl Drop for UpstreamBody {
             request: None,
             failure: None,
             // Nobody is left to be late for.
+            deadline: Deadline::default(),
             watch: None,
             pool: Rc::clone(&self.pool),
             tasks: self.tasks.clone(),

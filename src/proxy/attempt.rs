@@ -17,7 +17,9 @@ use super::deadline::Deadline;
 use super::draft::Draft;
 use super::exchange::Exchange;
 use super::headers;
+use super::names::Names;
 use super::refusal::{ERROR, Refusal};
+use super::sticky;
 use super::tunnel::Tunnel;
 use super::upstream::{Connection, Pool, SendError, UpstreamError};
 use crate::decision::outcome;
@@ -182,14 +184,18 @@ impl Sender {
         terms: Terms<'_>,
     ) -> Result<Response<ResponseBody>, Failure> {
         let (mut parts, ()) = response.into_parts();
-        let upgrade = headers::wanted_upgrade(&parts.headers);
-        headers::strip_hop_by_hop(&mut parts.headers);
-        exchange.backend().vitals.told.take_off(&mut parts.headers);
+        let names = Names::of(&parts.headers);
+        let upgrade = headers::wanted_upgrade(&parts.headers, names);
+        headers::strip_hop_by_hop(&mut parts.headers, names);
+        exchange.backend().vitals.told.take_off(&mut parts.headers, names);
+        sticky::name_sessions(&mut parts.headers, names, exchange.backend().route.generation);
         let says_length = connection.rest().is_some() && parts.status != StatusCode::NO_CONTENT;
-        headers::fix_response_framing(&mut parts.headers, says_length);
+        headers::fix_response_framing(&mut parts.headers, names, says_length);
         let backend = exchange.backend();
-        // What the proxy says itself nobody else may.
-        parts.headers.remove(ERROR);
+        if names.may_have(ERROR) {
+            // What the proxy says itself nobody else may.
+            parts.headers.remove(ERROR);
+        }
         parts.headers.insert(INSTANCE, backend.instance_header.clone());
         parts.headers.insert(INSTANCE_TYPE, backend.instance_type_header.clone());
         parts.version = Version::HTTP_11;

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use http::{HeaderMap, HeaderName};
 use tokio::time::Sleep;
 
+use super::names::Names;
 use super::refusal::Refusal;
 use crate::types::spec::RequestPolicy;
 
@@ -31,12 +32,19 @@ pub(super) struct Deadline {
 }
 
 impl Deadline {
-    /// What the client asks for, of a request that arrived at `arrived_at`.
+    /// What the client asks for, of a request that arrived at `arrived_at`, whose fields have these names.
     ///
     /// # Errors
     /// [`Refusal::Malformed`] where that cannot be read: a client that believes in a limit must not wait
     /// without one.
-    pub(super) fn asked(headers: &HeaderMap, arrived_at: Instant) -> Result<Self, Refusal> {
+    pub(super) fn asked(
+        headers: &HeaderMap,
+        names: Names,
+        arrived_at: Instant,
+    ) -> Result<Self, Refusal> {
+        if !(names.may_have(TIMEOUT_MS) || names.may_have(GRPC_TIMEOUT)) {
+            return Ok(Self::default());
+        }
         let own = only(headers, &TIMEOUT_MS, own_timeout).map_err(|()| {
             Refusal::Malformed("x-forebay-timeout-ms is not one number from 1 to 99999999")
         })?;
@@ -124,17 +132,20 @@ impl Watch {
         self.has_progressed = true;
     }
 
-    /// Ready once the whole has taken too long. To be asked before each piece: one that comes slowly but
-    /// steadily must not get around it.
-    pub(super) fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<Late> {
-        match &mut self.end {
-            Some(end) => end.as_mut().poll(cx).map(|()| Late::Whole),
-            None => Poll::Pending,
-        }
+    /// Whether the whole has taken too long. To be asked before each piece: one that comes slowly but steadily
+    /// must not get around it.
+    pub(super) fn is_over(&self) -> bool {
+        self.end.as_ref().is_some_and(|end| end.is_elapsed())
     }
 
-    /// Ready once the worker has been silent for too long. To be asked when it has nothing.
-    pub(super) fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<Late> {
+    /// Ready once the whole has taken too long, or the worker has been silent for too long. To be asked when it
+    /// has nothing.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Late> {
+        if let Some(end) = &mut self.end
+            && end.as_mut().poll(cx).is_ready()
+        {
+            return Poll::Ready(Late::Whole);
+        }
         let Some((limit, timer)) = &mut self.idle else { return Poll::Pending };
         if std::mem::take(&mut self.has_progressed) {
             timer.as_mut().reset(tokio::time::Instant::now() + *limit);
@@ -195,7 +206,8 @@ mod tests {
             let headers = pairs.iter().map(|(name, value)| {
                 (http::HeaderName::from_static(name), http::HeaderValue::from_static(value))
             });
-            Deadline::asked(&headers.collect(), now).expect("limits")
+            let headers = headers.collect();
+            Deadline::asked(&headers, Names::of(&headers), now).expect("limits")
         };
         let end = |deadline: Deadline| deadline.end.map(|end| end.duration_since(now).as_millis());
         assert_eq!(asked(&[]), Deadline::default());
@@ -218,7 +230,8 @@ mod tests {
             let headers = values.iter().map(|value| {
                 (HeaderName::from_static(name), http::HeaderValue::from_static(value))
             });
-            let asked = Deadline::asked(&headers.collect(), clock::monotonic());
+            let headers = headers.collect();
+            let asked = Deadline::asked(&headers, Names::of(&headers), clock::monotonic());
             matches!(asked, Err(Refusal::Malformed(_)))
         };
         for values in [&["0"][..], &[""], &["soon"], &["+1"], &["123456789"], &["5", "5"]] {

@@ -8,6 +8,7 @@ use http::{Request, Uri, Version};
 
 use super::body::RequestBody;
 use super::headers;
+use super::names::Names;
 use super::snapshot::Backend;
 use super::told::LOAD_METRICS_FORMAT;
 use crate::types::Protocol;
@@ -17,6 +18,8 @@ use crate::types::Protocol;
 pub(super) struct Draft {
     pub(super) parts: Parts,
     pub(super) body: RequestBody,
+    /// Of the fields that it came with.
+    pub(super) names: Names,
     names_host: bool,
     takes_trailers: bool,
     asks_for_load: bool,
@@ -25,11 +28,12 @@ pub(super) struct Draft {
 }
 
 impl Draft {
-    /// As it came.
-    pub(super) fn new(parts: Parts, body: RequestBody) -> Self {
+    /// As it came, its fields with these names.
+    pub(super) fn new(parts: Parts, names: Names, body: RequestBody) -> Self {
         Self {
             parts,
             body,
+            names,
             names_host: false,
             takes_trailers: false,
             asks_for_load: false,
@@ -48,12 +52,14 @@ impl Draft {
         *uri = path.map_or_else(Uri::default, Uri::from);
         // HTTP/1.0 knows no switch (RFC 9110, 7.8).
         let switches = *version == Version::HTTP_11;
-        self.upgrade = switches.then(|| headers::wanted_upgrade(headers)).flatten();
+        self.upgrade = switches.then(|| headers::wanted_upgrade(headers, self.names)).flatten();
         *version = Version::HTTP_11;
-        self.takes_trailers = headers::takes_trailers(headers);
-        headers::strip_hop_by_hop(headers);
-        // The body is read here, whether or not the worker would have wanted it.
-        headers.remove(EXPECT);
+        self.takes_trailers = headers::takes_trailers(headers, self.names);
+        headers::strip_hop_by_hop(headers, self.names);
+        if self.names.may_have(EXPECT) {
+            // The body is read here, whether or not the worker would have wanted it.
+            headers.remove(EXPECT);
+        }
         self.names_host = headers.contains_key(HOST);
         self.frame();
     }

@@ -50,7 +50,7 @@ impl Exchange {
     ) -> Self {
         let sent_at = clock::monotonic();
         reservation.backend.traffic.sent(sent_at.duration_since(arrived_at));
-        reservation.backend.slot.note_sent(clock::uptime_ms());
+        reservation.backend.slot.note_sent(clock::uptime_ms_at(sent_at));
         let company = reservation.backend.slot.outstanding();
         Self { reservation, sent_at, company, end: End::Waiting, record: record.clone() }
     }
@@ -72,7 +72,7 @@ impl Exchange {
     pub(super) fn answered(&mut self, code: u16, outcome: Outcome) {
         self.end = End::Begun(code, outcome);
         self.record.answered(code);
-        self.worked();
+        self.backend().slot.note_work(clock::uptime_ms());
     }
 
     /// The last byte of the answer is here.
@@ -158,8 +158,13 @@ impl Exchange {
         self.end = End::Elsewhere;
     }
 
-    pub(super) fn first_chunk(&self) {
-        self.backend().traffic.first_chunk(self.sent_at.elapsed());
+    /// A piece of the answer is here, maybe the first.
+    pub(super) fn has_come(&self, is_first: bool) {
+        let now = clock::monotonic();
+        self.backend().slot.note_work(clock::uptime_ms_at(now));
+        if is_first {
+            self.backend().traffic.first_chunk(now.duration_since(self.sent_at));
+        }
     }
 
     /// How long the instance took, and in what company: on the mean of its beginning and its end.
@@ -167,10 +172,6 @@ impl Exchange {
         let backend = self.backend();
         let company = f64::from(self.company + backend.slot.outstanding()) / 2.0;
         backend.times.learn(spent.as_secs_f64(), company / f64::from(backend.route.copies));
-    }
-
-    pub(super) fn worked(&self) {
-        self.backend().slot.note_work(clock::uptime_ms());
     }
 }
 

@@ -182,14 +182,16 @@ fn fields(parts: &Parts) -> Option<&'static str> {
             EXPECT if !value.as_bytes().eq_ignore_ascii_case(b"100-continue") => {
                 return Some("Expect is something other than 100-continue");
             }
-            _ if !is_token(name) => return Some("a field's name is none"),
-            _ => {
-                let name = name.as_str();
-                if name.contains('_') && DISGUISED.contains(&name) {
+            _ if name.as_str().bytes().any(|byte| matches!(byte, b'"' | b'_')) => {
+                if !is_token(name) {
+                    return Some("a field's name is none");
+                }
+                if DISGUISED.contains(&name.as_str()) {
                     return Some("a field's name is that of another but for an underscore");
                 }
                 continue;
             }
+            _ => continue,
         };
         if seen.replace(value).is_some() {
             return Some(twice);

@@ -2,6 +2,7 @@
 //! (RFC 9110, 7.6.1), and the framing is set anew from the body itself, so that what reaches a worker
 //! is never ambiguous.
 
+use super::names::Names;
 use super::origin;
 use http::Uri;
 use http::header::{
@@ -24,16 +25,9 @@ const HOP_BY_HOP: [&str; 10] = [
     "http2-settings",
 ];
 
-fn is_hop_by_hop(name: &str) -> bool {
-    // The first letter alone tells it of most.
-    matches!(name.as_bytes().first(), Some(b'c' | b'h' | b'k' | b'p' | b't' | b'u'))
-        && HOP_BY_HOP.contains(&name)
-}
-
-/// Removes what concerns only the connection that the message came by.
-pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) {
-    // Most messages have none of it, which one look at the names tells.
-    if !headers.keys().any(|name| is_hop_by_hop(name.as_str())) {
+/// Removes what concerns only the connection that the message came by, whose fields have these names.
+pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap, names: Names) {
+    if !names.may_have_any(const { Names::among(&HOP_BY_HOP) }) {
         return;
     }
     if headers.contains_key(CONNECTION) {
@@ -115,9 +109,7 @@ pub(super) fn set_request_framing(headers: &mut HeaderMap, length: Length) {
         Length::None => {
             headers.remove(CONTENT_LENGTH);
         }
-        Length::Exact(bytes) => {
-            headers.insert(CONTENT_LENGTH, HeaderValue::from(bytes));
-        }
+        Length::Exact(bytes) => set_length(headers, bytes),
         Length::Unknown => {
             headers.remove(CONTENT_LENGTH);
             headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
@@ -125,8 +117,27 @@ pub(super) fn set_request_framing(headers: &mut HeaderMap, length: Length) {
     }
 }
 
-/// The protocol that both sides are asked to switch to, if the message asks for it.
-pub(super) fn wanted_upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
+/// The number that a field says in digits, and in no more of them than it takes: `010` is 8 to some.
+pub(super) fn plain_number(value: &HeaderValue) -> Option<u64> {
+    let digits = value.as_bytes();
+    let is_plain = matches!(digits, [b'0'] | [b'1'..=b'9', ..]);
+    std::str::from_utf8(digits).ok().filter(|_| is_plain)?.parse().ok()
+}
+
+/// Says the length in one field, in plain digits. Nearly every message says it so already.
+pub(super) fn set_length(headers: &mut HeaderMap, bytes: u64) {
+    let mut said = headers.get_all(CONTENT_LENGTH).iter();
+    let (said, other) = (said.next().and_then(plain_number), said.next());
+    if said != Some(bytes) || other.is_some() {
+        headers.insert(CONTENT_LENGTH, HeaderValue::from(bytes));
+    }
+}
+
+/// The protocol that both sides are asked to switch to, if the message asks for it, whose fields have these names.
+pub(super) fn wanted_upgrade(headers: &HeaderMap, names: Names) -> Option<HeaderValue> {
+    if !names.may_have(UPGRADE) {
+        return None;
+    }
     // HTTP/2 is never begun this way any more (RFC 9113, 3.1), least of all through a proxy.
     let wanted = headers.get(UPGRADE).filter(|to| !to.as_bytes().eq_ignore_ascii_case(b"h2c"))?;
     let asks = headers
@@ -144,13 +155,12 @@ pub(super) fn offers(asked: &HeaderValue, to: &HeaderValue) -> bool {
     all.any(|one| one.eq_ignore_ascii_case(to.as_bytes().trim_ascii()))
 }
 
-/// Whether the client takes trailers.
-pub(super) fn takes_trailers(headers: &HeaderMap) -> bool {
-    headers
-        .get_all(TE)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .any(|value| value.split(',').any(|coding| coding.trim().eq_ignore_ascii_case("trailers")))
+/// Whether the client takes trailers, whose head has these names.
+pub(super) fn takes_trailers(headers: &HeaderMap, names: Names) -> bool {
+    names.may_have(TE)
+        && headers.get_all(TE).iter().filter_map(|value| value.to_str().ok()).any(|value| {
+            value.split(',').any(|coding| coding.trim().eq_ignore_ascii_case("trailers"))
+        })
 }
 
 /// Asks the worker, or tells the client, to switch to `protocol`.
@@ -160,11 +170,10 @@ pub(super) fn set_upgrade(headers: &mut HeaderMap, protocol: HeaderValue) {
 }
 
 /// A worker's answer whose length only its framing tells must not carry a length of its own.
-pub(super) fn fix_response_framing(headers: &mut HeaderMap, exact: bool) {
-    if exact {
-        headers.remove(TRAILER);
-    } else {
-        headers.remove(CONTENT_LENGTH);
+pub(super) fn fix_response_framing(headers: &mut HeaderMap, names: Names, exact: bool) {
+    let superfluous = if exact { TRAILER } else { CONTENT_LENGTH };
+    if names.may_have(&superfluous) {
+        headers.remove(superfluous);
     }
 }
 
@@ -200,7 +209,8 @@ mod tests {
             ("host", "h"),
             ("content-length", "3"),
         ]);
-        strip_hop_by_hop(&mut map);
+        let names = Names::of(&map);
+        strip_hop_by_hop(&mut map, names);
         let mut left: Vec<_> = map.keys().map(HeaderName::as_str).collect();
         left.sort_unstable();
         assert_eq!(left, ["content-length", "host", "x-public"]);
@@ -223,7 +233,29 @@ mod tests {
     #[test]
     fn an_upgrade_is_asked_for_by_both_fields() {
         let asks = headers(&[("connection", "keep-alive, Upgrade"), ("upgrade", "websocket")]);
-        assert_eq!(wanted_upgrade(&asks), Some(HeaderValue::from_static("websocket")));
-        assert_eq!(wanted_upgrade(&headers(&[("upgrade", "websocket")])), None);
+        let wanted = |map: &HeaderMap| wanted_upgrade(map, Names::of(map));
+        assert_eq!(wanted(&asks), Some(HeaderValue::from_static("websocket")));
+        assert_eq!(wanted(&headers(&[("upgrade", "websocket")])), None);
+    }
+
+    #[test]
+    fn a_length_is_said_once_and_plainly() {
+        for (said, bytes, then) in [
+            (&[][..], 5, "5"),
+            (&["5"], 5, "5"),
+            (&["05"], 5, "5"),
+            (&["+5"], 5, "5"),
+            (&["5", "5"], 5, "5"),
+            (&["5, 5"], 5, "5"),
+            (&["7"], 5, "5"),
+            (&["0"], 0, "0"),
+            (&["00"], 0, "0"),
+            (&["18446744073709551615"], u64::MAX, "18446744073709551615"),
+        ] {
+            let lines: Vec<_> = said.iter().map(|value| ("content-length", *value)).collect();
+            let mut map = headers(&lines);
+            set_length(&mut map, bytes);
+            assert_eq!(map.get_all(CONTENT_LENGTH).iter().collect::<Vec<_>>(), [then], "{said:?}");
+        }
     }
 }

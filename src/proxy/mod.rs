@@ -52,6 +52,7 @@ mod limits;
 pub mod link;
 mod listener;
 mod model_field;
+mod names;
 mod origin;
 mod own;
 mod pinned;

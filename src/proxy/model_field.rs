@@ -10,6 +10,8 @@ use std::mem;
 
 /// Longer names are nobody's.
 const LONGEST: usize = 256;
+/// Strings are mostly shorter.
+const SHORT: usize = 16;
 /// As much of a name as is kept while it is read: each of its bytes may be written as six.
 const KEPT: usize = 6 * LONGEST;
 
@@ -105,6 +107,11 @@ impl Finder {
         self.found.as_ref()
     }
 
+    /// What is told so far.
+    pub(super) fn found(&self) -> Option<&ModelField> {
+        self.found.as_ref()
+    }
+
     /// Whether nothing that comes can tell any more.
     pub(super) fn is_over(&self) -> bool {
         self.state == State::Over
@@ -119,8 +126,7 @@ impl Finder {
                 // Whatever it is, it does not end the string.
                 at += 1;
             }
-            let Some(found) = bytes.get(at..).and_then(|rest| memchr::memchr2(b'"', b'\\', rest))
-            else {
+            let Some(found) = bytes.get(at..).and_then(mark_in_string) else {
                 at = bytes.len();
                 break;
             };
@@ -151,8 +157,8 @@ impl Finder {
     fn end_of_string(&mut self) {
         self.state = match self.state {
             State::InName => {
-                let text = mem::take(&mut self.text);
-                self.is_model = text == b"model" || decoded(&text).is_some_and(|t| t == "model");
+                self.is_model = says(&self.text, "model");
+                self.text.clear();
                 if self.is_model && self.found.is_some() {
                     self.found = Some(ModelField::Twice);
                     State::Over
@@ -162,7 +168,7 @@ impl Finder {
             }
             State::InModel => {
                 let name = Some(mem::take(&mut self.text)).filter(|text| text.len() <= KEPT);
-                let name = name.and_then(|text| decoded(&text));
+                let name = name.and_then(decoded);
                 let name = name.filter(|name| (1..=LONGEST).contains(&name.len()));
                 self.found = Some(name.map_or(ModelField::Absent, ModelField::Named));
                 State::Comma
@@ -214,13 +220,27 @@ impl Finder {
     }
 }
 
+/// Where a string may end, or say something of its next byte. Most strings are short, and end sooner than a search
+/// made for long ones has begun.
+fn mark_in_string(bytes: &[u8]) -> Option<usize> {
+    let is_mark = |byte: &u8| matches!(byte, b'"' | b'\\');
+    let (short, rest) = bytes.split_at(bytes.len().min(SHORT));
+    short.iter().position(is_mark).or_else(|| Some(SHORT + memchr::memchr2(b'"', b'\\', rest)?))
+}
+
+/// Whether a JSON string that is written so between its quotes says this.
+fn says(text: &[u8], this: &str) -> bool {
+    text == this.as_bytes()
+        || (text.contains(&b'\\') && decoded(text.to_vec()).is_some_and(|text| text == this))
+}
+
 /// What a JSON string says that is written so between its quotes.
-fn decoded(text: &[u8]) -> Option<String> {
+fn decoded(text: Vec<u8>) -> Option<String> {
     // Nearly all do without what has to be decoded.
     if !text.iter().any(|byte| *byte == b'\\' || byte.is_ascii_control()) {
-        return std::str::from_utf8(text).ok().map(str::to_owned);
+        return String::from_utf8(text).ok();
     }
-    let quoted = [b"\"", text, b"\""].concat();
+    let quoted = [b"\"", &text[..], b"\""].concat();
     serde_json::from_slice(&quoted).ok()
 }
 

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use http::header::{FORWARDED, HeaderName, HeaderValue, VIA};
 use http::{HeaderMap, Version};
 
+use super::names::Names;
 use crate::runtime::rng;
 use crate::types::Network;
 
@@ -24,12 +25,23 @@ const FIELDS: [HeaderName; 6] = [
     HeaderName::from_static("x-forwarded-port"),
     HeaderName::from_static("x-real-ip"),
 ];
+/// All of what is ours.
+const OURS: [&str; 8] = [
+    "x-forwarded-for",
+    "x-forwarded-proto",
+    "forwarded",
+    "x-forwarded-host",
+    "x-forwarded-port",
+    "x-real-ip",
+    "x-request-id",
+    "via",
+];
 /// Longer ids are no ids.
 const LONGEST_ID: usize = 128;
 
 /// Whether a client must not be able to take this field away by nominating it in `Connection`.
 pub(super) fn is_ours(name: &HeaderName) -> bool {
-    [REQUEST_ID, VIA].contains(name) || FIELDS.contains(name)
+    OURS.contains(&name.as_str())
 }
 
 /// The client's side of one connection.
@@ -60,15 +72,14 @@ impl Origin {
         }
     }
 
-    /// Writes it into the head of a request that came in this version of HTTP.
-    pub(super) fn mark(&self, headers: &mut HeaderMap, version: Version) {
+    /// Writes it into the head of a request that came in this version of HTTP, whose fields have these names.
+    pub(super) fn mark(&self, headers: &mut HeaderMap, names: Names, version: Version) {
         let via = HeaderValue::from_static(match version {
             Version::HTTP_10 => "1.0 forebay",
             Version::HTTP_2 => "2.0 forebay",
             _ => "1.1 forebay",
         });
-        // Most requests have none of it, which one look at the names tells.
-        if !headers.keys().any(may_be_ours) {
+        if !names.may_have_any(const { Names::among(&OURS) }) {
             headers.insert(FOR, self.address.clone());
             headers.insert(PROTO, self.proto.clone());
             headers.insert(REQUEST_ID, new_id());
@@ -93,12 +104,6 @@ impl Origin {
             headers.insert(REQUEST_ID, new_id());
         }
     }
-}
-
-/// Whether it begins as one of ours does.
-fn may_be_ours(name: &HeaderName) -> bool {
-    let name = name.as_str().as_bytes();
-    matches!(name, [b'x', b'-', b'f' | b'r', ..] | [b'f', b'o', ..] | [b'v', b'i', ..])
 }
 
 /// Appends to the list that a field is, on as many lines as it may be.
@@ -141,7 +146,8 @@ mod tests {
         for (name, value) in said {
             headers.append(HeaderName::from_static(name), HeaderValue::from_static(value));
         }
-        Origin::new(peer, tls, &trusted).mark(&mut headers, Version::HTTP_11);
+        let names = Names::of(&headers);
+        Origin::new(peer, tls, &trusted).mark(&mut headers, names, Version::HTTP_11);
         let id = headers.remove(REQUEST_ID).expect("an id");
         assert!(is_id(&id));
         assert_eq!(headers.remove(VIA).expect("one"), "1.1 forebay");
@@ -188,8 +194,8 @@ mod tests {
 
     #[test]
     fn each_of_ours_is_looked_for() {
-        assert!(FIELDS.iter().chain([&REQUEST_ID, &VIA]).all(may_be_ours));
-        assert!(!may_be_ours(&HeaderName::from_static("x-stainless-lang")));
+        assert!(FIELDS.iter().chain([&REQUEST_ID, &VIA]).all(is_ours));
+        assert!(!is_ours(&HeaderName::from_static("x-stainless-lang")));
     }
 
     #[test]
@@ -201,7 +207,8 @@ mod tests {
             (Version::HTTP_2, "1.0 forebay, 2.0 forebay"),
             (Version::HTTP_11, "1.0 forebay, 2.0 forebay, 1.1 forebay"),
         ] {
-            origin.mark(&mut headers, version);
+            let names = Names::of(&headers);
+            origin.mark(&mut headers, names, version);
             assert_eq!(headers.get_all(VIA).iter().collect::<Vec<_>>(), [via]);
         }
     }
@@ -214,7 +221,8 @@ mod tests {
             if let Some(said) = said {
                 headers.insert(REQUEST_ID, HeaderValue::from_static(said));
             }
-            origin.mark(&mut headers, Version::HTTP_11);
+            let names = Names::of(&headers);
+            origin.mark(&mut headers, names, Version::HTTP_11);
             headers[REQUEST_ID].to_str().expect("text").to_owned()
         };
         assert_eq!(id(Some("abc-1")), "abc-1");

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Instant;
 
-use http::header::{HeaderMap, HeaderValue};
+use http::header::HeaderValue;
 use http::{Request, Response, Version};
 
 use super::admission::{Affinity, Reservation};
@@ -22,6 +22,7 @@ use super::head;
 use super::headers::Length;
 use super::keys::{ApiKeys, Key};
 use super::limits::Clients;
+use super::names::Names;
 use super::own::Own;
 use super::refusal::{Dialect, Refusal};
 use super::resolve::Target;
@@ -60,8 +61,10 @@ pub(super) fn serve(
     let (mut parts, body) = request.into_parts();
     let arrived_at = clock::monotonic();
     let record = thread.observers.begin(&mut parts, arrived_at);
-    let target = Target::of(&parts);
-    let asked = head::check(&parts).and_then(|()| Deadline::asked(&parts.headers, arrived_at));
+    let names = Names::of(&parts.headers);
+    let target = Target::of(&parts, names);
+    let asked = head::check(&parts);
+    let asked = asked.and_then(|()| Deadline::asked(&parts.headers, names, arrived_at));
     let deadline = asked.as_ref().map_or_else(|_| Deadline::default(), |deadline| *deadline);
     let admitted = asked.and_then(|_| thread.keys.admit(&mut parts.headers, arrived_at));
     if let Ok(Some(key)) = &admitted {
@@ -84,7 +87,7 @@ pub(super) fn serve(
         record.resolved(&variant.key, &variant.model);
     }
     let body = RequestBody::new(body, record.body_meter(), &thread.clients);
-    let mut draft = Box::new(Draft::new(parts, body));
+    let mut draft = Box::new(Draft::new(parts, names, body));
     if target.dialect == Dialect::Grpc && draft.parts.version == Version::HTTP_2 {
         draft.body.may_be_silent();
     }
@@ -175,7 +178,7 @@ impl Life {
         draft.body.check_length().map_err(|error| Refusal::of_body(&error))?;
         let variant = match by_head {
             Some(variant) => variant,
-            None => self.deadline.bound(pin!(self.resolve_by_body(&mut draft))).await?,
+            None => self.deadline.bound(pin!(self.resolve_by_body(&target, &mut draft))).await?,
         };
         self.accountable = Some(Arc::clone(&variant.unserved));
         self.deadline = self.deadline.with(&variant.requests, self.arrived_at);
@@ -185,11 +188,15 @@ impl Life {
         self.send_somewhere(draft).await
     }
 
-    async fn resolve_by_body(&self, draft: &mut Draft) -> Result<Arc<Variant>, Refusal> {
+    async fn resolve_by_body(
+        &self,
+        target: &Target,
+        draft: &mut Draft,
+    ) -> Result<Arc<Variant>, Refusal> {
         let snapshot = self.thread.router.current().clone();
         let most = self.thread.clients.limits.body;
         let variant =
-            Target::resolve_by_body(&draft.parts, &mut draft.body, &snapshot, most).await?;
+            target.resolve_by_body(&draft.parts, &mut draft.body, &snapshot, most).await?;
         let variant = allowed(variant, self.key.as_deref())?;
         variant.room.arrived();
         self.record.resolved(&variant.key, &variant.model);
@@ -236,8 +243,9 @@ impl Life {
     ) -> Result<Response<ResponseBody>, Refusal> {
         let Some(variant) = self.variant.clone() else { return Err(Refusal::NoInstance) };
         let deadline = self.deadline;
-        let caller = caller(&draft.parts.headers, &variant.requests, self.key.as_deref());
-        let affinity = sticky::affinity(&mut draft.parts.headers, &variant.requests);
+        let caller = caller(&draft, &variant.requests, self.key.as_deref());
+        let names = draft.names;
+        let affinity = sticky::affinity(&mut draft.parts.headers, names, &variant.requests);
         let mut retry = Retry::new(&variant, draft.parts.uri.path());
         loop {
             let admitted = self.admit(caller, affinity, &retry, &mut draft.body);
@@ -252,9 +260,8 @@ impl Life {
             let outcome = self.thread.sender.send(reservation, draft, terms).await;
             self.at_instance = false;
             match outcome {
-                Ok(mut response) => {
+                Ok(response) => {
                     self.accountable = None;
-                    sticky::name_sessions(response.headers_mut(), retry.tried().last().copied());
                     return Ok(response);
                 }
                 Err(Failure::Counted(refusal)) => {
@@ -330,11 +337,13 @@ impl Drop for Life {
 
 /// Who asks, to the queue: whoever has the key, or without keys by the configured header, of which nothing but
 /// a hash is kept.
-fn caller(headers: &HeaderMap, policy: &RequestPolicy, key: Option<&Key>) -> Caller {
+fn caller(draft: &Draft, policy: &RequestPolicy, key: Option<&Key>) -> Caller {
+    let field =
+        |name: &String| draft.names.may_have(name).then(|| draft.parts.headers.get(name)).flatten();
     let by_header =
-        || headers.get(&policy.caller_header).map_or(0, |value| sticky::hash(value.as_bytes()));
+        || field(&policy.caller_header).map_or(0, |value| sticky::hash(value.as_bytes()));
     let id = key.map_or_else(by_header, |key| key.caller);
-    let priority = policy.priority_header.as_ref().and_then(|name| headers.get(name));
+    let priority = policy.priority_header.as_ref().and_then(field);
     let priority = match priority.map(HeaderValue::as_bytes) {
         Some([digit @ b'0'..=b'9']) => digit - b'0',
         _ => USUAL_PRIORITY,

@@ -11,6 +11,7 @@ use http::{HeaderMap, Method};
 use super::body::RequestBody;
 use super::headers::{self, Length};
 use super::model_field::{Finder, ModelField};
+use super::names::Names;
 use super::refusal::{Dialect, Refusal};
 use super::snapshot::{Endpoint, Snapshot, Variant};
 use crate::runtime::rng;
@@ -27,15 +28,17 @@ pub(super) struct Target {
     pub(super) worker_path: Option<PathAndQuery>,
     /// How its client wants to be told what went wrong.
     pub(super) dialect: Dialect,
+    /// Of its fields.
+    names: Names,
 }
 
 impl Target {
     /// `POST /endpoints/{endpoint}/invocations` and `…/invocations-response-stream` become
     /// `POST /invocations`; every other path stays as it is.
-    pub(super) fn of(parts: &Parts) -> Self {
+    pub(super) fn of(parts: &Parts, names: Names) -> Self {
         let dialect =
             if headers::is_grpc(&parts.headers) { Dialect::Grpc } else { Dialect::OpenAi };
-        let none = Self { endpoint: None, worker_path: None, dialect };
+        let none = Self { endpoint: None, worker_path: None, dialect, names };
         let Some(rest) = parts.uri.path().strip_prefix("/endpoints/") else { return none };
         let Some((endpoint, "invocations" | "invocations-response-stream")) = rest.split_once('/')
         else {
@@ -48,7 +51,8 @@ impl Target {
             Some(query) => format!("/invocations?{query}").parse().ok(),
             None => Some(PathAndQuery::from_static("/invocations")),
         };
-        Self { endpoint: Some(endpoint.to_owned()), worker_path, dialect: Dialect::SageMaker }
+        let (endpoint, dialect) = (Some(endpoint.to_owned()), Dialect::SageMaker);
+        Self { endpoint, worker_path, dialect, names }
     }
 
     /// The variant, where the head alone decides: the endpoint is named there, or there is only one
@@ -58,7 +62,7 @@ impl Target {
         parts: &Parts,
         snapshot: &Snapshot,
     ) -> Option<Result<Arc<Variant>, Refusal>> {
-        let Ok(by_header) = only(&parts.headers, &ENDPOINT) else {
+        let Ok(by_header) = self.only(&parts.headers, &ENDPOINT) else {
             let why = "x-forebay-endpoint is there more than once, or is no name";
             return Some(Err(Refusal::Malformed(why)));
         };
@@ -66,10 +70,10 @@ impl Target {
         if let Some(name) = named {
             let endpoint = snapshot.endpoint(name);
             let unknown = || Err(Refusal::UnknownEndpoint(name.to_owned()));
-            return Some(endpoint.map_or_else(unknown, |e| pick(e, None, &parts.headers)));
+            return Some(endpoint.map_or_else(unknown, |e| self.pick(e, None, &parts.headers)));
         }
         match snapshot.endpoints.as_slice() {
-            [only] if only.variants.len() == 1 => Some(pick(only, None, &parts.headers)),
+            [only] if only.variants.len() == 1 => Some(self.pick(only, None, &parts.headers)),
             _ => None,
         }
     }
@@ -80,56 +84,81 @@ impl Target {
     /// # Errors
     /// [`Refusal`] when there is no such endpoint or variant, or none can be told.
     pub(super) async fn resolve_by_body(
+        &self,
         parts: &Parts,
         body: &mut RequestBody,
         snapshot: &Snapshot,
         most: u64,
     ) -> Result<Arc<Variant>, Refusal> {
-        let model =
+        let finder =
             if may_name_a_model(parts, body) { read_model(body, most).await? } else { None };
-        if let Some(model) = &model {
+        let model = match finder.as_ref().and_then(Finder::found) {
+            Some(ModelField::Named(name)) => Some(name.as_str()),
+            Some(ModelField::Twice) => return Err(Refusal::ModelTwice),
+            Some(ModelField::Absent) | None => None,
+        };
+        let variant = self.resolve_by_model(parts, model, snapshot);
+        if let Some(finder) = finder {
+            body.watch_model(finder);
+        }
+        variant
+    }
+
+    fn resolve_by_model(
+        &self,
+        parts: &Parts,
+        model: Option<&str>,
+        snapshot: &Snapshot,
+    ) -> Result<Arc<Variant>, Refusal> {
+        if let Some(model) = model {
             if let Some(endpoint) = snapshot.endpoint(model) {
-                return pick(endpoint, None, &parts.headers);
+                return self.pick(endpoint, None, &parts.headers);
             }
             if let Some(endpoint) = snapshot.endpoint_of_model(model) {
-                return pick(endpoint, Some(model), &parts.headers);
+                return self.pick(endpoint, Some(model), &parts.headers);
             }
         }
         match (snapshot.endpoints.as_slice(), model) {
-            ([only], _) => pick(only, None, &parts.headers),
+            ([only], _) => self.pick(only, None, &parts.headers),
             ([], _) => Err(Refusal::NoInstance),
-            (_, Some(model)) => Err(Refusal::UnknownEndpoint(model)),
+            (_, Some(model)) => Err(Refusal::UnknownEndpoint(model.to_owned())),
             (_, None) => Err(Refusal::EndpointNotNamed),
         }
     }
-}
 
-/// What a field says that may come once at most.
-fn only<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a str>, ()> {
-    let mut values = headers.get_all(name).iter();
-    match (values.next(), values.next()) {
-        (None, _) => Ok(None),
-        (Some(value), None) => value.to_str().map(Some).map_err(drop),
-        _ => Err(()),
+    /// What a field says that may come once at most.
+    fn only<'a>(&self, headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a str>, ()> {
+        if !self.names.may_have(name) {
+            return Ok(None);
+        }
+        let mut values = headers.get_all(name).iter();
+        match (values.next(), values.next()) {
+            (None, _) => Ok(None),
+            (Some(value), None) => value.to_str().map(Some).map_err(drop),
+            _ => Err(()),
+        }
     }
-}
 
-fn pick(
-    endpoint: &Endpoint,
-    model: Option<&str>,
-    headers: &HeaderMap,
-) -> Result<Arc<Variant>, Refusal> {
-    let named = only(headers, &TARGET_VARIANT).map_err(|()| {
-        Refusal::Malformed("x-amzn-sagemaker-target-variant is there more than once, or is no name")
-    })?;
-    let variant = match named {
-        Some(name) => endpoint.variant(name).ok_or_else(|| Refusal::UnknownVariant {
-            endpoint: endpoint.name.to_string(),
-            variant: name.to_owned(),
-        })?,
-        None => endpoint.choose_variant(model, rng::draw()).ok_or(Refusal::NoInstance)?,
-    };
-    Ok(Arc::clone(variant))
+    fn pick(
+        &self,
+        endpoint: &Endpoint,
+        model: Option<&str>,
+        headers: &HeaderMap,
+    ) -> Result<Arc<Variant>, Refusal> {
+        let named = self.only(headers, &TARGET_VARIANT).map_err(|()| {
+            Refusal::Malformed(
+                "x-amzn-sagemaker-target-variant is there more than once, or is no name",
+            )
+        })?;
+        let variant = match named {
+            Some(name) => endpoint.variant(name).ok_or_else(|| Refusal::UnknownVariant {
+                endpoint: endpoint.name.to_string(),
+                variant: name.to_owned(),
+            })?,
+            None => endpoint.choose_variant(model, rng::draw()).ok_or(Refusal::NoInstance)?,
+        };
+        Ok(Arc::clone(variant))
+    }
 }
 
 /// JSON bodies name a model; so do those whose sender did not say what they are.
@@ -140,23 +169,17 @@ fn may_name_a_model(parts: &Parts, body: &RequestBody) -> bool {
     json && body.length() != Length::None
 }
 
-async fn read_model(body: &mut RequestBody, most: u64) -> Result<Option<String>, Refusal> {
+/// Whoever has found what the body says of its model.
+async fn read_model(body: &mut RequestBody, most: u64) -> Result<Option<Finder>, Refusal> {
     let mut finder = Finder::new();
     let mut looked_at = 0;
     loop {
-        let mut found = None;
         for piece in body.pieces_after(looked_at) {
             looked_at += piece.len();
-            found = finder.look(piece).cloned();
+            finder.look(piece);
         }
-        if let Some(found) = found {
-            let name = match found {
-                ModelField::Named(name) => Some(name),
-                ModelField::Absent => None,
-                ModelField::Twice => return Err(Refusal::ModelTwice),
-            };
-            body.watch_model(finder);
-            return Ok(name);
+        if finder.found().is_some() {
+            return Ok(Some(finder));
         }
         if body.is_complete() || body.buffered() >= most {
             return Ok(None);

@@ -180,14 +180,18 @@ impl Variant {
     }
 }
 
+/// Where in a list what has a name is. Every request looks at it, and nobody but the config puts names in, so its
+/// hash is a cheap one.
+type Index = HashMap<Box<str>, usize, foldhash::fast::RandomState>;
+
 /// Everything that a request is routed by.
 #[derive(Debug, Default)]
 pub(super) struct Snapshot {
     pub(super) version: TableVersion,
     pub(super) endpoints: Vec<Endpoint>,
-    by_name: HashMap<Box<str>, usize>,
+    by_name: Index,
     /// The first endpoint in the table's order that serves a model of that name.
-    by_model: HashMap<Box<str>, usize>,
+    by_model: Index,
 }
 
 impl Snapshot {

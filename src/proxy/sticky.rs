@@ -4,6 +4,7 @@
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 
 use super::admission::Affinity;
+use super::names::Names;
 use crate::decision::session;
 use crate::types::Generation;
 use crate::types::spec::RequestPolicy;
@@ -11,9 +12,12 @@ use crate::types::spec::RequestPolicy;
 const SESSION: HeaderName = HeaderName::from_static("x-amzn-sagemaker-session-id");
 const NEW_SESSION: HeaderName = HeaderName::from_static("x-amzn-sagemaker-new-session-id");
 
-/// Where a request belongs. A session's name is turned back into the worker's own on the way.
-pub(super) fn affinity(headers: &mut HeaderMap, policy: &RequestPolicy) -> Affinity {
-    if let Some(name) = headers.get(SESSION).and_then(|value| value.to_str().ok()) {
+/// Where a request belongs, whose fields have these names. A session's name is turned back into the worker's own on
+/// the way.
+pub(super) fn affinity(headers: &mut HeaderMap, names: Names, policy: &RequestPolicy) -> Affinity {
+    if names.may_have(SESSION)
+        && let Some(name) = headers.get(SESSION).and_then(|value| value.to_str().ok())
+    {
         if name == session::NEW_SESSION {
             return Affinity::None;
         }
@@ -27,17 +31,21 @@ pub(super) fn affinity(headers: &mut HeaderMap, policy: &RequestPolicy) -> Affin
         }
         return affinity;
     }
-    let sticky = policy.sticky_header.as_ref().and_then(|name| headers.get(name));
+    let sticky = policy.sticky_header.as_ref().filter(|name| names.may_have(name));
+    let sticky = sticky.and_then(|name| headers.get(name));
     sticky.map_or(Affinity::None, |value| Affinity::Key(stable_hash(value.as_bytes())))
 }
 
 /// A worker names a new session in `X-Amzn-SageMaker-Session-Id: NAME; Expires=…`; the client gets it as
 /// `X-Amzn-SageMaker-New-Session-Id`, with the instance in the name. `…-Closed-Session-Id` is passed on.
-pub(super) fn name_sessions(headers: &mut HeaderMap, instance: Option<Generation>) {
-    let (Some(value), Some(generation)) = (headers.remove(SESSION), instance) else { return };
+pub(super) fn name_sessions(headers: &mut HeaderMap, names: Names, instance: Generation) {
+    if !names.may_have(SESSION) {
+        return;
+    }
+    let Some(value) = headers.remove(SESSION) else { return };
     let Ok(text) = value.to_str() else { return };
     let (name, attributes) = text.split_once(';').unwrap_or((text, ""));
-    let mut tagged = session::tag(name.trim(), generation);
+    let mut tagged = session::tag(name.trim(), instance);
     if !attributes.is_empty() {
         tagged = format!("{tagged};{attributes}");
     }
@@ -75,6 +83,10 @@ mod tests {
     #[test]
     fn a_session_goes_home_under_the_workers_own_name() {
         let policy = RequestPolicy::default();
+        let affinity = |headers: &mut HeaderMap, policy: &RequestPolicy| {
+            let names = Names::of(headers);
+            affinity(headers, names, policy)
+        };
         let mut headers = request("x-amzn-sagemaker-session-id", "abc-fb7");
         let home = affinity(&mut headers, &policy);
         assert_eq!(home, Affinity::Home(Generation(7), stable_hash(b"abc")));
@@ -92,7 +104,8 @@ mod tests {
     fn a_new_session_is_renamed_and_tagged() {
         let mut headers =
             request("x-amzn-sagemaker-session-id", "abc; Expires=2030-01-01T00:00:00Z");
-        name_sessions(&mut headers, Some(Generation(3)));
+        let names = Names::of(&headers);
+        name_sessions(&mut headers, names, Generation(3));
         assert_eq!(headers.get(SESSION), None);
         assert_eq!(headers[NEW_SESSION], "abc-fb3; Expires=2030-01-01T00:00:00Z");
     }

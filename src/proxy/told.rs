@@ -3,13 +3,14 @@
 //! only then. It goes no further: whoever balances over proxies would take one worker's load for that of all
 //! the workers behind this proxy.
 //!
-//! An answer without it costs one look at its fields, one with it a copy of the value a few times a second.
+//! An answer without it costs nothing, one with it a copy of the value a few times a second.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use http::header::{HeaderMap, HeaderName};
 
+use super::names::Names;
 use crate::decision::signals::orca;
 use crate::runtime::clock;
 use crate::types::report::LoadReport;
@@ -34,9 +35,11 @@ pub(super) struct Told {
 }
 
 impl Told {
-    /// Takes it off an answer.
-    pub(super) fn take_off(&self, headers: &mut HeaderMap) {
-        if let Some(value) = headers.remove(LOAD_METRICS) {
+    /// Takes it off an answer whose fields have these names.
+    pub(super) fn take_off(&self, headers: &mut HeaderMap, names: Names) {
+        if names.may_have(orca::LOAD_METRICS)
+            && let Some(value) = headers.remove(LOAD_METRICS)
+        {
             self.keep(value.as_bytes(), clock::uptime_ms());
         }
     }
@@ -106,7 +109,8 @@ mod tests {
         headers.insert(LOAD_METRICS, text(7).parse().expect("a value"));
         headers.append(LOAD_METRICS, text(8).parse().expect("a value"));
         headers.insert("x", "y".parse().expect("a value"));
-        told.take_off(&mut headers);
+        let names = Names::of(&headers);
+        told.take_off(&mut headers, names);
         assert_eq!(headers.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["x"]);
         assert_eq!(told.report().map(|report| report.signals.waiting), Some(Some(7.0)));
     }

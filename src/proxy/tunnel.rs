@@ -61,8 +61,8 @@ async fn within(
         return None;
     };
     poll_fn(|cx| {
-        if let Poll::Ready(late) = watch.poll_end(cx) {
-            return Poll::Ready(Some(late));
+        if watch.is_over() {
+            return Poll::Ready(Some(Late::Whole));
         }
         let before = taken();
         if copying.as_mut().poll(cx).is_ready() {
@@ -71,7 +71,7 @@ async fn within(
         if taken() != before {
             watch.progressed();
         }
-        watch.poll_idle(cx).map(Some)
+        watch.poll(cx).map(Some)
     })
     .await
 }

@@ -35,9 +35,15 @@ pub fn monotonic() -> Instant {
 /// Milliseconds since the first call in this process, at least 1: monotonic, and small enough for an atomic.
 #[must_use]
 pub fn uptime_ms() -> u64 {
+    uptime_ms_at(Instant::now())
+}
+
+/// The same at `at`.
+#[must_use]
+pub fn uptime_ms_at(at: Instant) -> u64 {
     static START: OnceLock<Instant> = OnceLock::new();
-    let start = *START.get_or_init(Instant::now);
-    u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX) + 1
+    let start = *START.get_or_init(|| at);
+    u64::try_from(at.saturating_duration_since(start).as_millis()).unwrap_or(u64::MAX) + 1
 }
 
 /// Nanoseconds from the first call in this process to `at`; 0 for what was before.

@@ -99,13 +99,14 @@ impl Driver {
         });
         let Some(head) = head.await? else { return Ok(None) };
         let (mut parts, ()) = head.request.into_parts();
-        self.origin.mark(&mut parts.headers, parts.version);
+        self.origin.mark(&mut parts.headers, head.names, parts.version);
         let asked = Asked {
             version: parts.version,
             is_head: parts.method == Method::HEAD,
             // Where an upgrade is not made, a proxy in front of us may believe that it was.
-            keeps_alive: head.keeps_alive && headers::wanted_upgrade(&parts.headers).is_none(),
-            takes_trailers: headers::takes_trailers(&parts.headers),
+            keeps_alive: head.keeps_alive
+                && headers::wanted_upgrade(&parts.headers, head.names).is_none(),
+            takes_trailers: headers::takes_trailers(&parts.headers, head.names),
         };
         let body = if head.framing.is_over() {
             Incoming::Nothing

@@ -21,6 +21,7 @@ use crate::proxy::calm::Calm;
 use crate::proxy::ending::Ending;
 use crate::proxy::http1::MOST_FIELDS;
 use crate::proxy::limits::Clients;
+use crate::proxy::names::Names;
 use crate::proxy::origin::Origin;
 use crate::proxy::refusal::{Dialect, Refusal};
 use crate::proxy::request::{Thread, serve};
@@ -64,7 +65,8 @@ pub(super) async fn serve_connection(
             // hyper gives it to its task before it looks for another.
             next.replace(Some(Rc::clone(&taking)));
             let answer = (!has_too_many_fields(request.headers())).then(|| {
-                origin.mark(request.headers_mut(), Version::HTTP_2);
+                let names = Names::of(request.headers());
+                origin.mark(request.headers_mut(), names, Version::HTTP_2);
                 // In a place of its own: hyper moves what answers a stream several times.
                 Box::pin(serve(Rc::clone(&thread), request.map(Incoming::Http2)))
             });

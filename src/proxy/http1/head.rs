@@ -12,6 +12,8 @@ use smallvec::SmallVec;
 
 use super::body::{Framing, has_bare_feed};
 use super::{MOST_FIELDS, Malformed};
+use crate::proxy::headers;
+use crate::proxy::names::Names;
 
 /// The longest head of an answer.
 const LONGEST_ANSWER: usize = 64 << 10;
@@ -64,6 +66,8 @@ pub(in crate::proxy) enum HeadError {
 #[derive(Debug)]
 pub(in crate::proxy) struct RequestHead {
     pub(in crate::proxy) request: Request<()>,
+    /// Of its fields.
+    pub(in crate::proxy) names: Names,
     pub(in crate::proxy) framing: Framing,
     /// Whether the client keeps the connection for another.
     pub(in crate::proxy) keeps_alive: bool,
@@ -105,7 +109,7 @@ pub(in crate::proxy) fn read_request(
     let places = places(bytes, parsed.headers);
     let head = bytes.split_to(length).freeze();
     let of_head = || -> Result<RequestHead, Malformed> {
-        let headers = fields_of(&head, places)?;
+        let (headers, names) = fields_of(&head, places)?;
         let target = head.slice(target);
         if target.contains(&b'#') {
             // RFC 9112, 3.2; the type for targets would cut it off.
@@ -115,14 +119,15 @@ pub(in crate::proxy) fn read_request(
         *request.method_mut() = method.map_err(|_| "the method is none")?;
         *request.uri_mut() = Uri::from_maybe_shared(target).map_err(|_| "the target is none")?;
         *request.version_mut() = if is_1_1 { Version::HTTP_11 } else { Version::HTTP_10 };
-        let framing = request_framing(&headers)?;
-        let keeps_alive = keeps_alive(&headers, is_1_1);
+        let framing = request_framing(&headers, names)?;
+        let keeps_alive = keeps_alive(&headers, names, is_1_1);
         let expects_continue = is_1_1
+            && names.may_have(EXPECT)
             && headers
                 .get(EXPECT)
                 .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
         *request.headers_mut() = headers;
-        Ok(RequestHead { request, framing, keeps_alive, expects_continue })
+        Ok(RequestHead { request, names, framing, keeps_alive, expects_continue })
     };
     of_head().map(Some).map_err(HeadError::Malformed)
 }
@@ -143,8 +148,8 @@ fn what_is_wrong(error: httparse::Error) -> Malformed {
 }
 
 /// What follows, of a head whose fields say one thing ([`crate::proxy::head`] refuses the others).
-fn request_framing(headers: &HeaderMap) -> Result<Framing, Malformed> {
-    if headers.contains_key(TRANSFER_ENCODING) {
+fn request_framing(headers: &HeaderMap, names: Names) -> Result<Framing, Malformed> {
+    if names.may_have(TRANSFER_ENCODING) && headers.contains_key(TRANSFER_ENCODING) {
         return Ok(Framing::CHUNKED);
     }
     let Some(length) = headers.get(CONTENT_LENGTH) else { return Ok(Framing::Over) };
@@ -188,10 +193,10 @@ pub(in crate::proxy) fn read_response(
     let status = StatusCode::from_u16(code).map_err(|_| "a status that is none")?;
     let places = places(bytes, parsed.headers);
     let head = bytes.split_to(length).freeze();
-    let mut headers = fields_of(&head, places)?;
+    let (mut headers, names) = fields_of(&head, places)?;
     let (framing, is_clear) = response_framing(status, &mut headers, is_1_1, answers_head)?;
     let ends = matches!(framing, Framing::UntilClose);
-    let keeps_alive = is_clear && !ends && keeps_alive(&headers, is_1_1);
+    let keeps_alive = is_clear && !ends && keeps_alive(&headers, names, is_1_1);
     Ok(Some(Head { status, headers, framing, keeps_alive }))
 }
 
@@ -211,18 +216,20 @@ fn place(bytes: &[u8], part: &[u8]) -> Range<usize> {
     start..start + part.len()
 }
 
-fn fields_of(head: &Bytes, places: Places) -> Result<HeaderMap, Malformed> {
+fn fields_of(head: &Bytes, places: Places) -> Result<(HeaderMap, Names), Malformed> {
     if has_bare_feed(head) {
         return Err("a bare line feed");
     }
     // Room for what is added on the way.
     let mut headers = HeaderMap::with_capacity(places.len() + 4);
+    let mut names = Names::default();
     for (name, value) in places {
         let name = HeaderName::from_bytes(&head[name]).map_err(|_| "a field's name is none")?;
+        names.note(&name);
         let value = HeaderValue::from_maybe_shared(head.slice(value));
         headers.append(name, value.map_err(|_| "a field's value is none")?);
     }
-    Ok(headers)
+    Ok((headers, names))
 }
 
 /// What follows, and whether there is but one way to read that.
@@ -244,7 +251,7 @@ fn response_framing(
     let chunked = coding.is_some();
     let length = content_length(headers)?;
     if let Some(length) = length {
-        headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+        headers::set_length(headers, length);
     }
     let is_clear = !(chunked && length.is_some());
     let none = answers_head
@@ -279,7 +286,10 @@ fn content_length(headers: &HeaderMap) -> Result<Option<u64>, Malformed> {
     Ok(found)
 }
 
-fn keeps_alive(headers: &HeaderMap, is_1_1: bool) -> bool {
+fn keeps_alive(headers: &HeaderMap, names: Names, is_1_1: bool) -> bool {
+    if !names.may_have(CONNECTION) {
+        return is_1_1;
+    }
     let says = |what: &str| {
         let values = headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
         values.flat_map(|value| value.split(',')).any(|one| one.trim().eq_ignore_ascii_case(what))

@@ -364,6 +364,7 @@ impl<F: Future<Output: 'static> + 'static> hyper::rt::Executor<F> for Local {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::proxy::names::Names;
 
     #[test]
     fn what_was_not_sent_is_what_it_was_before() {
@@ -373,7 +374,8 @@ mod tests {
                 request = request.header(CONNECTION, "upgrade").header(UPGRADE, "websocket");
             }
             let (parts, ()) = request.body(()).expect("a request").into_parts();
-            let mut draft = Draft::new(parts, RequestBody::of_unknown_length());
+            let names = Names::of(&parts.headers);
+            let mut draft = Draft::new(parts, names, RequestBody::of_unknown_length());
             draft.prepare(None);
             let before = draft.parts.clone();
             assert_eq!(before.headers[TRANSFER_ENCODING], "chunked");

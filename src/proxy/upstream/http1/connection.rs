@@ -368,11 +368,13 @@ impl Outgoing {
 mod tests {
     use super::*;
     use crate::proxy::body::RequestBody;
+    use crate::proxy::names::Names;
     use http::{HeaderValue, Request};
 
     fn outgoing(request: http::request::Builder) -> Outgoing {
         let (parts, ()) = request.body(()).expect("a request").into_parts();
-        Outgoing::new(Box::new(Draft::new(parts, RequestBody::empty())))
+        let names = Names::of(&parts.headers);
+        Outgoing::new(Box::new(Draft::new(parts, names, RequestBody::empty())))
     }
 
     #[test]
