@@ -12,6 +12,8 @@ use std::fmt::Write as _;
 use std::time::Instant;
 
 use forebay::sim::{Scenario, play};
+// The allocator of the binary.
+use mimalloc as _;
 
 /// Endpoints of two pools, preferred instances that are lent for twenty days on average, and requests that
 /// follow the day, each endpoint at another hour.

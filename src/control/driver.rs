@@ -12,7 +12,7 @@ use super::crash::{CrashPoint, CrashPoints};
 use super::durable::Durable;
 use super::handle::{Command, HandleError, Phase, Reports};
 use super::lease::Lease;
-use super::probe::{Probe, Prober};
+use super::probe::Prober;
 use super::scrape::Scraper;
 use super::{Clock, ManagerError};
 use crate::decision::check::check_table;
@@ -164,17 +164,7 @@ impl Driver {
                     self.may_act().await?;
                     self.calls.terminate(provider, instance);
                 }
-                Action::Probe { instance, generation, address, protocol, tls, check, timeout } => {
-                    self.prober.probe(Probe {
-                        instance,
-                        generation,
-                        address,
-                        protocol,
-                        tls,
-                        check,
-                        timeout,
-                    });
-                }
+                Action::Probe(probe) => self.prober.probe(probe),
             }
         }
         Ok(())

@@ -19,12 +19,11 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
 
 use super::over_tls;
-use crate::decision::controller::Event;
+use crate::decision::controller::{Event, Probe};
 use crate::runtime::tasks::Tasks;
 use crate::tls::{Connectors, Peer};
+use crate::types::Protocol;
 use crate::types::spec::HealthCheck;
-use crate::types::tls::WorkerTls;
-use crate::types::{Address, Generation, InstanceId, Protocol};
 
 /// Probes under way at once.
 const PROBES: usize = 256;
@@ -48,17 +47,6 @@ pub(super) struct Prober {
     tasks: Tasks,
 }
 
-/// One question.
-pub(super) struct Probe {
-    pub(super) instance: InstanceId,
-    pub(super) generation: Generation,
-    pub(super) address: Address,
-    pub(super) protocol: Protocol,
-    pub(super) tls: Option<Arc<WorkerTls>>,
-    pub(super) check: HealthCheck,
-    pub(super) timeout: Duration,
-}
-
 impl Prober {
     pub(super) fn new(events: mpsc::Sender<Event>, tls: Connectors) -> Self {
         let client = |http2| {
@@ -75,7 +63,7 @@ impl Prober {
     }
 
     /// Asks, and answers with [`Event::Probed`].
-    pub(super) fn probe(&self, probe: Probe) {
+    pub(super) fn probe(&self, probe: Arc<Probe>) {
         let prober = self.clone();
         self.tasks.spawn_until_stopped("probe", async move {
             // The wait for a slot is ours and must not count against the instance.
@@ -85,9 +73,8 @@ impl Prober {
                 Err(_elapsed) => Err(format!("no answer in {:?}", probe.timeout)),
             };
             drop(slot);
-            let (instance, generation) = (probe.instance, probe.generation);
             // The driver is only gone when everything ends.
-            let _ = prober.events.send(Event::Probed { instance, generation, result }).await;
+            let _ = prober.events.send(Event::Probed { probe, result }).await;
         });
     }
 
@@ -213,6 +200,7 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
+    use crate::types::{Address, Generation, InstanceId};
 
     /// Serves one connection with `answer` as it is, or nothing at all.
     async fn server(tasks: &Tasks, answer: Option<&'static str>) -> Address {
@@ -234,7 +222,7 @@ mod tests {
     async fn ask(address: Address, limit: Duration) -> Result<(), String> {
         let (events, mut received) = mpsc::channel(1);
         let prober = Prober::new(events, Connectors::default());
-        prober.probe(Probe {
+        prober.probe(Arc::new(Probe {
             instance: InstanceId::new("i-1").expect("valid"),
             generation: Generation(3),
             address,
@@ -242,9 +230,9 @@ mod tests {
             tls: None,
             check: HealthCheck::Get("/ping".into()),
             timeout: limit,
-        });
+        }));
         match received.recv().await {
-            Some(Event::Probed { generation: Generation(3), result, .. }) => result,
+            Some(Event::Probed { probe, result }) if probe.generation.0 == 3 => result,
             other => panic!("{other:?}"),
         }
     }

@@ -9,9 +9,11 @@
 //! * [`controller`] is the manager's brain: events in, actions out. [`plan`] decides one round of it.
 //! * [`scale`] turns what was measured into a size: the series, the expressions, the scaling policies.
 //! * [`signals`] reads what instances tell of themselves.
+//! * [`agenda`] keeps what is to happen by time.
 //! * [`check`] validates any plan and routing table, apart from whoever made it.
 
 pub mod admit;
+pub mod agenda;
 pub mod budget;
 pub mod check;
 pub mod controller;

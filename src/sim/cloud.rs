@@ -4,12 +4,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use super::machines::{Ended, Machine, Machines};
 use super::rng::Rng;
 use super::setup::{CloudSetup, Faults};
-use crate::types::launch::{Grant, LaunchBatch, LaunchOutcome, ProviderInstance, ProviderStatus};
-use crate::types::{
-    Address, InstanceId, InstanceTypeName, ProviderError, ProviderName, Timestamp, VariantKey,
-};
+use crate::types::launch::{Grant, LaunchBatch, LaunchOutcome, ProviderInstance};
+use crate::types::{Address, InstanceId, InstanceTypeName, ProviderError, ProviderName, Timestamp};
 
 /// Addresses that there are, each a port of one host.
 const SLOTS: u16 = 50_000;
@@ -22,14 +21,13 @@ pub(super) struct Cloud {
     pub(super) rejecting: BTreeSet<InstanceTypeName>,
     /// Providers that run nothing until then.
     pub(super) out_until: BTreeMap<ProviderName, Timestamp>,
-    /// Every instance ever launched whose end has not been forgotten yet.
-    machines: BTreeMap<InstanceId, Machine>,
+    machines: Machines,
     /// Those that have ended, by when that is forgotten.
     ended: BTreeSet<(Timestamp, InstanceId)>,
     /// What each provider lists, until something changes or its time is over.
     lists: BTreeMap<ProviderName, (Arc<[ProviderInstance]>, Timestamp)>,
-    /// Who listens where, by the last part of the address.
-    listening: BTreeMap<u16, InstanceId>,
+    /// The places of those who listen, by the last part of the address.
+    listening: Vec<Option<usize>>,
     /// Addresses that were in use and are free; the lowest one is taken next, so that they are used again.
     freed: BTreeSet<u16>,
     /// Instances that have not ended, by type.
@@ -39,80 +37,16 @@ pub(super) struct Cloud {
     pub(super) launches: BTreeMap<InstanceTypeName, u64>,
 }
 
-/// One instance as it really is.
-#[derive(Debug)]
-pub(super) struct Machine {
-    pub(super) provider: ProviderName,
-    pub(super) instance_type: InstanceTypeName,
-    pub(super) variant: VariantKey,
-    slot: u16,
-    address: Address,
-    address_from: Timestamp,
-    pub(super) launched_at: Timestamp,
-    running_at: Timestamp,
-    /// When it would be healthy first; `None`: never.
-    healthy_at: Option<Timestamp>,
-    pub(super) sick_until: Timestamp,
-    /// It is dead and its provider has not noticed.
-    pub(super) dead: bool,
-    pub(super) interruption_at: Option<Timestamp>,
-    /// When it was told to stop.
-    pub(super) stopping_at: Option<Timestamp>,
-    pub(super) ended: Option<Ended>,
-    /// When it will end by itself.
-    pub(super) dies_at: Option<Timestamp>,
-}
-
-/// That an instance runs no more.
-#[derive(Debug)]
-pub(super) struct Ended {
-    reason: String,
-    /// Until when it is listed.
-    listed_until: Timestamp,
-}
-
-impl Machine {
-    /// Whether it runs, or is about to, and nobody has told it to stop.
-    pub(super) fn lives(&self) -> bool {
-        self.ended.is_none() && self.stopping_at.is_none()
-    }
-
-    /// Whether it has not ended.
-    pub(super) fn runs(&self) -> bool {
-        self.ended.is_none()
-    }
-
-    /// Whether it could serve a request.
-    pub(super) fn serves(&self, now: Timestamp) -> bool {
-        self.ended.is_none() && !self.dead && self.healthy_at.is_some_and(|at| at <= now)
-    }
-
-    /// Whether its end is certain and has not come yet.
-    pub(super) fn doomed(&self) -> bool {
-        self.ended.is_none()
-            && (self.dead || self.dies_at.is_some() || self.interruption_at.is_some())
-    }
-
-    fn status(&self, now: Timestamp) -> ProviderStatus {
-        match (&self.ended, self.stopping_at) {
-            (Some(ended), _) => ProviderStatus::Ended { reason: ended.reason.clone() },
-            (None, Some(_)) => ProviderStatus::Stopping,
-            (None, None) if self.running_at <= now => ProviderStatus::Running,
-            (None, None) => ProviderStatus::Pending,
-        }
-    }
-}
-
 impl Cloud {
     pub(super) fn new(setup: CloudSetup) -> Self {
         Self {
             setup,
             rejecting: BTreeSet::new(),
             out_until: BTreeMap::new(),
-            machines: BTreeMap::new(),
+            machines: Machines::default(),
             ended: BTreeSet::new(),
             lists: BTreeMap::new(),
-            listening: BTreeMap::new(),
+            listening: Vec::new(),
             freed: BTreeSet::new(),
             held: BTreeMap::new(),
             refusals: BTreeMap::new(),
@@ -186,10 +120,12 @@ impl Cloud {
         }
         *self.launches.entry(kind.clone()).or_default() += 1;
         let machine = self.make(now, provider, batch, faults, rng);
-        self.listening.insert(machine.slot, id.clone());
         *self.held.entry(kind.clone()).or_default() += 1;
         let address = at_grant.then(|| machine.address.clone());
-        self.machines.insert(id.clone(), machine);
+        let slot = usize::from(machine.slot);
+        let place = self.machines.insert(id, machine);
+        self.listening.resize(self.listening.len().max(slot + 1), None);
+        self.listening[slot] = Some(place);
         self.lists.clear();
         Ok(Grant { address })
     }
@@ -229,7 +165,7 @@ impl Cloud {
 
     /// The lowest address that is free: those that never were in use follow those that are or were.
     fn free_slot(&mut self) -> u16 {
-        let fresh = u16::try_from(self.listening.len() + self.freed.len()).unwrap_or(SLOTS);
+        let fresh = u16::try_from(self.listening.len()).unwrap_or(SLOTS);
         self.freed.pop_first().unwrap_or(fresh.min(SLOTS))
     }
 
@@ -239,12 +175,12 @@ impl Cloud {
     }
 
     /// Every instance, by id.
-    pub(super) fn machines(&self) -> &BTreeMap<InstanceId, Machine> {
+    pub(super) fn machines(&self) -> &Machines {
         &self.machines
     }
 
     /// Every instance, to be changed.
-    pub(super) fn machines_mut(&mut self) -> &mut BTreeMap<InstanceId, Machine> {
+    pub(super) fn machines_mut(&mut self) -> &mut Machines {
         self.lists.clear();
         &mut self.machines
     }
@@ -309,7 +245,7 @@ impl Cloud {
             machine.ended = Some(Ended { reason: reason.to_owned(), listed_until });
             self.ended.insert((listed_until, id.clone()));
             self.lists.clear();
-            self.listening.remove(&machine.slot);
+            self.listening[usize::from(machine.slot)] = None;
             self.freed.insert(machine.slot);
             if let Some(held) = self.held.get_mut(&machine.instance_type) {
                 *held -= 1;
@@ -322,7 +258,7 @@ impl Cloud {
         let port = address.authority().rsplit_once(':').and_then(|(_, port)| port.parse().ok());
         let machine = port
             .and_then(|port: u16| port.checked_sub(FIRST_PORT))
-            .and_then(|slot| self.machines.get(self.listening.get(&slot)?))
+            .and_then(|slot| self.machines.at((*self.listening.get(usize::from(slot))?)?))
             .filter(|m| m.running_at <= now && m.address == *address)
             .ok_or("connection refused")?;
         match machine.healthy_at {

@@ -7,18 +7,19 @@ use std::time::Duration;
 use super::setup::Faults;
 use super::world::{Due, World};
 use crate::decision::check::Ledger;
-use crate::decision::controller::{Action, Controller, Event, PROXY_LEASE};
+use crate::decision::controller::{Action, Controller, Event, PROXY_LEASE, Probe};
 use crate::types::launch::{LaunchBatch, LaunchOutcome};
 use crate::types::record::Change;
 use crate::types::{
-    Address, Generation, InstanceId, InstanceState, InstanceTypeName, ProviderError, ProviderName,
-    Timestamp,
+    InstanceId, InstanceState, InstanceTypeName, ProviderError, ProviderName, Timestamp,
 };
 
 /// Actions in one turn for each instance that there may be, and some more, before the manager is said to have no
 /// limit.
 const TURN_SHARE: u32 = 20;
 const TURN_LEAST: u32 = 5_000;
+/// How long a probe is on its way to an instance, and its answer back.
+const PROBE_LATENCY: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(30));
 /// After which a provider's own time limit ends a call.
 const CALL_LIMIT: Duration = Duration::from_secs(60);
 
@@ -45,7 +46,14 @@ enum CallKind {
     List(ProviderName),
     Launch(ProviderName, LaunchBatch),
     Terminate(InstanceId),
-    Probe { instance: InstanceId, generation: Generation, address: Address, limit: Duration },
+}
+
+/// A probe on its way, or its answer: by far the most of what passes between the manager and its instances.
+#[derive(Debug)]
+pub(super) struct ProbeCall {
+    life: u64,
+    probe: Arc<Probe>,
+    back: Duration,
 }
 
 impl World {
@@ -170,9 +178,7 @@ impl World {
             Action::List(provider) => self.call(CallKind::List(provider)),
             Action::Launch { provider, batch } => self.call(CallKind::Launch(provider, batch)),
             Action::Terminate { instance, .. } => self.call(CallKind::Terminate(instance)),
-            Action::Probe { instance, generation, address, timeout, .. } => {
-                self.call(CallKind::Probe { instance, generation, address, limit: timeout });
-            }
+            Action::Probe(probe) => self.probe(probe),
             Action::Publish(table) => {
                 self.published = Some(Arc::clone(&table));
                 for proxy in 0..self.proxies.len() {
@@ -204,19 +210,12 @@ impl World {
     /// Sends a call on its way, and draws what goes wrong with it.
     fn call(&mut self, what: CallKind) {
         let life = self.manager.as_ref().map_or(0, |manager| manager.life);
-        let (there, back) = if let CallKind::Probe { .. } = what {
-            let probe = (Duration::from_millis(1), Duration::from_millis(30));
-            (self.rng.span(probe), self.rng.span(probe))
-        } else {
-            let latency = self.setup.cloud.latency;
-            (self.rng.span(latency), self.rng.span(latency))
-        };
+        let latency = self.setup.cloud.latency;
+        let (there, back) = (self.rng.span(latency), self.rng.span(latency));
         let plain = (Some(self.now + there), Some(self.now + there + back), None);
         let faults = self.setup.faults;
-        let (carry_at, answer_at, excuse_at) = match what {
-            CallKind::Probe { .. } => plain,
-            _ => self.draw_fault(faults, there, back).unwrap_or(plain),
-        };
+        let (carry_at, answer_at, excuse_at) =
+            self.draw_fault(faults, there, back).unwrap_or(plain);
         if let Some(at) = excuse_at {
             let event = Box::new(what.unavailable());
             self.agenda.enter(at, Due::Answer { life, event });
@@ -254,13 +253,46 @@ impl World {
         }
     }
 
-    /// A call reaches whom it is for. One of a manager that has died since may never have been sent.
-    pub(super) fn carry_out(&mut self, call: Call) {
-        let alive = self.manager.as_ref().is_some_and(|manager| manager.life == call.life);
-        if !alive && self.rng.chance(500) {
+    /// Sends a probe on its way: nothing goes wrong with it.
+    fn probe(&mut self, probe: Arc<Probe>) {
+        let life = self.manager.as_ref().map_or(0, |manager| manager.life);
+        let (there, back) = (self.rng.span(PROBE_LATENCY), self.rng.span(PROBE_LATENCY));
+        self.agenda.enter(self.now + there, Due::Probe(ProbeCall { life, probe, back }));
+    }
+
+    /// A probe reaches the instance.
+    pub(super) fn answer_probe(&mut self, call: ProbeCall) {
+        if self.was_never_sent(call.life) {
             return;
         }
-        let mut answer_at = call.answer_at;
+        let result = self.cloud.probe(self.now, &call.probe.address);
+        let unanswered = result.as_ref().is_err_and(|reason| reason == "timed out");
+        let after = if unanswered { call.probe.timeout } else { call.back };
+        self.agenda.enter(self.now + after, Due::Probed { call, result });
+    }
+
+    /// The answer to a probe reaches the manager.
+    pub(super) fn probed(&mut self, call: ProbeCall, result: Result<(), String>) {
+        if self.lives(call.life) {
+            self.tell(Event::Probed { probe: call.probe, result });
+        }
+    }
+
+    /// Whether the manager is still that one.
+    pub(super) fn lives(&self, life: u64) -> bool {
+        self.manager.as_ref().is_some_and(|manager| manager.life == life)
+    }
+
+    /// What a manager that has died since was about to send may never have been sent.
+    fn was_never_sent(&mut self, life: u64) -> bool {
+        !self.lives(life) && self.rng.chance(500)
+    }
+
+    /// A call reaches whom it is for.
+    pub(super) fn carry_out(&mut self, call: Call) {
+        if self.was_never_sent(call.life) {
+            return;
+        }
         let event = match call.what {
             CallKind::List(provider) => {
                 self.cloud.forget(self.now);
@@ -275,23 +307,16 @@ impl World {
                 let result = self.terminate(&instance);
                 Event::Terminated { instance, result }
             }
-            CallKind::Probe { instance, generation, address, limit } => {
-                let result = self.cloud.probe(self.now, &address);
-                if result.as_ref().is_err_and(|reason| reason == "timed out") {
-                    answer_at = Some(self.now + limit);
-                }
-                Event::Probed { instance, generation, result }
-            }
         };
-        if let Some(at) = answer_at {
+        if let Some(at) = call.answer_at {
             self.agenda.enter(at, Due::Answer { life: call.life, event: Box::new(event) });
         }
     }
 
     fn launch(&mut self, provider: &ProviderName, batch: &LaunchBatch) -> Vec<LaunchOutcome> {
         let faults = self.setup.faults;
-        let known = |id: &&InstanceId| !self.cloud.machines().contains_key(*id);
-        let new: Vec<InstanceId> = batch.instances.iter().filter(known).cloned().collect();
+        let new = |id: &&InstanceId| !self.cloud.machines().knows(id);
+        let new: Vec<InstanceId> = batch.instances.iter().filter(new).cloned().collect();
         let outcomes = self.cloud.launch(self.now, provider, batch, faults, &mut self.rng);
         self.lend(&batch.instance_type, new);
         for id in &batch.instances {
@@ -307,7 +332,7 @@ impl World {
     /// Draws when lent instances will be taken back.
     fn lend(&mut self, kind: &InstanceTypeName, instances: Vec<InstanceId>) {
         let Some(life) = self.setup.spot.get(kind).and_then(|spot| spot.mean_life) else { return };
-        for instance in instances.into_iter().filter(|id| self.cloud.machines().contains_key(id)) {
+        for instance in instances.into_iter().filter(|id| self.cloud.machines().knows(id)) {
             // Exponential: an instance that has run for long is as safe as a new one.
             let factor = -(1.0 - self.spot_rng.unit()).ln();
             self.agenda.enter(self.now + life.mul_f64(factor), Due::Reclaimed { instance });
@@ -344,11 +369,6 @@ impl CallKind {
             Self::Terminate(instance) => {
                 Event::Terminated { instance: instance.clone(), result: Err(error) }
             }
-            Self::Probe { instance, generation, .. } => Event::Probed {
-                instance: instance.clone(),
-                generation: *generation,
-                result: Err("no answer".into()),
-            },
         }
     }
 }
@@ -382,6 +402,7 @@ fn show_event(event: &Event) -> String {
             format!("{} reports {} {}", report.proxy, report.applied, busy.join(" "))
         }
         Event::Reconfigured(_) => "reconfigured".into(),
+        Event::Probed { probe, result } => format!("probed {}: {result:?}", probe.instance),
         other => format!("{other:?}"),
     }
 }
@@ -395,7 +416,7 @@ fn show_action(action: &Action) -> String {
         Action::Launch { provider, batch } => {
             format!("launch {:?} at {provider}", batch.instances)
         }
-        Action::Probe { instance, .. } => format!("probe {instance}"),
+        Action::Probe(probe) => format!("probe {}", probe.instance),
         Action::Publish(table) => {
             let backends = table.endpoints.iter().flat_map(|e| &e.variants);
             let ids: Vec<&str> =

@@ -175,7 +175,7 @@ impl World {
     fn with_machine(
         &mut self,
         instance: &InstanceId,
-        change: impl FnOnce(&mut super::cloud::Machine),
+        change: impl FnOnce(&mut super::machines::Machine),
     ) {
         self.tell_story(|| format!("it is {instance}"));
         if let Some(machine) = self.cloud.machines_mut().get_mut(instance) {

@@ -12,12 +12,12 @@
 //! for, stays so, and survives a restart unchanged. A scenario is played without the checker, as the
 //! controller runs in production, unless it is [`play_checked()`].
 
-mod agenda;
 mod cloud;
 mod driver;
 mod fleets;
 mod generate;
 mod happen;
+mod machines;
 mod proxies;
 mod report;
 mod rng;

@@ -111,7 +111,7 @@ impl World {
             Action::Publish(table) if self.published.is_some() => {
                 Some(format!("table {} is published", table.version))
             }
-            Action::List(_) | Action::Probe { .. } | Action::Publish(_) => None,
+            Action::List(_) | Action::Probe(_) | Action::Publish(_) => None,
         }
     }
 

@@ -5,9 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::agenda::Agenda;
 use super::cloud::Cloud;
-use super::driver::{Call, Manager};
+use super::driver::{Call, Manager, ProbeCall};
 use super::proxies::{Proxy, Sent};
 use super::rng::Rng;
 use super::setup::{Happening, Setup};
@@ -15,6 +14,7 @@ use super::store::DurableState;
 use super::trace::Trace;
 use super::traffic::Traffic;
 use super::usage::Usage;
+use crate::decision::agenda::Agenda;
 use crate::decision::controller::Event;
 use crate::types::spec::FleetSpec;
 use crate::types::table::RoutingTable;
@@ -85,6 +85,10 @@ pub(super) enum Due {
     Carry(Box<Call>),
     /// An answer reaches the manager that asked.
     Answer { life: u64, event: Box<Event> },
+    /// A probe reaches an instance.
+    Probe(ProbeCall),
+    /// Its answer reaches the manager that asked.
+    Probed { call: ProbeCall, result: Result<(), String> },
     /// A report reaches the manager, whichever it is.
     Report { proxy: usize, event: Box<Event> },
     /// A table reaches a proxy.
@@ -121,7 +125,7 @@ impl World {
         let mut world = Self {
             now: START,
             rng: Rng::new(seed),
-            agenda: Agenda::new(),
+            agenda: Agenda::default(),
             fleet: Arc::clone(&setup.fleet),
             cloud: Cloud::new(setup.cloud.clone()),
             store: DurableState::default(),
@@ -172,7 +176,7 @@ impl World {
             self.now = self.now.max(next);
             self.tally.steps += 1;
             if due.is_some_and(|at| at <= next) {
-                if let Some(due) = self.agenda.take() {
+                if let Some((_, due)) = self.agenda.take() {
                     self.dispatch(due);
                 }
             } else {
@@ -198,10 +202,12 @@ impl World {
             Due::Boot => self.boot(),
             Due::Carry(call) => self.carry_out(*call),
             Due::Answer { life, event } => {
-                if self.manager.as_ref().is_some_and(|manager| manager.life == life) {
+                if self.lives(life) {
                     self.tell(*event);
                 }
             }
+            Due::Probe(call) => self.answer_probe(call),
+            Due::Probed { call, result } => self.probed(call, result),
             Due::Report { proxy, event } => {
                 if let Some(manager) = &self.manager {
                     self.proxies[proxy].heard = Some(manager.life);

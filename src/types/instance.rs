@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -66,12 +67,12 @@ pub enum Protocol {
     H2,
 }
 
-/// A worker's base address: scheme, host and port, no path; written `http://127.0.0.1:9001`.
+/// A worker's base address: scheme, host and port, no path; written `http://127.0.0.1:9001`. Cheap to clone.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Address {
     tls: bool,
-    authority: String,
+    authority: Arc<str>,
 }
 
 /// Why a text is not an [`Address`].
@@ -83,7 +84,7 @@ impl Address {
     /// A plain HTTP address on a socket.
     #[must_use]
     pub fn http(socket: std::net::SocketAddr) -> Self {
-        Self { tls: false, authority: socket.to_string() }
+        Self { tls: false, authority: socket.to_string().into() }
     }
 
     /// The same over TLS.
@@ -137,7 +138,7 @@ impl FromStr for Address {
             return Err(refuse());
         }
         let port = authority.port_u16().unwrap_or(if tls { 443 } else { 80 });
-        Ok(Self { tls, authority: format!("{}:{port}", authority.host()) })
+        Ok(Self { tls, authority: format!("{}:{port}", authority.host()).into() })
     }
 }
 

@@ -149,9 +149,9 @@ impl Ledger {
                     known.gone = true;
                 }
             }
-            Event::Probed { instance, generation, result } => {
-                if let Some(known) = self.instances.get_mut(instance)
-                    && known.record.generation == *generation
+            Event::Probed { probe, result } => {
+                if let Some(known) = self.instances.get_mut(&probe.instance)
+                    && known.record.generation == probe.generation
                 {
                     known.healthy = result.is_ok();
                     known.failing = result.is_err();
@@ -189,8 +189,8 @@ impl Ledger {
             }
             Action::Launch { provider, batch } => self.check_launch(provider, batch),
             Action::Terminate { provider, instance } => self.check_terminate(provider, instance),
-            Action::Probe { instance, generation, address, .. } => {
-                self.check_probe(instance, *generation, address)
+            Action::Probe(probe) => {
+                self.check_probe(&probe.instance, probe.generation, &probe.address)
             }
             Action::Publish(table) => self.check_publish(table),
         }

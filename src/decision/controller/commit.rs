@@ -3,12 +3,12 @@
 
 use std::sync::Arc;
 
-use crate::types::record::{Change, ProxyRecord};
+use crate::types::record::{Change, InstanceRecord, ProxyRecord};
 use crate::types::spec::{EndpointSpec, VariantSpec};
 use crate::types::table::{BackendRoute, EndpointRoute, RoutingTable, TableVersion, VariantRoute};
 use crate::types::{InstanceState, Timestamp, VariantKey};
 
-use super::fleet::{Instance, Launch};
+use super::fleet::{Instance, Launch, Slot};
 use super::timers::Waiter;
 use super::{Action, Controller};
 
@@ -43,20 +43,27 @@ impl Controller {
         }
     }
 
-    /// Wakes everybody whose timer is due; each once. Returns whether there was one.
+    /// Wakes everybody whose timer is due, by time and name; each once. Returns whether there was one.
     pub(super) fn wake_due(&mut self, now: Timestamp) -> bool {
-        let mut due = Vec::new();
-        while let Some(waiter) = self.timers.pop_due(now) {
-            due.push(waiter);
+        if self.timers.next().is_none_or(|at| at > now) {
+            return false;
         }
-        let any = !due.is_empty();
-        for waiter in due {
+        let mut due = self.timers.take_due(now);
+        let id = |slot: Slot| self.fleet.in_slot(slot).map(|instance| &instance.record.id);
+        due.sort_by(|(at, waiter), (other_at, other)| {
+            let by_name = || match (waiter, other) {
+                (Waiter::Instance(one), Waiter::Instance(other)) => id(*one).cmp(&id(*other)),
+                _ => waiter.cmp(other),
+            };
+            at.cmp(other_at).then_with(by_name)
+        });
+        for (_, waiter) in due {
             match waiter {
                 Waiter::Reconnect => self.check_drains(now),
                 Waiter::Sample => self.sample(now),
                 Waiter::Schedule(key) => self.keep_schedule(now, &key),
                 Waiter::Scaling(key) => self.ask_policies(now, &key),
-                Waiter::Instance(id) => self.instance_due(now, &id),
+                Waiter::Instance(slot) => self.instance_due(now, slot),
                 Waiter::Variant(key) => {
                     self.dirty.insert(key);
                 }
@@ -64,23 +71,19 @@ impl Controller {
                 Waiter::Proxy(id) => self.proxy_silent(now, &id),
             }
         }
-        any
+        true
     }
 
     /// Sets the timers of the instances that were looked at.
     fn rearm(&mut self) {
-        for id in std::mem::take(&mut self.touched) {
-            let due = self.fleet.get(&id).and_then(|instance| {
-                let key = &instance.record.variant;
-                let asks_again = instance.state() == InstanceState::Pending
-                    && matches!(instance.launch, Launch::Due(_));
-                if asks_again && self.unheard_provider(key).is_some() {
-                    return None;
-                }
-                let startup = self.variants.get(key).map(|v| v.startup_allowance(instance.runs()));
-                instance.due(startup.unwrap_or_default())
-            });
-            self.timers.set(Waiter::Instance(id), due);
+        while let Some(slot) = self.touched.pop() {
+            // One that is gone has taken its timer along.
+            let Some(instance) = self.fleet.in_slot(slot) else { continue };
+            let asks_again = instance.state() == InstanceState::Pending
+                && matches!(instance.launch, Launch::Due(_));
+            let waits = asks_again && self.unheard_provider(&instance.record.variant).is_some();
+            let due = instance.due().filter(|_| !waits);
+            self.timers.set(Waiter::Instance(slot), due);
         }
     }
 
@@ -105,7 +108,7 @@ impl Controller {
         }
         for id in std::mem::take(&mut self.journal.instances) {
             changes.push(match self.fleet.get(&id) {
-                Some(instance) => Change::PutInstance(instance.record.clone()),
+                Some(instance) => Change::PutInstance(InstanceRecord::clone(&instance.record)),
                 None => Change::DeleteInstance(id),
             });
         }

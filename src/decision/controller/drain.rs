@@ -252,7 +252,7 @@ impl Controller {
         }
         instance.stop.next_at = now + STOP_PATIENCE;
         let provider = instance.record.provider.clone();
-        self.touched.insert(id.clone());
+        self.touched.push(instance.slot);
         self.after.push(Action::Terminate { provider, instance: id.clone() });
     }
 
@@ -267,7 +267,7 @@ impl Controller {
         if instance.state() != InstanceState::Stopping {
             return;
         }
-        self.touched.insert(id.clone());
+        self.touched.push(instance.slot);
         let attempt = instance.stop.attempts.saturating_add(1);
         instance.stop.attempts = attempt;
         let provider = instance.record.provider.clone();

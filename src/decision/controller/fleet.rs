@@ -1,15 +1,21 @@
 //! What the controller knows of each instance beyond its durable record, and the indices over them. Plain
 //! bookkeeping; what it means is decided in [`super::life`] and the files beside it.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 use std::time::Duration;
 
+use rustc_hash::FxHashMap;
+
 use crate::types::record::{CapacityKey, InstanceRecord};
+use crate::types::spec::VariantSpec;
 use crate::types::table::TableVersion;
 use crate::types::{
-    Generation, InstanceId, InstanceState, InstanceTypeName, ProviderName, Timestamp, VariantKey,
+    Address, Generation, InstanceId, InstanceState, InstanceTypeName, ProviderName, Timestamp,
+    VariantKey,
 };
 
+use super::Probe;
 use super::signals::Told;
 
 /// Where the launch of an instance stands.
@@ -27,7 +33,7 @@ pub(super) enum Launch {
 
 /// Where the health probes of an instance stand.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Probe {
+pub(super) struct Probing {
     pub(super) next_at: Timestamp,
     pub(super) sent_at: Timestamp,
     /// A probe is out; given up for unanswered at this moment.
@@ -35,9 +41,11 @@ pub(super) struct Probe {
     /// Failures in a row.
     pub(super) failures: u32,
     /// The last failure, in words.
-    pub(super) last: Option<String>,
+    pub(super) last: Option<Box<str>>,
     /// How often it has passed again after failures, since it is in service.
     pub(super) recoveries: u32,
+    /// What is asked, as long as nothing of it changes.
+    pub(super) probe: Option<Arc<Probe>>,
 }
 
 /// Where the termination of an instance stands.
@@ -55,10 +63,19 @@ pub(super) struct Interruption {
     pub(super) drain_at: Timestamp,
 }
 
-/// An instance: its durable record and what is under way for it.
+/// An instance: its durable record and what is under way for it. What each probe looks at lies together, and what is
+/// large lies elsewhere: with ten thousand instances most of the time of a probe would else go into fetching memory.
 #[derive(Debug, Clone)]
+#[repr(C)]
 pub(super) struct Instance {
-    pub(super) record: InstanceRecord,
+    pub(super) probe: Probing,
+    /// Its variant's, as last configured; `None` if that was removed before this controller started.
+    pub(super) spec: Option<Arc<VariantSpec>>,
+    /// Where the fleet keeps it.
+    pub(super) slot: Slot,
+    /// That of the record.
+    state: InstanceState,
+    pub(super) record: Box<InstanceRecord>,
     pub(super) launch: Launch,
     pub(super) launch_attempts: u32,
     /// The number of the first list whose silence on this instance proves that it does not exist: one
@@ -66,7 +83,6 @@ pub(super) struct Instance {
     pub(super) provable_from: u64,
     /// The provider has accepted it but does not run it yet.
     pub(super) provider_pending: bool,
-    pub(super) probe: Probe,
     pub(super) stop: Stop,
     pub(super) interruption: Option<Interruption>,
     /// When a proxy last saw it send bytes or finish a request.
@@ -74,7 +90,18 @@ pub(super) struct Instance {
     /// The first published table without it, once it drains.
     pub(super) out_since: Option<TableVersion>,
     /// What it told of its own load.
-    pub(super) told: Told,
+    pub(super) told: Box<Told>,
+}
+
+/// Where an instance is kept as long as it is there: what is done for each of them many times a minute finds it by
+/// this and compares no names. Used again when it is gone.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct Slot(pub(super) u32);
+
+impl Slot {
+    pub(super) fn index(self) -> usize {
+        self.0 as usize
+    }
 }
 
 /// A list's number that no list reaches: silence proves nothing.
@@ -83,22 +110,25 @@ pub(super) const NEVER: u64 = u64::MAX;
 impl Instance {
     pub(super) fn new(record: InstanceRecord, launch: Launch) -> Self {
         Self {
-            record,
+            probe: Probing::default(),
+            spec: None,
+            slot: Slot::default(),
+            state: record.state,
+            record: Box::new(record),
             launch,
             launch_attempts: 0,
             provable_from: 1,
             provider_pending: false,
-            probe: Probe::default(),
             stop: Stop::default(),
             interruption: None,
             worked_at: None,
             out_since: None,
-            told: Told::default(),
+            told: Box::default(),
         }
     }
 
     pub(super) fn state(&self) -> InstanceState {
-        self.record.state
+        self.state
     }
 
     /// Whether its provider says that it runs, at an address.
@@ -114,12 +144,30 @@ impl Instance {
         }
     }
 
-    /// When it is looked at next, apart from what a plan wants. `startup` is the whole allowance from
-    /// granted to healthy.
-    pub(super) fn due(&self, startup: Duration) -> Option<Timestamp> {
+    /// It listens at `address` from now on.
+    pub(super) fn set_address(&mut self, address: Address) {
+        self.record.address = Some(address);
+        self.probe.probe = None;
+    }
+
+    /// How long after its grant it is given up, if it is still starting then. `model_download_timeout` is the time
+    /// to run, where it is set; what runs may use what is left of it and `startup_timeout`, since many a server
+    /// downloads its model itself.
+    pub(super) fn startup_allowance(&self) -> Duration {
+        let Some(spec) = &self.spec else { return Duration::ZERO };
+        match (self.runs(), spec.model_download_timeout) {
+            (false, Duration::ZERO) => spec.startup_timeout,
+            (false, download) => download,
+            (true, download) => download + spec.startup_timeout,
+        }
+    }
+
+    /// When it is looked at next, apart from what a plan wants.
+    pub(super) fn due(&self) -> Option<Timestamp> {
         let probe = || {
-            let next = self.record.address.as_ref().map(|_| self.probe.next_at);
-            self.probe.in_flight.or(next)
+            // What is asked is known where it is.
+            let known = self.probe.probe.is_some() || self.record.address.is_some();
+            self.probe.in_flight.or(known.then_some(self.probe.next_at))
         };
         match self.state() {
             InstanceState::Pending => match self.launch {
@@ -127,7 +175,7 @@ impl Instance {
                 Launch::Unknown | Launch::Answered => None,
             },
             InstanceState::Starting => {
-                let deadline = self.record.granted_at.map(|at| at + startup);
+                let deadline = self.record.granted_at.map(|at| at + self.startup_allowance());
                 probe().into_iter().chain(deadline).min()
             }
             InstanceState::InService => probe(),
@@ -140,15 +188,21 @@ impl Instance {
     }
 }
 
+/// The instances of an index, in the order of their ids.
+type Members = BTreeMap<InstanceId, Slot>;
+
 /// All instances, indexed. Whatever walks over several goes by an index, in the order of their ids.
 #[derive(Debug, Default)]
 pub(super) struct Fleet {
-    instances: HashMap<InstanceId, Instance>,
-    ids: BTreeSet<InstanceId>,
-    by_variant: BTreeMap<VariantKey, BTreeSet<InstanceId>>,
-    by_provider: BTreeMap<ProviderName, BTreeSet<InstanceId>>,
-    by_generation: HashMap<Generation, InstanceId>,
-    by_state: BTreeMap<InstanceState, BTreeSet<InstanceId>>,
+    slots: Vec<Option<Instance>>,
+    /// Slots without one.
+    free: Vec<Slot>,
+    by_id: HashMap<InstanceId, Slot>,
+    by_generation: FxHashMap<Generation, Slot>,
+    ids: Members,
+    by_variant: BTreeMap<VariantKey, Members>,
+    by_provider: BTreeMap<ProviderName, Members>,
+    by_state: BTreeMap<InstanceState, Members>,
     /// How many are `Pending`, by whose capacity they ask for.
     pending: BTreeMap<CapacityKey, u32>,
     /// How many are `InService`.
@@ -158,20 +212,31 @@ pub(super) struct Fleet {
 }
 
 impl Fleet {
-    pub(super) fn insert(&mut self, instance: Instance) {
+    pub(super) fn insert(&mut self, mut instance: Instance) -> Slot {
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(None);
+            // There is room for as many in no memory.
+            Slot(u32::try_from(self.slots.len() - 1).unwrap_or(u32::MAX))
+        });
+        instance.slot = slot;
         let record = &instance.record;
-        let id = record.id.clone();
-        self.by_variant.entry(record.variant.clone()).or_default().insert(record.id.clone());
-        self.by_provider.entry(record.provider.clone()).or_default().insert(record.id.clone());
-        self.by_generation.insert(record.generation, record.id.clone());
-        self.ids.insert(record.id.clone());
-        self.instances.insert(record.id.clone(), instance);
-        self.enter_state(&id);
+        let id = || record.id.clone();
+        self.by_variant.entry(record.variant.clone()).or_default().insert(id(), slot);
+        self.by_provider.entry(record.provider.clone()).or_default().insert(id(), slot);
+        self.by_generation.insert(record.generation, slot);
+        self.by_id.insert(id(), slot);
+        self.ids.insert(id(), slot);
+        self.slots[slot.index()] = Some(instance);
+        self.enter_state(slot);
+        slot
     }
 
     pub(super) fn remove(&mut self, id: &InstanceId) -> Option<Instance> {
-        self.leave_state(id);
-        let instance = self.instances.remove(id)?;
+        let slot = *self.by_id.get(id)?;
+        self.leave_state(slot);
+        self.by_id.remove(id);
+        let instance = self.slots[slot.index()].take()?;
+        self.free.push(slot);
         let record = &instance.record;
         take_out(&mut self.by_variant, &record.variant, id);
         take_out(&mut self.by_provider, &record.provider, id);
@@ -182,18 +247,20 @@ impl Fleet {
 
     /// Sets the state, and nothing else.
     pub(super) fn set_state(&mut self, id: &InstanceId, state: InstanceState) {
-        self.leave_state(id);
-        if let Some(instance) = self.instances.get_mut(id) {
+        let Some(slot) = self.by_id.get(id).copied() else { return };
+        self.leave_state(slot);
+        if let Some(instance) = self.in_slot_mut(slot) {
+            instance.state = state;
             instance.record.state = state;
         }
-        self.enter_state(id);
+        self.enter_state(slot);
     }
 
-    fn enter_state(&mut self, id: &InstanceId) {
-        let Some(instance) = self.instances.get(id) else { return };
+    fn enter_state(&mut self, slot: Slot) {
+        let Some(instance) = &self.slots[slot.index()] else { return };
         let record = &instance.record;
         self.version += 1;
-        self.by_state.entry(record.state).or_default().insert(id.clone());
+        self.by_state.entry(record.state).or_default().insert(record.id.clone(), slot);
         match record.state {
             InstanceState::Pending => {
                 *self.pending.entry(instance.capacity_key()).or_default() += 1;
@@ -206,11 +273,11 @@ impl Fleet {
         }
     }
 
-    fn leave_state(&mut self, id: &InstanceId) {
-        let Some(instance) = self.instances.get(id) else { return };
+    fn leave_state(&mut self, slot: Slot) {
+        let Some(instance) = &self.slots[slot.index()] else { return };
         let record = &instance.record;
         self.version += 1;
-        take_out(&mut self.by_state, &record.state, id);
+        take_out(&mut self.by_state, &record.state, &record.id);
         match record.state {
             InstanceState::Pending => count_down(&mut self.pending, &instance.capacity_key()),
             InstanceState::InService => {
@@ -231,16 +298,30 @@ impl Fleet {
     }
 
     pub(super) fn get(&self, id: &InstanceId) -> Option<&Instance> {
-        self.instances.get(id)
+        self.in_slot(*self.by_id.get(id)?)
     }
 
     pub(super) fn get_mut(&mut self, id: &InstanceId) -> Option<&mut Instance> {
-        self.instances.get_mut(id)
+        self.in_slot_mut(*self.by_id.get(id)?)
+    }
+
+    pub(super) fn in_slot(&self, slot: Slot) -> Option<&Instance> {
+        self.slots.get(slot.index())?.as_ref()
+    }
+
+    pub(super) fn in_slot_mut(&mut self, slot: Slot) -> Option<&mut Instance> {
+        self.slots.get_mut(slot.index())?.as_mut()
     }
 
     /// Which one a start is of.
     pub(super) fn started_as(&self, generation: Generation) -> Option<&Instance> {
-        self.get(self.by_generation.get(&generation)?)
+        self.in_slot(*self.by_generation.get(&generation)?)
+    }
+
+    /// The same, to be changed.
+    pub(super) fn started_as_mut(&mut self, generation: Generation) -> Option<&mut Instance> {
+        let slot = *self.by_generation.get(&generation)?;
+        self.in_slot_mut(slot)
     }
 
     /// As long as it is the same, so are all instances and their states.
@@ -248,25 +329,27 @@ impl Fleet {
         self.version
     }
 
+    fn each<'a>(&'a self, members: Option<&'a Members>) -> impl Iterator<Item = &'a Instance> {
+        members.into_iter().flat_map(BTreeMap::values).filter_map(|slot| self.in_slot(*slot))
+    }
+
     pub(super) fn iter(&self) -> impl Iterator<Item = &Instance> {
-        self.ids.iter().filter_map(|id| self.instances.get(id))
+        self.each(Some(&self.ids))
     }
 
     /// In no order.
     pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Instance> {
-        self.instances.values_mut()
+        self.slots.iter_mut().flatten()
     }
 
     /// A variant's instances, by id.
     pub(super) fn of(&self, variant: &VariantKey) -> impl Iterator<Item = &Instance> {
-        let ids = self.by_variant.get(variant).into_iter().flatten();
-        ids.filter_map(|id| self.instances.get(id))
+        self.each(self.by_variant.get(variant))
     }
 
     /// A provider's instances, by id.
     pub(super) fn at(&self, provider: &ProviderName) -> impl Iterator<Item = &Instance> {
-        let ids = self.by_provider.get(provider).into_iter().flatten();
-        ids.filter_map(|id| self.instances.get(id))
+        self.each(self.by_provider.get(provider))
     }
 
     /// How many of a variant are in service, by type; none is 0.
@@ -279,17 +362,16 @@ impl Fleet {
     }
 
     pub(super) fn in_state(&self, state: InstanceState) -> impl Iterator<Item = &Instance> {
-        let ids = self.by_state.get(&state).into_iter().flatten();
-        ids.filter_map(|id| self.instances.get(id))
+        self.each(self.by_state.get(&state))
     }
 }
 
-/// Removes `id` from the set of `key`, and the set with its last.
-fn take_out<K: Ord>(sets: &mut BTreeMap<K, BTreeSet<InstanceId>>, key: &K, id: &InstanceId) {
-    if let Some(ids) = sets.get_mut(key) {
-        ids.remove(id);
-        if ids.is_empty() {
-            sets.remove(key);
+/// Removes `id` from the index entry of `key`, and that with its last.
+fn take_out<K: Ord>(indices: &mut BTreeMap<K, Members>, key: &K, id: &InstanceId) {
+    if let Some(members) = indices.get_mut(key) {
+        members.remove(id);
+        if members.is_empty() {
+            indices.remove(key);
         }
     }
 }

@@ -1,14 +1,17 @@
 //! Health probes: when they are sent, what their answers mean, and the clocks of an instance that starts.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::types::report::ProxyReport;
-use crate::types::{Generation, InstanceId, InstanceState, Timestamp};
+use crate::types::tls::WorkerTls;
+use crate::types::{Generation, InstanceId, InstanceState, Protocol, Timestamp};
 
 use super::events::{EventKind, Leave, Span};
+use super::fleet::{Instance, Slot};
 use super::listed::FORCED_DRAIN;
-use super::machine::Trigger;
-use super::{Action, Controller, PROXY_LEASE, QUICK_DEATH};
+use super::machine::{Next, Trigger, next};
+use super::{Action, Controller, PROXY_LEASE, Probe, QUICK_DEATH};
 
 /// A probe's answer may come this much later than its own time limit before it is given up.
 const PROBE_SLACK: Duration = Duration::from_secs(2);
@@ -19,28 +22,28 @@ const WORDS: usize = 300;
 
 impl Controller {
     /// An instance's timer has come: looks at whatever it may be about.
-    pub(super) fn instance_due(&mut self, now: Timestamp, id: &InstanceId) {
-        let Some(instance) = self.fleet.get(id) else { return };
-        self.touched.insert(id.clone());
+    pub(super) fn instance_due(&mut self, now: Timestamp, slot: Slot) {
+        let Some(instance) = self.fleet.in_slot(slot) else { return };
+        self.touched.push(slot);
+        let id = || instance.record.id.clone();
         match instance.state() {
-            InstanceState::Pending => self.launch_due(now, id),
+            InstanceState::Pending => self.launch_due(now, &id()),
             InstanceState::Starting => {
-                if !self.give_up_starting(now, id) {
-                    self.probe_due(now, id);
+                if !self.give_up_starting(now, &id()) {
+                    self.probe_due(now, slot);
                 }
             }
-            InstanceState::InService => self.probe_due(now, id),
-            InstanceState::Draining => self.check_drain(now, id),
-            InstanceState::Stopping => self.stop_due(now, id),
+            InstanceState::InService => self.probe_due(now, slot),
+            InstanceState::Draining => self.check_drain(now, &id()),
+            InstanceState::Stopping => self.stop_due(now, &id()),
         }
     }
 
     fn give_up_starting(&mut self, now: Timestamp, id: &InstanceId) -> bool {
         let Some(instance) = self.fleet.get(id) else { return false };
-        let Some(variant) = self.variants.get(&instance.record.variant) else { return false };
-        let Some(spec) = &variant.spec else { return false };
+        let Some(spec) = &instance.spec else { return false };
         let granted = instance.record.granted_at.unwrap_or(now);
-        if now < granted + variant.startup_allowance(instance.runs()) {
+        if now < granted + instance.startup_allowance() {
             return false;
         }
         let (startup, download) = (Span(spec.startup_timeout), Span(spec.model_download_timeout));
@@ -72,56 +75,44 @@ impl Controller {
         true
     }
 
-    fn probe_due(&mut self, now: Timestamp, id: &InstanceId) {
-        let Some(instance) = self.fleet.get(id) else { return };
-        let generation = instance.record.generation;
+    fn probe_due(&mut self, now: Timestamp, slot: Slot) {
+        let Some(instance) = self.fleet.in_slot(slot) else { return };
         if instance.probe.in_flight.is_some_and(|give_up| give_up <= now) {
-            let unanswered = Err("the probe was never answered".to_owned());
-            self.probed(now, id, generation, unanswered);
+            let generation = instance.record.generation;
+            self.probed(now, generation, Err("the probe was never answered".to_owned()));
         }
-        self.send_probe(now, id);
+        self.send_probe(now, slot);
     }
 
-    fn send_probe(&mut self, now: Timestamp, id: &InstanceId) {
-        let Some(instance) = self.fleet.get_mut(id) else { return };
-        let Some(spec) = self.variants.get(&instance.record.variant).and_then(|v| v.spec.as_ref())
-        else {
-            return;
-        };
-        let (protocol, tls) =
-            self.protocols.get(&instance.record.instance_type).cloned().unwrap_or_default();
+    fn send_probe(&mut self, now: Timestamp, slot: Slot) {
+        let Some(instance) = self.fleet.in_slot_mut(slot) else { return };
         let probes = matches!(instance.state(), InstanceState::Starting | InstanceState::InService);
-        let probe = &mut instance.probe;
-        if !probes || probe.in_flight.is_some() || probe.next_at > now {
+        if !probes || instance.probe.in_flight.is_some() || instance.probe.next_at > now {
             return;
         }
-        let Some(address) = instance.record.address.clone() else { return };
-        probe.in_flight = Some(now + spec.health.timeout + PROBE_SLACK);
-        probe.sent_at = now;
-        self.touched.insert(id.clone());
-        self.after.push(Action::Probe {
-            instance: id.clone(),
-            generation: instance.record.generation,
-            address,
-            protocol,
-            tls,
-            check: spec.health.check.clone(),
-            timeout: spec.health.timeout,
-        });
+        if instance.probe.probe.is_none() {
+            let protocol = self.protocols.get(&instance.record.instance_type);
+            instance.probe.probe = instance.question(protocol.cloned().unwrap_or_default());
+        }
+        let Some(probe) = instance.probe.probe.clone() else { return };
+        instance.probe.in_flight = Some(now + probe.timeout + PROBE_SLACK);
+        instance.probe.sent_at = now;
+        self.touched.push(slot);
+        self.after.push(Action::Probe(probe));
     }
 
     pub(super) fn probed(
         &mut self,
         now: Timestamp,
-        id: &InstanceId,
         generation: Generation,
         result: Result<(), String>,
     ) {
-        let Some(instance) = self.fleet.get_mut(id) else { return };
-        if instance.record.generation != generation || instance.probe.in_flight.take().is_none() {
+        let Some(instance) = self.fleet.started_as_mut(generation) else { return };
+        if instance.probe.in_flight.take().is_none() {
             return;
         }
-        self.touched.insert(id.clone());
+        let slot = instance.slot;
+        self.touched.push(slot);
         let healthy = result.is_ok();
         let before = instance.probe.failures;
         match result {
@@ -134,24 +125,25 @@ impl Controller {
                 instance.probe.last = Some(words.chars().take(WORDS).collect());
             }
         }
-        if healthy && before > 0 && instance.state() == InstanceState::InService {
+        let serves = instance.state() == InstanceState::InService;
+        if healthy && before > 0 && serves {
             instance.probe.recoveries = instance.probe.recoveries.saturating_add(1);
             self.stale_routes.insert(instance.record.variant.endpoint.clone());
         }
-        if healthy {
-            self.apply(now, id, Trigger::Healthy, None);
-        } else {
-            self.judge_failure(now, id);
+        let news = !healthy || next(instance.state(), Trigger::Healthy) != Next::Stay;
+        if let Some(id) = news.then(|| instance.record.id.clone()) {
+            if healthy {
+                self.apply(now, &id, Trigger::Healthy, None);
+            } else {
+                self.judge_failure(now, &id);
+            }
         }
-        self.schedule_probe(now, id);
+        self.schedule_probe(now, slot);
     }
 
     fn judge_failure(&mut self, now: Timestamp, id: &InstanceId) {
         let Some(instance) = self.fleet.get(id) else { return };
-        let Some(spec) = self.variants.get(&instance.record.variant).and_then(|v| v.spec.as_ref())
-        else {
-            return;
-        };
+        let Some(spec) = &instance.spec else { return };
         let failures = instance.probe.failures;
         if instance.state() != InstanceState::InService
             || failures < spec.health.unhealthy_threshold
@@ -205,12 +197,9 @@ impl Controller {
         }
     }
 
-    fn schedule_probe(&mut self, now: Timestamp, id: &InstanceId) {
-        let Some(instance) = self.fleet.get_mut(id) else { return };
-        let Some(spec) = self.variants.get(&instance.record.variant).and_then(|v| v.spec.as_ref())
-        else {
-            return;
-        };
+    fn schedule_probe(&mut self, now: Timestamp, slot: Slot) {
+        let Some(instance) = self.fleet.in_slot_mut(slot) else { return };
+        let Some(spec) = &instance.spec else { return };
         let interval = match instance.state() {
             InstanceState::Starting => spec.health.startup_interval,
             _ => spec.health.interval,
@@ -224,7 +213,23 @@ impl Controller {
         let soon = (instance.probe.sent_at + PROBE_LEAST).max(now);
         instance.probe.next_at = instance.probe.next_at.min(soon);
         let provider = instance.record.provider.clone();
-        self.touched.insert(id.clone());
+        self.touched.push(instance.slot);
         self.hasten_list(now, &provider);
+    }
+}
+
+impl Instance {
+    /// What it is asked for its health, once it is known where.
+    fn question(&self, (protocol, tls): (Protocol, Option<Arc<WorkerTls>>)) -> Option<Arc<Probe>> {
+        let health = &self.spec.as_ref()?.health;
+        Some(Arc::new(Probe {
+            instance: self.record.id.clone(),
+            generation: self.record.generation,
+            address: self.record.address.clone()?,
+            protocol,
+            tls,
+            check: health.check.clone(),
+            timeout: health.timeout,
+        }))
     }
 }

@@ -73,9 +73,9 @@ impl Controller {
             self.prove_later(id);
         }
         let Some(instance) = self.fleet.get_mut(id) else { return news };
-        self.touched.insert(id.clone());
-        if instance.record.address.is_none() && grant.address.is_some() {
-            instance.record.address = grant.address;
+        self.touched.push(instance.slot);
+        if let Some(address) = grant.address.filter(|_| instance.record.address.is_none()) {
+            instance.set_address(address);
             self.journal.instances.insert(id.clone());
         }
         news
@@ -101,7 +101,7 @@ impl Controller {
         if let ProviderError::Unavailable { retry_after, .. } = error {
             if !was_pending {
                 instance.launch = Launch::Answered;
-                self.touched.insert(id.clone());
+                self.touched.push(instance.slot);
                 self.prove_later(id);
                 return false;
             }
@@ -109,7 +109,7 @@ impl Controller {
             let wait = backoff(ASK_AGAIN_BASE, ASK_AGAIN_CAP, instance.launch_attempts, draw);
             instance.launch = Launch::Due(now + retry_after.unwrap_or(wait).max(wait));
             let provider = instance.record.provider.clone();
-            self.touched.insert(id.clone());
+            self.touched.push(instance.slot);
             self.hasten_list(now, &provider);
             return true;
         }

@@ -10,6 +10,7 @@ use super::Controller;
 use super::events::{EventKind, Leave};
 use super::fleet::{Launch, NEVER};
 use super::machine::{Next, Trigger, next};
+use super::timers::Waiter;
 
 /// The first probe comes this soon after the grant.
 const FIRST_PROBE_WITHIN: Duration = Duration::from_millis(100);
@@ -26,16 +27,21 @@ impl Controller {
     ) -> bool {
         let Some(instance) = self.fleet.get(id) else { return false };
         let from = instance.state();
+        let next = next(from, trigger);
+        if next == Next::Stay {
+            return false;
+        }
+        let slot = instance.slot;
         let key = instance.record.variant.clone();
         let capacity = instance.capacity_key();
-        match next(from, trigger) {
-            Next::Stay => return false,
+        match next {
+            Next::Stay => {}
             Next::Gone => self.forget(now, id, from),
             Next::To(state) => {
                 self.fleet.set_state(id, state);
                 self.enter(now, id, from, state, leave);
                 self.journal.instances.insert(id.clone());
-                self.touched.insert(id.clone());
+                self.touched.push(slot);
             }
         }
         if from == InstanceState::Pending && self.capacities.contains_key(&capacity) {
@@ -165,9 +171,9 @@ impl Controller {
         if from != InstanceState::Pending && instance.interruption.is_none() {
             self.capacity_came_free(now, &instance.capacity_key());
         }
+        self.timers.set(Waiter::Instance(instance.slot), None);
         let record = instance.record;
         self.journal.instances.insert(id.clone());
-        self.touched.insert(id.clone());
         for proxy in self.proxies.values_mut() {
             proxy.outstanding.remove(&record.generation);
         }

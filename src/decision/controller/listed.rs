@@ -153,15 +153,16 @@ impl Controller {
         {
             // It runs, so its launch is answered, whatever the answer will say.
             instance.launch = Launch::Answered;
-            self.touched.insert(id.clone());
+            self.touched.push(instance.slot);
         }
-        if there.address.is_some() && instance.record.address != there.address {
-            instance.record.address.clone_from(&there.address);
+        let known = instance.record.address.as_ref();
+        if let Some(address) = there.address.as_ref().filter(|new| known != Some(*new)) {
+            instance.set_address(address.clone());
             if instance.record.state == InstanceState::InService {
                 self.stale_routes.insert(instance.record.variant.endpoint.clone());
             }
             self.journal.instances.insert(id.clone());
-            self.touched.insert(id.clone());
+            self.touched.push(instance.slot);
         }
         self.note_interruption(now, id, there.interruption_at);
     }
@@ -196,7 +197,7 @@ impl Controller {
         match instance.state() {
             InstanceState::Pending if instance.launch == Launch::Unknown => {
                 instance.launch = Launch::Due(now);
-                self.touched.insert(id.clone());
+                self.touched.push(instance.slot);
                 let key = instance.record.variant.clone();
                 self.dirty.insert(key);
             }

@@ -99,7 +99,7 @@ pub use machine::{Next, Trigger, next};
 pub use preview::preview;
 
 use drain::Proxy;
-use fleet::Fleet;
+use fleet::{Fleet, Slot};
 use jitter::Jitter;
 use journal::Journal;
 use providers::ProviderView;
@@ -143,10 +143,8 @@ pub enum Event {
     },
     /// The answer to [`Action::Probe`].
     Probed {
-        /// Which instance.
-        instance: InstanceId,
-        /// Which start of it.
-        generation: Generation,
+        /// What was asked.
+        probe: Arc<Probe>,
         /// Healthy, or what was wrong.
         result: Result<(), String>,
     },
@@ -167,6 +165,25 @@ pub enum Event {
     Reconfigured(Arc<FleetSpec>),
     /// A provider has news (an instance ended, an address is known): list it soon.
     ProviderNudged(ProviderName),
+}
+
+/// A question to an instance about its health.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Probe {
+    /// Which instance.
+    pub instance: InstanceId,
+    /// Which start of it.
+    pub generation: Generation,
+    /// Where it listens.
+    pub address: Address,
+    /// What it speaks.
+    pub protocol: Protocol,
+    /// How, where that is over TLS.
+    pub tls: Option<Arc<WorkerTls>>,
+    /// What it is asked.
+    pub check: HealthCheck,
+    /// How long the answer may take.
+    pub timeout: Duration,
 }
 
 /// What is to be done.
@@ -191,22 +208,7 @@ pub enum Action {
         instance: InstanceId,
     },
     /// Ask an instance for its health: GET `path`, any 2xx within `timeout` is healthy.
-    Probe {
-        /// Which instance.
-        instance: InstanceId,
-        /// Which start of it.
-        generation: Generation,
-        /// Where it listens.
-        address: Address,
-        /// What it speaks.
-        protocol: Protocol,
-        /// How, where that is over TLS.
-        tls: Option<Arc<WorkerTls>>,
-        /// What it is asked.
-        check: HealthCheck,
-        /// How long the answer may take.
-        timeout: Duration,
-    },
+    Probe(Arc<Probe>),
     /// Hand this table to every proxy.
     Publish(Arc<RoutingTable>),
 }
@@ -234,7 +236,7 @@ pub struct Controller {
     /// Variants to be planned for before the event is done with.
     dirty: BTreeSet<VariantKey>,
     /// Instances whose timers are to be set anew.
-    touched: BTreeSet<InstanceId>,
+    touched: Vec<Slot>,
     table: Arc<RoutingTable>,
     /// Endpoints whose part of the table may have to be another one.
     stale_routes: BTreeSet<EndpointName>,
@@ -310,9 +312,7 @@ impl Controller {
             Event::Listed { provider, result } => self.listed(now, &provider, result),
             Event::Launched { provider, outcomes } => self.launched(now, &provider, outcomes),
             Event::Terminated { instance, result } => self.terminated(now, &instance, result),
-            Event::Probed { instance, generation, result } => {
-                self.probed(now, &instance, generation, result);
-            }
+            Event::Probed { probe, result } => self.probed(now, probe.generation, result),
             Event::Reported(report) => self.reported(now, &report),
             Event::Signals { instance, generation, signals, problem } => {
                 self.signalled(now, &instance, generation, signals, problem);

@@ -64,6 +64,6 @@ fn tell(action: Action, lines: &mut Vec<String>) {
         Action::Terminate { provider, instance } => {
             lines.push(format!("terminate {instance} at {provider}"));
         }
-        Action::List(_) | Action::Probe { .. } | Action::Publish(_) => {}
+        Action::List(_) | Action::Probe(_) | Action::Publish(_) => {}
     }
 }

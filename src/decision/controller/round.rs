@@ -245,7 +245,9 @@ impl Controller {
                 drain_deadline: None,
                 leaving_because: None,
             };
-            self.fleet.insert(Instance::new(record, Launch::Due(now)));
+            let mut instance = Instance::new(record, Launch::Due(now));
+            instance.spec = self.variants.get(key).and_then(|variant| variant.spec.clone());
+            self.fleet.insert(instance);
             self.journal.instances.insert(id.clone());
             ids.push(id);
         }
@@ -296,13 +298,13 @@ impl Controller {
             .of(key)
             .filter(|i| i.state() == InstanceState::Pending)
             .filter(|i| matches!(i.launch, Launch::Due(at) if at <= now))
-            .map(|i| i.record.clone())
+            .map(|i| InstanceRecord::clone(&i.record))
             .collect();
         let mut batches: BTreeMap<_, (ProviderName, LaunchBatch)> = BTreeMap::new();
         for record in due {
             if let Some(instance) = self.fleet.get_mut(&record.id) {
                 instance.launch = Launch::InFlight(now + LAUNCH_PATIENCE);
-                self.touched.insert(record.id.clone());
+                self.touched.push(instance.slot);
             }
             let alike = (
                 record.priority,

@@ -51,7 +51,7 @@ impl Controller {
             timers: Timers::default(),
             sample_every: FINE,
             dirty: BTreeSet::new(),
-            touched: BTreeSet::new(),
+            touched: Vec::new(),
             table: Arc::new(RoutingTable { version, ..RoutingTable::default() }),
             stale_routes: BTreeSet::new(),
             table_dirty: true,
@@ -93,8 +93,8 @@ impl Controller {
             };
             Variant::new(record, now)
         });
-        self.touched.insert(instance.record.id.clone());
-        self.fleet.insert(instance);
+        let slot = self.fleet.insert(instance);
+        self.touched.push(slot);
     }
 
     /// Follows another spec from now on; what differs is applied by the rounds that follow.
@@ -173,7 +173,7 @@ impl Controller {
         }
     }
 
-    /// Gives instances the priority and limits that their pools have now.
+    /// Gives instances the spec of their variant, and the priority and limits that their pools have now.
     fn adopt_members(&mut self) {
         let spec = self.spec.clone();
         for (name, kind) in &spec.instance_types {
@@ -181,6 +181,9 @@ impl Controller {
         }
         let mut changed = Vec::new();
         for instance in self.fleet.iter_mut() {
+            instance.spec =
+                self.variants.get(&instance.record.variant).and_then(|v| v.spec.clone());
+            instance.probe.probe = None;
             let record = &mut instance.record;
             let pools = spec.variant(&record.variant).into_iter().flat_map(|v| &v.pools);
             let Some(pool) = pools.into_iter().find(|p| p.instance_type == record.instance_type)

@@ -92,18 +92,6 @@ impl Variant {
         self.spec.as_ref().map_or(DEFAULT_DRAIN, |s| s.drain_timeout)
     }
 
-    /// How long after its grant an instance that is still starting is given up. `model_download_timeout`
-    /// is the time to run, where it is set; what runs may use what is left of it and `startup_timeout`,
-    /// since many a server downloads its model itself.
-    pub(super) fn startup_allowance(&self, runs: bool) -> Duration {
-        let Some(spec) = &self.spec else { return Duration::ZERO };
-        match (runs, spec.model_download_timeout) {
-            (false, Duration::ZERO) => spec.startup_timeout,
-            (false, download) => download,
-            (true, download) => download + spec.startup_timeout,
-        }
-    }
-
     /// Blocks a pool after a failure that is not one of capacity.
     pub(super) fn block(
         &mut self,

@@ -2,7 +2,6 @@
 
 use super::*;
 use crate::decision::check::check_table;
-use crate::types::Protocol;
 use InstanceState::{Draining, InService, Pending, Starting, Stopping};
 
 #[test]
@@ -102,21 +101,8 @@ fn one_list_and_right_probes() {
     assert_eq!(books.check_action(NOW, &Action::List(cloud())), []);
     let again = books.check_action(NOW, &Action::List(cloud()));
     assert_eq!(one(&again), "provider cloud is listed while a list of it is under way");
-    let mut probe = |generation| {
-        let instance = record("best-1", InService);
-        books.check_action(
-            NOW,
-            &Action::Probe {
-                instance: instance.id,
-                generation: Generation(generation),
-                address: instance.address.expect("in service"),
-                protocol: Protocol::Http1,
-                tls: None,
-                check: HealthCheck::Get("/ping".into()),
-                timeout: Duration::from_secs(1),
-            },
-        )
-    };
+    let mut probe =
+        |start| books.check_action(NOW, &Action::Probe(probe("best-1", Generation(start))));
     assert_eq!(probe(1), []);
     assert!(one(&probe(2)).contains("has no such record"));
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Ledger, Violation};
-use crate::decision::controller::{Action, Event};
+use crate::decision::controller::{Action, Event, Probe};
 use crate::types::launch::{Grant, LaunchBatch, LaunchOutcome, ProviderInstance, ProviderStatus};
 use crate::types::record::{Change, InstanceRecord, LastChanges, StoredState, VariantRecord};
 use crate::types::report::{BackendReport, ProxyReport};
@@ -196,7 +196,20 @@ fn answer_list(ledger: &mut Ledger, names: &[&str]) {
 
 fn probed(ledger: &mut Ledger, name: &str, result: Result<(), String>) {
     let generation = record(name, InstanceState::Starting).generation;
-    ledger.note_event(NOW, &Event::Probed { instance: id(name), generation, result });
+    ledger.note_event(NOW, &Event::Probed { probe: probe(name, generation), result });
+}
+
+fn probe(name: &str, generation: Generation) -> Arc<Probe> {
+    let instance = record(name, InstanceState::InService);
+    Arc::new(Probe {
+        instance: instance.id,
+        generation,
+        address: instance.address.expect("in service"),
+        protocol: Protocol::Http1,
+        tls: None,
+        check: HealthCheck::Get("/ping".into()),
+        timeout: Duration::from_secs(1),
+    })
 }
 
 fn table(revision: u64, names: &[&str]) -> RoutingTable {

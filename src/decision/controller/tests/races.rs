@@ -4,11 +4,15 @@
 use std::sync::Arc;
 
 use super::specs::*;
-use crate::decision::controller::{Action, Controller, Event};
+use crate::decision::controller::{Action, Controller, Event, Probe};
 use crate::types::launch::{Grant, LaunchOutcome, ProviderInstance, ProviderStatus};
 use crate::types::record::{Change, StoredState};
 use crate::types::report::{BackendReport, ProxyReport};
-use crate::types::{Generation, InstanceId, InstanceState, ProviderError, ProviderName, Timestamp};
+use crate::types::spec::HealthCheck;
+use crate::types::{
+    Address, Generation, InstanceId, InstanceState, Protocol, ProviderError, ProviderName,
+    Timestamp,
+};
 
 const NOW: Timestamp = Timestamp(1_700_000_000_000);
 
@@ -188,23 +192,33 @@ fn a_list_may_tell_of_a_launch_before_its_answer_does() {
     assert_eq!(hand.states(), [InstanceState::Starting], "it runs, whatever the answer was");
 }
 
+/// A probe of a start of an instance has found it healthy.
+fn healthy(id: &InstanceId, generation: u64) -> Event {
+    let probe = Probe {
+        instance: id.clone(),
+        generation: Generation(generation),
+        address: Address::http(([127, 0, 0, 1], 9000).into()),
+        protocol: Protocol::Http1,
+        tls: None,
+        check: HealthCheck::Get("/ping".into()),
+        timeout: secs(1),
+    };
+    Event::Probed { probe: Arc::new(probe), result: Ok(()) }
+}
+
 #[test]
 fn probes_of_another_start_or_unasked_for_change_nothing() {
     let mut hand = Hand::new(1);
     hand.actions();
     let id = launch_of(&hand.listed(&[])).remove(0);
     hand.launched(&id, Ok(()));
-    let probed = |generation| Event::Probed {
-        instance: id.clone(),
-        generation: Generation(generation),
-        result: Ok(()),
-    };
+    let probed = |generation| healthy(&id, generation);
     hand.feed(probed(1));
     assert_eq!(hand.states(), [InstanceState::Starting], "nobody has asked yet");
     hand.now = hand.now + secs(1);
     let now = hand.now;
     hand.controller.handle_timeout(now);
-    assert!(hand.actions().iter().any(|a| matches!(a, Action::Probe { .. })));
+    assert!(hand.actions().iter().any(|a| matches!(a, Action::Probe(_))));
     hand.feed(probed(9));
     assert_eq!(hand.states(), [InstanceState::Starting]);
     hand.feed(probed(1));
@@ -221,7 +235,7 @@ fn a_probe_that_is_never_answered_counts_as_failed() {
     let now = hand.now;
     hand.controller.handle_timeout(now);
     hand.actions();
-    hand.feed(Event::Probed { instance: id.clone(), generation: Generation(1), result: Ok(()) });
+    hand.feed(healthy(&id, 1));
     assert_eq!(hand.states(), [InstanceState::InService]);
     for _ in 0..200 {
         hand.now = hand.controller.poll_timeout().expect("due").max(hand.now);
@@ -247,7 +261,7 @@ fn in_service(hand: &mut Hand) -> InstanceId {
     let now = hand.now;
     hand.controller.handle_timeout(now);
     hand.actions();
-    hand.feed(Event::Probed { instance: id.clone(), generation: Generation(1), result: Ok(()) });
+    hand.feed(healthy(&id, 1));
     assert_eq!(hand.states(), [InstanceState::InService]);
     id
 }

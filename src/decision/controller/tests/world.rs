@@ -270,7 +270,7 @@ impl World {
                 self.launches.push(batch.clone());
                 self.begin(action);
             }
-            Action::List(_) | Action::Probe { .. } => self.begin(action),
+            Action::List(_) | Action::Probe(_) => self.begin(action),
         }
     }
 
@@ -308,13 +308,13 @@ impl World {
                 let result = there.map(drop).ok_or(ProviderError::NotFound);
                 self.answer(epoch, Event::Terminated { instance, result });
             }
-            Action::Probe { instance, generation, .. } => {
-                let result = match self.running.get(&instance) {
+            Action::Probe(probe) => {
+                let result = match self.running.get(&probe.instance) {
                     Some(r) if r.healthy && !self.sick.contains(&r.instance_type) => Ok(()),
                     Some(_) => Err("status 500".to_owned()),
                     None => Err("connection refused".to_owned()),
                 };
-                self.answer(epoch, Event::Probed { instance, generation, result });
+                self.answer(epoch, Event::Probed { probe, result });
             }
         }
     }

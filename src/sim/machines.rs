@@ -1,0 +1,134 @@
+//! The instances that the pretend cloud runs, as they really are, found by id and by where they are kept.
+
+use std::collections::BTreeMap;
+
+use rustc_hash::FxHashMap;
+
+use crate::types::launch::ProviderStatus;
+use crate::types::{Address, InstanceId, InstanceTypeName, ProviderName, Timestamp, VariantKey};
+
+/// Every instance ever launched whose end has not been forgotten yet.
+#[derive(Debug, Default)]
+pub(super) struct Machines {
+    /// Places of those that are forgotten are empty, and taken again.
+    kept: Vec<Option<Machine>>,
+    empty: Vec<usize>,
+    by_id: FxHashMap<InstanceId, usize>,
+    /// The same in the order of their ids, by which whatever walks over them goes.
+    ids: BTreeMap<InstanceId, usize>,
+}
+
+/// One instance as it really is. What a probe sees of it lies together.
+#[derive(Debug)]
+#[repr(C)]
+pub(super) struct Machine {
+    pub(super) running_at: Timestamp,
+    /// When it would be healthy first; `None`: never.
+    pub(super) healthy_at: Option<Timestamp>,
+    pub(super) sick_until: Timestamp,
+    pub(super) address: Address,
+    /// It is dead and its provider has not noticed.
+    pub(super) dead: bool,
+    pub(super) provider: ProviderName,
+    pub(super) instance_type: InstanceTypeName,
+    pub(super) variant: VariantKey,
+    pub(super) slot: u16,
+    pub(super) address_from: Timestamp,
+    pub(super) launched_at: Timestamp,
+    pub(super) interruption_at: Option<Timestamp>,
+    /// When it was told to stop.
+    pub(super) stopping_at: Option<Timestamp>,
+    pub(super) ended: Option<Ended>,
+    /// When it will end by itself.
+    pub(super) dies_at: Option<Timestamp>,
+}
+
+/// That an instance runs no more.
+#[derive(Debug)]
+pub(super) struct Ended {
+    pub(super) reason: String,
+    /// Until when it is listed.
+    pub(super) listed_until: Timestamp,
+}
+
+impl Machine {
+    /// Whether it runs, or is about to, and nobody has told it to stop.
+    pub(super) fn lives(&self) -> bool {
+        self.ended.is_none() && self.stopping_at.is_none()
+    }
+
+    /// Whether it has not ended.
+    pub(super) fn runs(&self) -> bool {
+        self.ended.is_none()
+    }
+
+    /// Whether it could serve a request.
+    pub(super) fn serves(&self, now: Timestamp) -> bool {
+        self.ended.is_none() && !self.dead && self.healthy_at.is_some_and(|at| at <= now)
+    }
+
+    /// Whether its end is certain and has not come yet.
+    pub(super) fn doomed(&self) -> bool {
+        self.ended.is_none()
+            && (self.dead || self.dies_at.is_some() || self.interruption_at.is_some())
+    }
+
+    pub(super) fn status(&self, now: Timestamp) -> ProviderStatus {
+        match (&self.ended, self.stopping_at) {
+            (Some(ended), _) => ProviderStatus::Ended { reason: ended.reason.clone() },
+            (None, Some(_)) => ProviderStatus::Stopping,
+            (None, None) if self.running_at <= now => ProviderStatus::Running,
+            (None, None) => ProviderStatus::Pending,
+        }
+    }
+}
+
+impl Machines {
+    /// Keeps one more, at the place that it returns.
+    pub(super) fn insert(&mut self, id: &InstanceId, machine: Machine) -> usize {
+        let place = self.empty.pop().unwrap_or_else(|| {
+            self.kept.push(None);
+            self.kept.len() - 1
+        });
+        self.kept[place] = Some(machine);
+        self.by_id.insert(id.clone(), place);
+        self.ids.insert(id.clone(), place);
+        place
+    }
+
+    /// Forgets one.
+    pub(super) fn remove(&mut self, id: &InstanceId) {
+        self.ids.remove(id);
+        if let Some(place) = self.by_id.remove(id) {
+            self.kept[place] = None;
+            self.empty.push(place);
+        }
+    }
+
+    /// The one at a place.
+    pub(super) fn at(&self, place: usize) -> Option<&Machine> {
+        self.kept.get(place)?.as_ref()
+    }
+
+    pub(super) fn get(&self, id: &InstanceId) -> Option<&Machine> {
+        self.at(*self.by_id.get(id)?)
+    }
+
+    pub(super) fn get_mut(&mut self, id: &InstanceId) -> Option<&mut Machine> {
+        self.kept.get_mut(*self.by_id.get(id)?)?.as_mut()
+    }
+
+    pub(super) fn knows(&self, id: &InstanceId) -> bool {
+        self.by_id.contains_key(id)
+    }
+
+    /// All of them, by id.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&InstanceId, &Machine)> {
+        self.ids.iter().filter_map(|(id, place)| Some((id, self.at(*place)?)))
+    }
+
+    /// All of them, in no order.
+    pub(super) fn values_mut(&mut self) -> impl Iterator<Item = &mut Machine> {
+        self.kept.iter_mut().flatten()
+    }
+}
