@@ -2,12 +2,11 @@
 //! [`crate::provider`]'s trait to the letter, and no more than the letter.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
 use super::machines::{Ended, Machine, Machines};
 use super::rng::Rng;
 use super::setup::{CloudSetup, Faults};
-use crate::types::launch::{Grant, LaunchBatch, LaunchOutcome, ProviderInstance};
+use crate::types::launch::{Grant, LaunchBatch, LaunchOutcome, Listing};
 use crate::types::{Address, InstanceId, InstanceTypeName, ProviderError, ProviderName, Timestamp};
 
 /// Addresses that there are, each a port of one host.
@@ -24,8 +23,6 @@ pub(super) struct Cloud {
     machines: Machines,
     /// Those that have ended, by when that is forgotten.
     ended: BTreeSet<(Timestamp, InstanceId)>,
-    /// What each provider lists, until something changes or its time is over.
-    lists: BTreeMap<ProviderName, (Arc<[ProviderInstance]>, Timestamp)>,
     /// The places of those who listen, by the last part of the address.
     listening: Vec<Option<usize>>,
     /// Addresses that were in use and are free; the lowest one is taken next, so that they are used again.
@@ -45,7 +42,6 @@ impl Cloud {
             out_until: BTreeMap::new(),
             machines: Machines::default(),
             ended: BTreeSet::new(),
-            lists: BTreeMap::new(),
             listening: Vec::new(),
             freed: BTreeSet::new(),
             held: BTreeMap::new(),
@@ -126,7 +122,6 @@ impl Cloud {
         let place = self.machines.insert(id, machine);
         self.listening.resize(self.listening.len().max(slot + 1), None);
         self.listening[slot] = Some(place);
-        self.lists.clear();
         Ok(Grant { address })
     }
 
@@ -179,44 +174,14 @@ impl Cloud {
         &self.machines
     }
 
-    /// Every instance, to be changed.
-    pub(super) fn machines_mut(&mut self) -> &mut Machines {
-        self.lists.clear();
-        &mut self.machines
+    /// One of them, to be changed.
+    pub(super) fn machine_mut(&mut self, id: &InstanceId) -> Option<&mut Machine> {
+        self.machines.get_mut(id)
     }
 
-    /// What `provider` lists at this moment: the very list of before where nothing has changed.
-    pub(super) fn list(
-        &mut self,
-        now: Timestamp,
-        provider: &ProviderName,
-    ) -> Arc<[ProviderInstance]> {
-        if let Some((list, until)) = self.lists.get(provider)
-            && now < *until
-        {
-            return Arc::clone(list);
-        }
-        let machines = self.machines.iter().filter(|(_, m)| m.provider == *provider);
-        let listed =
-            machines.filter(|(_, m)| m.ended.as_ref().is_none_or(|e| e.listed_until > now));
-        let mut until = Timestamp(u64::MAX);
-        let list: Arc<[ProviderInstance]> = listed
-            .map(|(id, m)| {
-                let forgotten_at = m.ended.as_ref().map(|ended| ended.listed_until);
-                let moments = [m.address_from, m.running_at].into_iter().chain(forgotten_at);
-                until = moments.filter(|at| *at > now).fold(until, Timestamp::min);
-                ProviderInstance {
-                    id: id.clone(),
-                    instance_type: m.instance_type.clone(),
-                    variant: Some(m.variant.clone()),
-                    address: (m.address_from <= now).then(|| m.address.clone()),
-                    status: m.status(now),
-                    interruption_at: m.interruption_at,
-                }
-            })
-            .collect();
-        self.lists.insert(provider.clone(), (Arc::clone(&list), until));
-        list
+    /// What `provider` lists at this moment.
+    pub(super) fn list(&mut self, now: Timestamp, provider: &ProviderName) -> Listing {
+        self.machines.list(now, provider)
     }
 
     /// Tells an instance to stop; when it will have ended, if that was news.
@@ -227,7 +192,6 @@ impl Cloud {
         rng: &mut Rng,
     ) -> Result<Option<Timestamp>, ProviderError> {
         let machine = self.machines.get_mut(id).ok_or(ProviderError::NotFound)?;
-        self.lists.clear();
         match &machine.ended {
             Some(ended) if ended.listed_until <= now => Err(ProviderError::NotFound),
             None if machine.stopping_at.is_none() => {
@@ -244,7 +208,6 @@ impl Cloud {
         if let Some(machine) = self.machines.get_mut(id).filter(|m| m.ended.is_none()) {
             machine.ended = Some(Ended { reason: reason.to_owned(), listed_until });
             self.ended.insert((listed_until, id.clone()));
-            self.lists.clear();
             self.listening[usize::from(machine.slot)] = None;
             self.freed.insert(machine.slot);
             if let Some(held) = self.held.get_mut(&machine.instance_type) {

@@ -178,7 +178,7 @@ impl World {
         change: impl FnOnce(&mut super::machines::Machine),
     ) {
         self.tell_story(|| format!("it is {instance}"));
-        if let Some(machine) = self.cloud.machines_mut().get_mut(instance) {
+        if let Some(machine) = self.cloud.machine_mut(instance) {
             change(machine);
         }
     }

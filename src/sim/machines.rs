@@ -1,10 +1,11 @@
 //! The instances that the pretend cloud runs, as they really are, found by id and by where they are kept.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
 
-use crate::types::launch::ProviderStatus;
+use crate::types::launch::{Listing, ProviderInstance, ProviderStatus};
 use crate::types::{Address, InstanceId, InstanceTypeName, ProviderName, Timestamp, VariantKey};
 
 /// Every instance ever launched whose end has not been forgotten yet.
@@ -16,6 +17,16 @@ pub(super) struct Machines {
     by_id: FxHashMap<InstanceId, usize>,
     /// The same in the order of their ids, by which whatever walks over them goes.
     ids: BTreeMap<InstanceId, usize>,
+    /// By provider and variant: what is listed together.
+    groups: BTreeMap<ProviderName, BTreeMap<VariantKey, Group>>,
+}
+
+/// A variant's machines at a provider.
+#[derive(Debug, Default)]
+struct Group {
+    members: BTreeMap<InstanceId, usize>,
+    /// What is listed of them, until something changes or that moment.
+    listed: Option<(Arc<[ProviderInstance]>, Timestamp)>,
 }
 
 /// One instance as it really is. What a probe sees of it lies together.
@@ -90,6 +101,10 @@ impl Machines {
             self.kept.push(None);
             self.kept.len() - 1
         });
+        let variants = self.groups.entry(machine.provider.clone()).or_default();
+        let group = variants.entry(machine.variant.clone()).or_default();
+        group.members.insert(id.clone(), place);
+        group.listed = None;
         self.kept[place] = Some(machine);
         self.by_id.insert(id.clone(), place);
         self.ids.insert(id.clone(), place);
@@ -99,9 +114,13 @@ impl Machines {
     /// Forgets one.
     pub(super) fn remove(&mut self, id: &InstanceId) {
         self.ids.remove(id);
-        if let Some(place) = self.by_id.remove(id) {
-            self.kept[place] = None;
-            self.empty.push(place);
+        let Some(place) = self.by_id.remove(id) else { return };
+        self.empty.push(place);
+        if let Some(machine) = self.kept[place].take()
+            && let Some(group) = group_of(&mut self.groups, &machine)
+        {
+            group.members.remove(id);
+            group.listed = None;
         }
     }
 
@@ -114,8 +133,13 @@ impl Machines {
         self.at(*self.by_id.get(id)?)
     }
 
+    /// One that is about to change: it is listed anew.
     pub(super) fn get_mut(&mut self, id: &InstanceId) -> Option<&mut Machine> {
-        self.kept.get_mut(*self.by_id.get(id)?)?.as_mut()
+        let machine = self.kept.get_mut(*self.by_id.get(id)?)?.as_mut()?;
+        if let Some(group) = group_of(&mut self.groups, machine) {
+            group.listed = None;
+        }
+        Some(machine)
     }
 
     pub(super) fn knows(&self, id: &InstanceId) -> bool {
@@ -127,8 +151,51 @@ impl Machines {
         self.ids.iter().filter_map(|(id, place)| Some((id, self.at(*place)?)))
     }
 
-    /// All of them, in no order.
-    pub(super) fn values_mut(&mut self) -> impl Iterator<Item = &mut Machine> {
-        self.kept.iter_mut().flatten()
+    /// What `provider` lists at this moment, in parts that stay the very same while nothing in them changes.
+    pub(super) fn list(&mut self, now: Timestamp, provider: &ProviderName) -> Listing {
+        let kept = &self.kept;
+        let groups = self.groups.get_mut(provider).into_iter().flat_map(BTreeMap::values_mut);
+        let parts = groups.map(|group| match &group.listed {
+            Some((list, until)) if now < *until => Arc::clone(list),
+            _ => group.list(now, kept),
+        });
+        Listing::of(parts.collect())
     }
+}
+
+impl Group {
+    fn list(&mut self, now: Timestamp, kept: &[Option<Machine>]) -> Arc<[ProviderInstance]> {
+        let machines = self.members.iter().filter_map(|(id, place)| {
+            let machine = kept.get(*place)?.as_ref()?;
+            Some((id, machine))
+        });
+        let listed =
+            machines.filter(|(_, m)| m.ended.as_ref().is_none_or(|e| e.listed_until > now));
+        let mut until = Timestamp(u64::MAX);
+        let list: Arc<[ProviderInstance]> = listed
+            .map(|(id, m)| {
+                let forgotten_at = m.ended.as_ref().map(|ended| ended.listed_until);
+                let moments = [m.address_from, m.running_at].into_iter().chain(forgotten_at);
+                until = moments.filter(|at| *at > now).fold(until, Timestamp::min);
+                ProviderInstance {
+                    id: id.clone(),
+                    instance_type: m.instance_type.clone(),
+                    variant: Some(m.variant.clone()),
+                    address: (m.address_from <= now).then(|| m.address.clone()),
+                    status: m.status(now),
+                    interruption_at: m.interruption_at,
+                }
+            })
+            .collect();
+        self.listed = Some((Arc::clone(&list), until));
+        list
+    }
+}
+
+/// Whom a machine is listed with.
+fn group_of<'a>(
+    groups: &'a mut BTreeMap<ProviderName, BTreeMap<VariantKey, Group>>,
+    machine: &Machine,
+) -> Option<&'a mut Group> {
+    groups.get_mut(&machine.provider)?.get_mut(&machine.variant)
 }

@@ -43,8 +43,10 @@ impl World {
         self.crash = None;
         self.cloud.rejecting.clear();
         let now = self.now;
-        for machine in self.cloud.machines_mut().values_mut() {
-            machine.sick_until = now;
+        for id in self.cloud.machines().iter().map(|(id, _)| id.clone()).collect::<Vec<_>>() {
+            if let Some(machine) = self.cloud.machine_mut(&id) {
+                machine.sick_until = now;
+            }
         }
         for proxy in 0..self.proxies.len() {
             if self.silent(proxy) {

@@ -1,6 +1,8 @@
 //! What passes between the manager and a provider: launch requests, their outcomes, and instances as
 //! the provider sees them. The rules for each are in [`crate::provider`].
 
+use std::sync::Arc;
+
 use super::{
     Address, InstanceId, InstanceTypeName, ModelName, ProviderError, Timestamp, VariantKey,
 };
@@ -53,6 +55,52 @@ pub struct ProviderInstance {
     pub status: ProviderStatus,
     /// The provider has announced that it will take the instance away at this moment.
     pub interruption_at: Option<Timestamp>,
+}
+
+/// Everything that a provider runs, in parts, each in the order of its ids. A part that is the very one of an earlier
+/// list tells nothing that this did not. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Listing(Arc<[Arc<[ProviderInstance]>]>);
+
+impl Listing {
+    /// One of parts that are in order already.
+    #[must_use]
+    pub fn of(parts: Vec<Arc<[ProviderInstance]>>) -> Self {
+        Self(parts.into())
+    }
+
+    /// Its parts.
+    #[must_use]
+    pub fn parts(&self) -> &[Arc<[ProviderInstance]>] {
+        &self.0
+    }
+
+    /// Every instance, part by part.
+    pub fn iter(&self) -> impl Iterator<Item = &ProviderInstance> {
+        self.0.iter().flat_map(|part| part.iter())
+    }
+
+    /// What it shows of an instance: of one that is listed twice, the last counts.
+    #[must_use]
+    pub fn find(&self, id: &InstanceId) -> Option<&ProviderInstance> {
+        self.0.iter().rev().find_map(|part| {
+            let end = part.partition_point(|there| there.id <= *id);
+            part.get(end.checked_sub(1)?).filter(|there| there.id == *id)
+        })
+    }
+}
+
+impl From<Vec<ProviderInstance>> for Listing {
+    fn from(mut whole: Vec<ProviderInstance>) -> Self {
+        whole.sort_by(|one, other| one.id.cmp(&other.id));
+        Self::of(vec![whole.into()])
+    }
+}
+
+impl FromIterator<ProviderInstance> for Listing {
+    fn from_iter<I: IntoIterator<Item = ProviderInstance>>(instances: I) -> Self {
+        instances.into_iter().collect::<Vec<_>>().into()
+    }
 }
 
 /// How an instance is at its provider.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::table::{check_backend, check_table, wrong};
 use super::{Violation, changes};
 use crate::decision::controller::{Action, Event};
-use crate::types::launch::{LaunchBatch, LaunchOutcome, ProviderInstance, ProviderStatus};
+use crate::types::launch::{LaunchBatch, LaunchOutcome, Listing, ProviderStatus};
 use crate::types::record::{InstanceRecord, StoredState, VariantRecord};
 use crate::types::report::ProxyReport;
 use crate::types::spec::FleetSpec;
@@ -213,7 +213,7 @@ impl Ledger {
         self.instances.insert(known.record.id.clone(), known);
     }
 
-    fn note_list(&mut self, provider: &ProviderName, begun: u64, instances: &[ProviderInstance]) {
+    fn note_list(&mut self, provider: &ProviderName, begun: u64, instances: &Listing) {
         let step = self.step;
         let listed: BTreeMap<_, _> = instances.iter().map(|there| (&there.id, there)).collect();
         let mut there = listed.values().peekable();

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::types::report::ProxyReport;
+use crate::types::report::{DemandReport, ProxyReport};
 use crate::types::spec::VariantSpec;
 use crate::types::{Timestamp, VariantKey};
 
@@ -13,12 +13,18 @@ use super::events::{EventKind, Span};
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 impl Controller {
-    /// Takes in a report's demand. `since` is the start of the proxy that was heard lately: of one that has
+    /// Takes in the demand that a report has `told`. `since` is the start of the proxy that was heard lately: of one that has
     /// not been, the count of arrivals is the base to count from, unless it has only just started.
-    pub(super) fn note_demand(&mut self, now: Timestamp, report: &ProxyReport, since: Option<u64>) {
+    pub(super) fn note_demand(
+        &mut self,
+        now: Timestamp,
+        report: &ProxyReport,
+        told: &[DemandReport],
+        since: Option<u64>,
+    ) {
         let restarted = since.is_some_and(|run| run != report.run);
         let all_new = restarted || since.is_none() && report.applied.epoch == 0;
-        for demand in &report.variants {
+        for demand in told {
             let others = self.demand_but(&demand.variant, report);
             let serves = self.serves(&demand.variant);
             let Some(variant) = self.variants.get_mut(&demand.variant) else { continue };
@@ -48,24 +54,24 @@ impl Controller {
     fn demand_but(&self, key: &VariantKey, report: &ProxyReport) -> u64 {
         let others = self.proxies.iter().filter(|(id, _)| **id != report.proxy);
         others
-            .filter_map(|(_, p)| p.demand.get(key))
-            .map(|(queued, running)| u64::from(*queued) + u64::from(*running))
+            .filter_map(|(_, p)| p.demand(key))
+            .map(|(queued, running)| u64::from(queued) + u64::from(running))
             .sum()
     }
 
     /// Requests waiting, and requests running, over all proxies.
     pub(super) fn demand(&self, key: &VariantKey) -> (u64, u64) {
-        let all = self.proxies.values().filter_map(|p| p.demand.get(key));
+        let all = self.proxies.values().filter_map(|p| p.demand(key));
         all.fold((0, 0), |(q, r), (queued, running)| {
-            (q + u64::from(*queued), r + u64::from(*running))
+            (q + u64::from(queued), r + u64::from(running))
         })
     }
 
     /// Requests that wait at the proxies that are heard.
     pub(super) fn queued_at_live(&self, key: &VariantKey) -> u64 {
         let live = self.proxies.values().filter(|proxy| proxy.live);
-        let queued = live.filter_map(|proxy| proxy.demand.get(key));
-        queued.map(|(queued, _)| u64::from(*queued)).sum()
+        let queued = live.filter_map(|proxy| proxy.demand(key));
+        queued.map(|(queued, _)| u64::from(queued)).sum()
     }
 
     fn serves(&self, key: &VariantKey) -> bool {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::decision::plan::backoff::backoff;
 use crate::types::record::ProxyRecord;
-use crate::types::report::{ProxyReport, TypeReport};
+use crate::types::report::{DemandReport, ProxyReport};
 use crate::types::table::TableVersion;
 use crate::types::{
     Generation, InstanceId, InstanceState, ProviderError, ProxyId, Timestamp, VariantKey,
@@ -42,12 +42,11 @@ pub(super) struct Proxy {
     pub(super) applied: TableVersion,
     /// Requests at each instance that there is, by its start, and broken connections so far.
     pub(super) outstanding: BTreeMap<Generation, (u32, u64)>,
-    /// Requests waiting and running for each variant.
-    pub(super) demand: BTreeMap<VariantKey, (u32, u32)>,
+    /// What it last told of each variant that there is, in order: requests waiting and running, and what its
+    /// requests took since it started.
+    told: Vec<DemandReport>,
     /// Its successor has its clients, and it ends by then.
     pub(super) draining_until: Option<Timestamp>,
-    /// What its requests took since it started, as it last told.
-    pub(super) durations: BTreeMap<VariantKey, Vec<TypeReport>>,
 }
 
 impl Proxy {
@@ -60,15 +59,29 @@ impl Proxy {
             run: 0,
             applied: TableVersion::default(),
             outstanding: BTreeMap::new(),
-            demand: BTreeMap::new(),
+            told: Vec::new(),
             draining_until: None,
-            durations: BTreeMap::new(),
         }
+    }
+
+    /// Requests waiting and running for a variant: nothing is known of a silent one's.
+    pub(super) fn demand(&self, variant: &VariantKey) -> Option<(u32, u32)> {
+        let told = told_of(&self.told, variant).filter(|_| self.live)?;
+        Some((told.queued, told.outstanding))
     }
 }
 
+/// What was told of a variant.
+pub(super) fn told_of<'a>(
+    told: &'a [DemandReport],
+    variant: &VariantKey,
+) -> Option<&'a DemandReport> {
+    let at = told.binary_search_by(|demand| demand.variant.cmp(variant)).ok()?;
+    told.get(at)
+}
+
 impl Controller {
-    pub(super) fn reported(&mut self, now: Timestamp, report: &ProxyReport) {
+    pub(super) fn reported(&mut self, now: Timestamp, mut report: ProxyReport) {
         let id = report.proxy.clone();
         if report.leaving {
             self.forget_proxy(now, &id);
@@ -104,19 +117,14 @@ impl Controller {
             outstanding.push((backend.generation, counts));
         }
         let outstanding = outstanding.into_iter().collect();
+        let mut told = std::mem::take(&mut report.variants);
+        told.retain(|demand| self.variants.contains_key(&demand.variant));
+        told.sort_by(|one, other| one.variant.cmp(&other.variant));
         let lately = before.as_ref().filter(|p| p.live);
-        self.note_demand(now, report, lately.map(|p| p.run));
+        self.note_demand(now, &report, &told, lately.map(|p| p.run));
         if let Some(before) = before.as_ref().filter(|proxy| proxy.run == report.run) {
-            self.note_durations(now, report, &before.durations);
+            self.note_durations(now, &told, &before.told);
         }
-        let known = report.variants.iter().filter(|d| self.variants.contains_key(&d.variant));
-        let durations = known.map(|d| (d.variant.clone(), d.types.clone())).collect();
-        let demand = report
-            .variants
-            .iter()
-            .filter(|d| self.variants.contains_key(&d.variant))
-            .map(|d| (d.variant.clone(), (d.queued, d.outstanding)))
-            .collect();
         if before.is_none() {
             self.journal.proxies.insert(id.clone());
         }
@@ -126,9 +134,8 @@ impl Controller {
             live: true,
             run: report.run,
             applied: report.applied,
-            durations,
             outstanding,
-            demand,
+            told,
             draining_until: report.draining_until,
         };
         self.proxies.insert(id.clone(), proxy);
@@ -136,8 +143,8 @@ impl Controller {
         for suspect in suspects {
             self.suspect(now, &suspect);
         }
-        self.note_work(now, report);
-        self.note_loads(now, report);
+        self.note_work(now, &report);
+        self.note_loads(now, &report);
         self.check_drains(now);
     }
 
@@ -152,7 +159,6 @@ impl Controller {
             return;
         }
         proxy.live = false;
-        proxy.demand.clear();
         for variant in self.variants.values_mut() {
             variant.arrivals.remove(id);
         }

@@ -1,7 +1,7 @@
 //! What the controller knows of each instance beyond its durable record, and the indices over them. Plain
 //! bookkeeping; what it means is decided in [`super::life`] and the files beside it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -207,8 +207,8 @@ pub(super) struct Fleet {
     pending: BTreeMap<CapacityKey, u32>,
     /// How many are `InService`.
     serving: BTreeMap<VariantKey, BTreeMap<InstanceTypeName, u32>>,
-    /// Counts instances that came or went and states that changed.
-    version: u64,
+    /// Instances that came or went and those whose state changed, by provider, until somebody asks.
+    changed: BTreeMap<ProviderName, BTreeSet<InstanceId>>,
 }
 
 impl Fleet {
@@ -259,7 +259,7 @@ impl Fleet {
     fn enter_state(&mut self, slot: Slot) {
         let Some(instance) = &self.slots[slot.index()] else { return };
         let record = &instance.record;
-        self.version += 1;
+        self.changed.entry(record.provider.clone()).or_default().insert(record.id.clone());
         self.by_state.entry(record.state).or_default().insert(record.id.clone(), slot);
         match record.state {
             InstanceState::Pending => {
@@ -276,7 +276,7 @@ impl Fleet {
     fn leave_state(&mut self, slot: Slot) {
         let Some(instance) = &self.slots[slot.index()] else { return };
         let record = &instance.record;
-        self.version += 1;
+        self.changed.entry(record.provider.clone()).or_default().insert(record.id.clone());
         take_out(&mut self.by_state, &record.state, &record.id);
         match record.state {
             InstanceState::Pending => count_down(&mut self.pending, &instance.capacity_key()),
@@ -324,9 +324,9 @@ impl Fleet {
         self.in_slot_mut(slot)
     }
 
-    /// As long as it is the same, so are all instances and their states.
-    pub(super) fn version(&self) -> u64 {
-        self.version
+    /// Which of a provider's came or went or changed their state since this was last asked.
+    pub(super) fn take_changed(&mut self, provider: &ProviderName) -> BTreeSet<InstanceId> {
+        self.changed.remove(provider).unwrap_or_default()
     }
 
     fn each<'a>(&'a self, members: Option<&'a Members>) -> impl Iterator<Item = &'a Instance> {

@@ -1,10 +1,10 @@
 //! What a provider's list tells: what was adopted, what is lost, what nobody asked for.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::types::launch::{ProviderInstance, ProviderStatus};
+use crate::types::launch::{Listing, ProviderInstance, ProviderStatus};
 use crate::types::{InstanceId, InstanceState, ProviderError, ProviderName, Timestamp};
 
 use super::events::{At, EventKind, Leave, Span};
@@ -17,15 +17,14 @@ const ORPHAN_AGAIN: Duration = Duration::from_secs(10);
 /// How long one that its provider is ending may finish its requests.
 pub(super) const FORCED_DRAIN: Duration = Duration::from_secs(30);
 
-/// Those of ours that are to be looked at, with what the list shows of each, and what is not ours.
-type Differences<'a> = (Vec<(InstanceId, Option<&'a ProviderInstance>)>, Vec<&'a ProviderInstance>);
+type Part = Arc<[ProviderInstance]>;
 
 impl Controller {
     pub(super) fn listed(
         &mut self,
         now: Timestamp,
         provider: &ProviderName,
-        result: Result<Arc<[ProviderInstance]>, ProviderError>,
+        result: Result<Listing, ProviderError>,
     ) {
         let Some(view) = self.providers.get_mut(provider).filter(|v| v.in_flight) else { return };
         view.in_flight = false;
@@ -47,6 +46,9 @@ impl Controller {
             Err(error) => {
                 view.failures = view.failures.saturating_add(1);
                 view.last_error = Some(error.to_string());
+                // The next list is compared whole, so that nothing need be kept until then.
+                view.last_list = None;
+                drop(self.fleet.take_changed(provider));
                 if view.failures == 1 {
                     let message = format!("provider {provider} cannot be listed: {error}");
                     self.log_global(now, EventKind::ProviderUnreachable, message);
@@ -57,20 +59,27 @@ impl Controller {
     }
 
     /// Compares what we know with list number `number`.
-    fn compare(
-        &mut self,
-        now: Timestamp,
-        provider: &ProviderName,
-        number: u64,
-        list: &Arc<[ProviderInstance]>,
-    ) {
-        let version = self.fleet.version();
-        let Some(view) = self.providers.get_mut(provider) else { return };
-        if view.nothing_new.as_ref().is_some_and(|(l, v)| *v == version && Arc::ptr_eq(l, list)) {
-            return;
+    fn compare(&mut self, now: Timestamp, provider: &ProviderName, number: u64, list: &Listing) {
+        let suspects = self.suspects(provider, list);
+        let (mut news, mut strangers) = (Vec::new(), Vec::new());
+        for id in suspects {
+            let there = list.find(&id);
+            match self.fleet.get(&id) {
+                Some(ours) if ours.record.provider == *provider => {
+                    if !there.is_some_and(|there| is_as_known(ours, there)) {
+                        news.push((id, there));
+                    }
+                }
+                // What is recorded as another provider's is ours all the same.
+                Some(_) => {}
+                None => strangers.extend(there),
+            }
         }
-        let (news, strangers) = self.differences(provider, list);
-        let quiet = news.is_empty() && !strangers.iter().any(|there| is_alive(there));
+        if let Some(view) = self.providers.get_mut(provider) {
+            let alive = strangers.iter().filter(|there| is_alive(there)).map(|there| &there.id);
+            view.open = news.iter().map(|(id, _)| id).chain(alive).cloned().collect();
+            view.last_list = Some(list.clone());
+        }
         for (id, there) in news {
             match there {
                 Some(there) => self.found(now, &id, there),
@@ -78,40 +87,31 @@ impl Controller {
             }
         }
         self.end_orphans(now, provider, &strangers);
-        if let Some(view) = self.providers.get_mut(provider) {
-            view.nothing_new = quiet.then(|| (Arc::clone(list), version));
-        }
     }
 
-    /// The instances of which the list tells anything new, or nothing, and what it shows that is not ours. One
-    /// walk through both, in the order of their ids: nearly everything is as it was.
-    fn differences<'a>(
-        &self,
-        provider: &ProviderName,
-        list: &'a [ProviderInstance],
-    ) -> Differences<'a> {
-        let mut listed: Vec<&'a ProviderInstance> = list.iter().collect();
-        listed.sort_by(|a, b| a.id.cmp(&b.id));
-        let mut listed = listed.into_iter().peekable();
-        let (mut news, mut strangers) = (Vec::new(), Vec::new());
-        for instance in self.fleet.at(provider) {
-            let id = &instance.record.id;
-            while let Some(stranger) = listed.next_if(|there| there.id < *id) {
-                strangers.push(stranger);
-            }
-            let mut there = None;
-            // Of one that is listed twice, the last counts.
-            while let Some(listed) = listed.next_if(|there| there.id == *id) {
-                there = Some(listed);
-            }
-            if !there.is_some_and(|there| is_as_known(instance, there)) {
-                news.push((id.clone(), there));
-            }
+    /// The instances about which there may be news: those in parts of the list that were not in the last one, or have
+    /// gone with parts of that; those that have changed since; and what the last one left open. Without a last one,
+    /// all of them.
+    fn suspects(&mut self, provider: &ProviderName, list: &Listing) -> BTreeSet<InstanceId> {
+        let mut suspects = self.fleet.take_changed(provider);
+        let Some(view) = self.providers.get_mut(provider) else { return suspects };
+        suspects.append(&mut view.open);
+        let before = view.last_list.as_ref();
+        if before.is_none() {
+            suspects.extend(self.fleet.at(provider).map(|instance| instance.record.id.clone()));
         }
-        strangers.extend(listed);
-        // What is recorded as another provider's is ours all the same.
-        strangers.retain(|there| self.fleet.get(&there.id).is_none());
-        (news, strangers)
+        let (old, new) = (before.map_or(&[][..], Listing::parts), list.parts());
+        let same = |(old, new): &(&Part, &Part)| Arc::ptr_eq(old, new);
+        if old.len() == new.len() && old.iter().zip(new).all(|pair| same(&pair)) {
+            return suspects;
+        }
+        let addresses = |parts: &[Part]| parts.iter().map(Arc::as_ptr).collect::<HashSet<_>>();
+        let (in_old, in_new) = (addresses(old), addresses(new));
+        let new = new.iter().filter(|part| !in_old.contains(&Arc::as_ptr(part)));
+        let gone = old.iter().filter(|part| !in_new.contains(&Arc::as_ptr(part)));
+        let other = new.chain(gone).flat_map(|part| part.iter());
+        suspects.extend(other.map(|there| there.id.clone()));
+        suspects
     }
 
     fn found(&mut self, now: Timestamp, id: &InstanceId, there: &ProviderInstance) {

@@ -81,7 +81,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-use crate::types::launch::{LaunchBatch, LaunchOutcome, ProviderInstance};
+use crate::types::launch::{LaunchBatch, LaunchOutcome, Listing};
 use crate::types::record::{CapacityKey, CapacityRecord, Change, StoredState};
 use crate::types::report::ProxyReport;
 use crate::types::signals::Signals;
@@ -125,7 +125,7 @@ pub enum Event {
         /// Who was asked.
         provider: ProviderName,
         /// Everything that runs there for us.
-        result: Result<Arc<[ProviderInstance]>, ProviderError>,
+        result: Result<Listing, ProviderError>,
     },
     /// The answer to [`Action::Launch`].
     Launched {
@@ -313,7 +313,7 @@ impl Controller {
             Event::Launched { provider, outcomes } => self.launched(now, &provider, outcomes),
             Event::Terminated { instance, result } => self.terminated(now, &instance, result),
             Event::Probed { probe, result } => self.probed(now, probe.generation, result),
-            Event::Reported(report) => self.reported(now, &report),
+            Event::Reported(report) => self.reported(now, report),
             Event::Signals { instance, generation, signals, problem } => {
                 self.signalled(now, &instance, generation, signals, problem);
             }

@@ -3,12 +3,11 @@
 //! Every provider of a configured type is asked, also one that no pool uses (any more): a launch may land
 //! there late, and what it started is an orphan that only its list shows.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::decision::plan::backoff::backoff;
-use crate::types::launch::ProviderInstance;
+use crate::types::launch::Listing;
 use crate::types::{
     InstanceId, InstanceState, InstanceTypeName, ProviderName, Timestamp, VariantKey,
 };
@@ -43,8 +42,10 @@ pub(super) struct ProviderView {
     pub(super) orphans: BTreeMap<InstanceId, Timestamp>,
     /// Asked for again before the list under way has answered.
     again: bool,
-    /// The last list that told nothing new, and of which fleet: shown again, it tells nothing either.
-    pub(super) nothing_new: Option<(Arc<[ProviderInstance]>, u64)>,
+    /// Its last list, unless it has failed to list since.
+    pub(super) last_list: Option<Listing>,
+    /// What that list left open: instances of ours that were not as it shows them, and what is not ours and lives.
+    pub(super) open: BTreeSet<InstanceId>,
 }
 
 impl Controller {

@@ -10,13 +10,14 @@ use std::time::Duration;
 use crate::decision::scale::policy::{self, Known, Verdict};
 use crate::decision::scale::series::{FINE, Periods};
 use crate::decision::scale::signal::TypeFacts;
-use crate::types::report::{ProxyReport, TypeReport};
+use crate::types::report::DemandReport;
 use crate::types::scaling::{Metric, ScalingPolicy};
 use crate::types::spec::VariantSpec;
 use crate::types::status::PolicyStatus;
 use crate::types::{InstanceState, InstanceTypeName, Timestamp, VariantKey};
 
 use super::Controller;
+use super::drain::told_of;
 use super::events::EventKind;
 use super::timers::Waiter;
 use super::variant::Variant;
@@ -93,19 +94,22 @@ impl Controller {
         running
     }
 
-    /// Takes in what has been counted since `before`, the last report of the same run of that proxy.
+    /// Takes in what has been counted since `before`, what the last report of the same run of that proxy told.
     pub(super) fn note_durations(
         &mut self,
         now: Timestamp,
-        report: &ProxyReport,
-        before: &BTreeMap<VariantKey, Vec<TypeReport>>,
+        told: &[DemandReport],
+        before: &[DemandReport],
     ) {
-        for demand in &report.variants {
+        for (at, demand) in told.iter().enumerate() {
+            // Nearly always it tells of the same variants.
+            let same = before.get(at).filter(|old| old.variant == demand.variant);
+            let old = same.or_else(|| told_of(before, &demand.variant));
+            let Some(old) = old.filter(|old| old.types != demand.types) else { continue };
             let Some(variant) = self.variants.get_mut(&demand.variant) else { continue };
-            let Some(old) = before.get(&demand.variant) else { continue };
             for kind in &demand.types {
                 let name = &kind.instance_type;
-                let old = old.iter().find(|old| old.instance_type == *name);
+                let old = old.types.iter().find(|old| old.instance_type == *name);
                 let measured = &mut variant.measured;
                 let latency = grown(&kind.latency, old.map(|old| &old.latency[..]));
                 let answered = latency.iter().map(|(_, count)| u64::from(*count)).sum();

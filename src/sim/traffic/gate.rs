@@ -48,11 +48,14 @@ pub(super) struct Lane {
     slow_start: Duration,
     /// Those of the table, in its order.
     backends: Vec<Backend>,
+    /// The positions of those that have anything to tell, and perhaps of some that had: few of a large fleet.
+    telling: Vec<usize>,
     /// Those that left the table and still have requests.
     leaving: Vec<Backend>,
     queue: WaitQueue<u64>,
     arrivals: u64,
-    latency: BTreeMap<InstanceTypeName, BTreeMap<u8, u64>>,
+    /// Requests by type and bucket, both in order.
+    latency: BTreeMap<InstanceTypeName, Vec<(u8, u64)>>,
 }
 
 /// One instance at one proxy.
@@ -68,6 +71,8 @@ pub(super) struct Backend {
     connect_failures: u64,
     progressed: bool,
     shunned_until: Timestamp,
+    /// It is among those that tell.
+    listed: bool,
 }
 
 /// Where a request got its slot.
@@ -161,22 +166,8 @@ impl Gate {
 
     /// What the proxy tells the manager of them.
     pub(in crate::sim) fn report(&mut self) -> (Vec<BackendReport>, Vec<DemandReport>) {
-        let lanes = self.lanes.values_mut();
-        let all = lanes.flat_map(|lane| lane.backends.iter_mut().chain(&mut lane.leaving));
-        let backends = all
-            .filter(|backend| {
-                backend.outstanding > 0 || backend.connect_failures > 0 || backend.progressed
-            })
-            .map(|backend| BackendReport {
-                instance: backend.instance.clone(),
-                generation: backend.generation,
-                outstanding: backend.outstanding,
-                connect_failures: backend.connect_failures,
-                progressed: std::mem::take(&mut backend.progressed),
-                stalled: false,
-                load: None,
-            })
-            .collect();
+        let mut backends = Vec::new();
+        self.lanes.values_mut().for_each(|lane| lane.report(&mut backends));
         let routed = self.endpoints.values().flat_map(|endpoint| &endpoint.variants);
         let demands = routed
             .filter_map(|(key, _)| self.lanes.get(key).map(|lane| lane.demand(key)))
@@ -203,9 +194,15 @@ impl Lane {
             self.backends.push(Backend { copies: new.copies, slots, ..backend });
         }
         self.leaving = before.into_values().filter(|backend| backend.outstanding > 0).collect();
+        self.telling.clear();
+        for (position, backend) in self.backends.iter_mut().enumerate() {
+            backend.listed = backend.tells();
+            self.telling.extend(backend.listed.then_some(position));
+        }
     }
 
     fn let_all_leave(&mut self) {
+        self.telling.clear();
         self.leaving.append(&mut self.backends);
         self.leaving.retain(|backend| backend.outstanding > 0);
     }
@@ -234,6 +231,9 @@ impl Lane {
                 return (None, shunned);
             };
             let backend = &mut self.backends[chosen.position];
+            if !std::mem::replace(&mut backend.listed, true) {
+                self.telling.push(chosen.position);
+            }
             if serves(&backend.instance) {
                 return (Some(backend.take()), shunned);
             }
@@ -258,26 +258,50 @@ impl Lane {
 
     /// A request is done after `latency`.
     pub(super) fn finish(&mut self, generation: Generation, latency: Duration) {
-        let mut all = self.backends.iter_mut().chain(&mut self.leaving);
-        let Some(backend) = all.find(|b| b.generation == generation) else { return };
+        let is_it = |at: &&usize| self.backends[**at].generation == generation;
+        let at = self.telling.iter().find(is_it).copied();
+        let mut leaving = self.leaving.iter_mut();
+        let backend = match at {
+            Some(at) => Some(&mut self.backends[at]),
+            None => leaving.find(|backend| backend.generation == generation),
+        };
+        let Some(backend) = backend else { return };
         backend.outstanding = backend.outstanding.saturating_sub(1);
         backend.progressed = true;
         let counts = match self.latency.get_mut(&backend.kind) {
             Some(counts) => counts,
             None => self.latency.entry(backend.kind.clone()).or_default(),
         };
-        *counts.entry(durations::bucket(latency)).or_default() += 1;
+        let bucket = durations::bucket(latency);
+        match counts.binary_search_by_key(&bucket, |(bucket, _)| *bucket) {
+            Ok(at) => counts[at].1 += 1,
+            Err(at) => counts.insert(at, (bucket, 1)),
+        }
         self.leaving.retain(|backend| backend.outstanding > 0);
+    }
+
+    /// Adds what there is to tell of its instances.
+    fn report(&mut self, into: &mut Vec<BackendReport>) {
+        self.telling.sort_unstable();
+        let Self { telling, backends, leaving, .. } = self;
+        into.extend(telling.iter().filter_map(|at| backends[*at].report()));
+        into.extend(leaving.iter_mut().filter_map(Backend::report));
+        telling.retain(|at| {
+            let backend = &mut backends[*at];
+            backend.listed = backend.tells();
+            backend.listed
+        });
     }
 
     fn demand(&self, key: &VariantKey) -> DemandReport {
         let types = self.latency.iter().map(|(kind, counts)| TypeReport {
             instance_type: kind.clone(),
-            latency: counts.iter().map(|(bucket, count)| (*bucket, *count)).collect(),
+            latency: counts.clone(),
             // A request is served in one piece: there is nothing to tell of its first.
             first_chunk: Vec::new(),
         });
-        let all = self.backends.iter().chain(&self.leaving);
+        let telling = self.telling.iter().map(|at| &self.backends[*at]);
+        let all = telling.chain(&self.leaving);
         DemandReport {
             variant: key.clone(),
             queued: self.queue.len(),
@@ -301,7 +325,24 @@ impl Backend {
             connect_failures: 0,
             progressed: false,
             shunned_until: Timestamp(0),
+            listed: false,
         }
+    }
+
+    fn tells(&self) -> bool {
+        self.outstanding > 0 || self.connect_failures > 0 || self.progressed
+    }
+
+    fn report(&mut self) -> Option<BackendReport> {
+        self.tells().then(|| BackendReport {
+            instance: self.instance.clone(),
+            generation: self.generation,
+            outstanding: self.outstanding,
+            connect_failures: self.connect_failures,
+            progressed: std::mem::take(&mut self.progressed),
+            stalled: false,
+            load: None,
+        })
     }
 
     fn candidate(&self, now: Timestamp, slow_start: Duration) -> Option<Candidate> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::specs::*;
 use crate::decision::controller::{Action, Controller, Event, Probe};
-use crate::types::launch::{Grant, LaunchOutcome, ProviderInstance, ProviderStatus};
+use crate::types::launch::{Grant, LaunchOutcome, Listing, ProviderInstance, ProviderStatus};
 use crate::types::record::{Change, StoredState};
 use crate::types::report::{BackendReport, ProxyReport};
 use crate::types::spec::HealthCheck;
@@ -311,17 +311,41 @@ fn one_that_a_report_leaves_out_has_nothing_to_tell() {
 fn the_same_list_is_news_to_a_fleet_that_has_changed() {
     let mut hand = Hand::new(1);
     let id = in_service(&mut hand);
-    let list: Arc<[ProviderInstance]> = Arc::new([running(&id)]);
+    let list: Listing = vec![running(&id)].into();
     let shows = |hand: &mut Hand| {
         hand.until_list();
-        hand.feed(Event::Listed { provider: local(), result: Ok(Arc::clone(&list)) })
+        hand.feed(Event::Listed { provider: local(), result: Ok(list.clone()) })
     };
     assert!(!terminates(&shows(&mut hand), &id));
     assert!(!terminates(&shows(&mut hand), &id));
     let now = hand.now;
     hand.controller.set_desired(now, "e", None, 0).expect("within bounds");
     hand.until_list();
-    let gone = hand.feed(Event::Listed { provider: local(), result: Ok(Arc::new([])) });
+    let gone = hand.feed(Event::Listed { provider: local(), result: Ok(Vec::new().into()) });
     assert!(deletes(&gone, &id));
     assert!(terminates(&shows(&mut hand), &id), "nobody knows it any more");
+}
+
+#[test]
+fn what_a_part_of_a_list_no_longer_shows_is_gone() {
+    let mut hand = Hand::new(2);
+    hand.actions();
+    let ids = launch_of(&hand.listed(&[]));
+    let [one, other] = &ids[..] else { panic!("{ids:?}") };
+    hand.launched(one, Ok(()));
+    hand.launched(other, Ok(()));
+    let parts: Vec<Arc<[ProviderInstance]>> =
+        [one, other].map(|id| [running(id)].into()).into_iter().collect();
+    let shows = |hand: &mut Hand, parts: &[Arc<[ProviderInstance]>]| {
+        hand.until_list();
+        hand.feed(Event::Listed { provider: local(), result: Ok(Listing::of(parts.to_vec())) })
+    };
+    for _ in 0..2 {
+        let nothing = shows(&mut hand, &parts);
+        assert!(!deletes(&nothing, one) && !deletes(&nothing, other), "{nothing:?}");
+    }
+    let less = shows(&mut hand, &parts[..1]);
+    assert!(!deletes(&less, one) && deletes(&less, other), "{less:?}");
+    let more = shows(&mut hand, &parts);
+    assert!(terminates(&more, other), "it is nobody's: {more:?}");
 }
