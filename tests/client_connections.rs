@@ -128,6 +128,9 @@ fn http_1_0_keeps_a_connection_only_where_the_length_is_known() {
     client.send(&chat("HTTP/1.0", "connection: keep-alive\r\n"));
     let answer = client.read_until(|text| text.contains("\"usage\""));
     assert!(answer.starts_with("HTTP/1.0 200 ") && answer.contains("connection: keep-alive\r\n"));
+    let mut other = Connection::to(&forebay);
+    other.send(&chat("HTTP/1.0", "connection: keep-alive, close\r\n"));
+    assert!(other.read_to_end().contains("connection: close\r\n"), "close wins (RFC 9112, 9.3)");
     // A stream has none: it lasts until the connection ends.
     let stream = chat("HTTP/1.0", "connection: keep-alive\r\n");
     let stream = stream.replace(r#""max_tokens":1,"#, r#""stream":true ,"#);

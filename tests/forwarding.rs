@@ -123,6 +123,9 @@ fn a_requests_id_is_kept_or_made() {
     let forebay = Forebay::limited(&worker, "");
     let echo = http::request(forebay.proxy, "GET", "/x", &[("x-request-id", "mine-7")], b"").json();
     assert_eq!(told(&echo, "x-request-id"), Some("mine-7"));
+    let twice = [("x-request-id", "mine-7"), ("x-request-id", "mine-8")];
+    let echo = http::request(forebay.proxy, "GET", "/x", &twice, b"").json();
+    assert_eq!(echo["headers"].to_string().matches("mine-").count(), 1, "{echo}");
     let mut client = H2::connect(forebay.proxy);
     let mut made = || {
         let answer = client.send("/x", "{}");

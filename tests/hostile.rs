@@ -45,6 +45,16 @@ const CASES: &[(&str, &str, &str)] = &[
     ("two Hosts", "RFC 9112, 3.2", "{H}host: h\r\n\r\n"),
     ("a Host that is none", "RFC 9112, 3.2", "POST /x HTTP/1.1\r\nhost: a/b\r\n\r\n"),
     ("a Host with user information", "RFC 9110, 4.2.4", "POST /x HTTP/1.1\r\nhost: a@b\r\n\r\n"),
+    (
+        "a Host in brackets that is no address",
+        "RFC 9112, 3.2",
+        "GET / HTTP/1.1\r\nhost: [zz]\r\n\r\n",
+    ),
+    ("an address with more behind it", "RFC 9112, 3.2", "GET / HTTP/1.1\r\nhost: [::1]x\r\n\r\n"),
+    ("a port without a host", "RFC 9110, 4.2.1", "GET http://:80/x HTTP/1.1\r\nhost: :80\r\n\r\n"),
+    ("a backslash in the target", "RFC 3986, 3.3", "GET /a\\b HTTP/1.1\r\nhost: h\r\n\r\n"),
+    ("no digits behind a percent sign", "RFC 3986, 2.1", "GET /%zz HTTP/1.1\r\nhost: h\r\n\r\n"),
+    ("one digit behind a percent sign", "RFC 3986, 2.1", "GET /%2 HTTP/1.1\r\nhost: h\r\n\r\n"),
     ("a Host unlike the target", "RFC 9112, 3.2.2", "POST http://a/x HTTP/1.1\r\nhost: b\r\n\r\n"),
     (
         "a target with user information",
@@ -303,6 +313,21 @@ fn what_is_well_formed_reaches_the_worker_in_one_form() {
             "POST /x?y=z HTTP/1.1\r\n",
         ),
         ("OPTIONS * HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n", "OPTIONS * HTTP/1.1\r\n"),
+        // RFC 9112, 3.2.4 and 3.2.1.
+        (
+            "OPTIONS http://h HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n",
+            "OPTIONS * HTTP/1.1\r\n",
+        ),
+        (
+            "GET http://h?x=1 HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n",
+            "GET /?x=1 HTTP/1.1\r\n",
+        ),
+        ("GET http://h HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n", "GET / HTTP/1.1\r\n"),
+        // RFC 9110, 8.6.
+        (
+            "POST /x HTTP/1.1\r\nhost: h\r\nconnection: close\r\ncontent-length: 0\r\n\r\n",
+            "\r\ncontent-length: 0\r\n",
+        ),
         (
             "POST /t HTTP/1.1\r\nhost: h\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n3;x=\"y\"\r\nabc\r\n0\r\n\r\n",
             "c\r\n0\r\n\r\n",
@@ -397,7 +422,7 @@ fn odd_targets_over_http2_are_refused_or_arrive_in_one_form() {
         stream += 2;
         (kind, payload[0])
     };
-    for path in [&b"/caf\xc3\xa9"[..], b"/%00", b"/x?y=%00z"] {
+    for path in [&b"/caf\xc3\xa9"[..], b"/%00", b"/x?y=%00z", b"?x", b"/\\x"] {
         assert_eq!(ask(path), (HEADERS, STATUS_400), "{}", path.escape_ascii());
     }
     // These are no targets to the h2 crate, which ends the stream itself.
@@ -414,6 +439,21 @@ fn odd_targets_over_http2_are_refused_or_arrive_in_one_form() {
     let got = String::from_utf8_lossy(&got.lock().expect("whole")).into_owned();
     assert!(got.starts_with("POST /x?y HTTP/1.1\r\n"), "{got:?}");
     forebay.wait_all_zero();
+}
+
+#[test]
+fn values_over_http2_have_no_blanks_around_them() {
+    let (worker, got) = recording();
+    let forebay = Forebay::in_front_of_addresses(&[(worker, 64)], "");
+    let mut raw = Raw::connect(forebay.proxy);
+    // RFC 9113, 8.2.1.
+    for (stream, value) in [(1, " a"), (3, "a "), (5, "\ta"), (7, " ")] {
+        let block = [request("/x"), literal("x-odd", value)].concat();
+        raw.send(&frame(HEADERS, END_HEADERS | END_STREAM, stream, &block));
+        let (kind, payload) = raw.next_of(stream);
+        assert_eq!((kind, payload[0]), (HEADERS, STATUS_400), "{value:?}");
+    }
+    assert!(got.lock().expect("whole").is_empty(), "nothing has reached the worker");
 }
 
 #[test]

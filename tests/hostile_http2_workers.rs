@@ -277,6 +277,46 @@ fn an_answer_with_its_end_is_whole_though_its_upload_is_stopped() {
 }
 
 #[test]
+fn behind_a_status_that_has_no_content_there_is_none() {
+    for status in ["204", "304"] {
+        let forebay = in_front_of(move |id, stream| {
+            let head = frame(HEADERS, END_HEADERS, id, &literal(":status", status));
+            let data = frame(DATA, END_STREAM, id, b"content");
+            stream.write_all(&[head, data].concat()).is_ok()
+        });
+        let mut client = H2::connect(forebay.proxy);
+        let answer = client.send("/x", "{}");
+        let answer = client.head(answer);
+        assert_eq!(answer.status().as_str(), status);
+        let (body, error) = client.rest(answer);
+        assert!(body.is_empty() && error.is_none(), "{status}: {body:?}, {error:?}");
+        forebay.wait_all_zero();
+    }
+}
+
+#[test]
+fn a_worker_that_takes_nothing_is_not_the_end_of_what_its_client_asks_others() {
+    // Its window is what HTTP/2 begins with, and never grows.
+    let forebay = in_front_of(|_, _| true);
+    let mut client = H2::connect(forebay.proxy);
+    let request = Request::post("http://e.example/x").header("content-type", "application/grpc");
+    let request = request.body(()).expect("a request");
+    let (_answer, mut upload) = client.sender.send_request(request, false).expect("is sent");
+    // Far more than its client may send ahead, in frames that are small.
+    for _ in 0..10_000 {
+        upload.send_data(vec![b'x'; 60].into(), false).expect("the stream is open");
+    }
+    for _ in 0..20 {
+        let request = Request::get("http://e.example/x").header("x-forebay-endpoint", "nope");
+        let request = request.body(()).expect("a request");
+        client.sender = client.wait(client.sender.clone().ready()).expect("the connection lives");
+        let (answer, _) = client.sender.send_request(request, true).expect("is sent");
+        assert_eq!(client.head(answer).status(), 404);
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
 fn a_name_that_http_1_cannot_say_is_a_502() {
     let forebay = in_front_of(|id, stream| {
         let block = [OK, &literal("x\"y", "z")].concat();

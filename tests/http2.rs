@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use h2::Reason;
-use http::Request;
+use http::{Method, Request};
 use support::h2::H2;
 use support::http::Client;
 use support::{DEADLINE, Forebay, Worker, eventually};
@@ -217,5 +217,33 @@ fn a_flood_of_resets_ends_its_connection_and_no_other() {
     let calm = error.reason() == Some(Reason::ENHANCE_YOUR_CALM);
     assert!(calm || error.is_io(), "{error}");
     assert_eq!(other.head(patient).status(), 200);
+    forebay.wait_all_zero();
+}
+
+#[test]
+fn an_answer_to_head_has_no_body_whoever_gives_it() {
+    let worker = Worker::start(&[]);
+    let forebay = Forebay::limited(&worker, "");
+    let mut client = H2::connect(forebay.proxy);
+    for (endpoint, status) in [("nope", 404), ("e", 200)] {
+        let ask = |client: &mut H2, method: Method| {
+            let request = Request::builder().method(method).uri("http://e.example/x");
+            let request = request.header("x-forebay-endpoint", endpoint).body(()).expect("one");
+            client.sender = client.wait(client.sender.clone().ready()).expect("more");
+            let (answer, _) = client.sender.send_request(request, true).expect("is sent");
+            let head = client.head(answer);
+            assert_eq!(head.status(), status);
+            let length = head.headers()["content-length"].to_str().expect("text").to_owned();
+            let (body, error) = client.rest(head);
+            assert!(error.is_none(), "{error:?}");
+            (body.len(), length)
+        };
+        let (_, length) = ask(&mut client, Method::GET);
+        let (bytes, said) = ask(&mut client, Method::HEAD);
+        assert_eq!(bytes, 0, "{status}");
+        if status == 404 {
+            assert_eq!(said, length, "as a GET has it");
+        }
+    }
     forebay.wait_all_zero();
 }

@@ -286,6 +286,62 @@ fn prefaces_that_nothing_follows_hold_nothing() {
 }
 
 #[test]
+fn a_part_of_a_preface_and_a_close_hold_nothing() {
+    let worker = Worker::start(&[]);
+    let forebay = Forebay::limited(&worker, "");
+    for text in ["P", PREFACES[0], PREFACES[1]] {
+        drop(begin(&forebay, text));
+        eventually("nobody is connected", || {
+            (forebay.gauge("forebay_client_connections") == 0.0).then_some(())
+        });
+    }
+}
+
+#[test]
+fn over_http2_there_are_as_many_requests_as_there_may_be_connections() {
+    let worker = Worker::start(&["--first-token", "10s"]);
+    let forebay = Forebay::limited(&worker, "max_connections = 2");
+    let mut client = H2::connect(forebay.proxy);
+    let _held = [client.chat(1, false), client.chat(1, false)];
+    let third = client.chat(1, false);
+    let third = client.head(third);
+    assert_eq!(third.status(), 503);
+    assert_eq!(third.headers()["x-forebay-error"], "too_many_connections");
+    assert!(third.headers().contains_key("retry-after"));
+    assert_eq!(forebay.gauge("forebay_client_connections"), 1.0);
+    assert_eq!(forebay.gauge("forebay_client_connections_refused_total"), 1.0);
+    drop(client);
+    forebay.wait_all_zero();
+}
+
+/// Over HTTP/1.1 the limit on connections bounds them; here one has hundreds.
+#[test]
+fn over_http2_small_bodies_count_as_well() {
+    const MOST: f64 = 256.0 * 1024.0;
+    let worker = Worker::start(&[]);
+    let forebay = Forebay::limited(&worker, "max_body_buffers = \"256KiB\"");
+    let held = || forebay.gauge("forebay_request_body_buffer_bytes");
+    let mut client = H2::connect(forebay.proxy);
+    let mut streams = Vec::new();
+    for _ in 0..16 {
+        let request = Request::post("http://e.example/x").header("content-length", 40_000);
+        let request = request.body(()).expect("a request");
+        client.sender = client.wait(client.sender.clone().ready()).expect("more");
+        let (answer, mut rest) = client.sender.send_request(request, false).expect("is sent");
+        rest.send_data(vec![b'x'; 39_999].into(), false).expect("is sent");
+        streams.push((answer, rest));
+    }
+    eventually("the limit is reached", || {
+        (forebay.gauge("forebay_request_body_buffer_full_total") >= 1.0).then_some(())
+    });
+    // Who waited for a piece when it was reached takes that one.
+    assert!(held() <= MOST + 16.0 * 16_384.0, "{}", held());
+    drop((streams, client));
+    eventually("nothing is held", || (held() == 0.0).then_some(()));
+    forebay.wait_all_zero();
+}
+
+#[test]
 fn prefaces_that_nothing_follows_keep_no_process_from_its_end() {
     let worker = Worker::start(&[]);
     let mut forebay = Forebay::limited(&worker, "");

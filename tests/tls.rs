@@ -31,6 +31,10 @@ struct House {
 impl House {
     /// The proxy with a certificate for `a.example` and one for `b.example`.
     fn new(worker: &Worker, with_client_ca: bool) -> Self {
+        Self::with(worker, with_client_ca, "")
+    }
+
+    fn with(worker: &Worker, with_client_ca: bool, proxy_keys: &str) -> Self {
         let authority = Authority::new();
         let dir = tempfile::tempdir().expect("dir");
         authority.certify(dir.path(), "a", &["a.example", "*.a.example"]);
@@ -38,7 +42,7 @@ impl House {
         let at = |file: &str| dir.path().join(file).display().to_string();
         let tls = local(free_port());
         let mut keys = format!(
-            "takeover = \"takeover.sock\"\nidle_timeout = \"1s\"\n[proxy.tls]\nlisten = \"{tls}\"\n"
+            "{proxy_keys}takeover = \"takeover.sock\"\nidle_timeout = \"1s\"\n[proxy.tls]\nlisten = \"{tls}\"\n"
         );
         if with_client_ca {
             fs::write(dir.path().join("ca.pem"), authority.pem()).expect("written");
@@ -283,6 +287,21 @@ fn a_takeover_refuses_no_handshake() {
     let mut before = std::mem::replace(&mut house.forebay.process, successor);
     assert!(before.wait().success());
     assert_eq!(house.shown("b.example"), Some(file(&house, "b.pem")));
+}
+
+/// A text where a handshake is expected is nothing that its client could read.
+#[test]
+fn one_connection_too_many_is_closed_without_a_word() {
+    let worker = Worker::start(&[]);
+    let house = House::with(&worker, false, "max_connections = 1\n");
+    let _first = TcpStream::connect(house.forebay.proxy).expect("connects");
+    eventually("it is counted", || {
+        (house.forebay.gauge("forebay_client_connections") == 1.0).then_some(())
+    });
+    let mut second = TcpStream::connect(house.tls).expect("connects");
+    let mut seen = Vec::new();
+    drop(second.read_to_end(&mut seen));
+    assert!(seen.is_empty(), "{}", String::from_utf8_lossy(&seen));
 }
 
 #[test]

@@ -38,7 +38,8 @@ pub(super) struct RequestBody {
     /// Looks whether it names its model once more.
     finder: Option<Box<Finder>>,
     clients: Option<Arc<Clients>>,
-    /// What of it is counted as held in memory.
+    /// Whether what of it is here is counted as held in memory.
+    is_counted: bool,
     held: Held,
     patience: Option<Pin<Box<Sleep>>>,
     /// Silence is no fault.
@@ -63,10 +64,15 @@ impl RequestBody {
         } else {
             incoming.rest().map_or(Length::Unknown, Length::Exact)
         };
+        let is_counted = match length {
+            Length::None => false,
+            Length::Exact(bytes) => incoming.is_one_of_many() || Clients::counts(Some(bytes)),
+            Length::Unknown => true,
+        };
         let rest = (length != Length::None).then_some(incoming);
         let room = clients.limits.whole_body.unwrap_or(u64::MAX);
         let clients = rest.is_some().then(|| Arc::clone(clients));
-        Self { rest, length, meter, room, clients, ..Self::empty() }
+        Self { rest, length, meter, room, clients, is_counted, ..Self::empty() }
     }
 
     /// Whether it is no longer than may be, as far as its head says.
@@ -95,6 +101,7 @@ impl RequestBody {
             room: u64::MAX,
             finder: None,
             clients: None,
+            is_counted: false,
             held: Held::default(),
             patience: None,
             is_patient: false,
@@ -166,15 +173,7 @@ impl RequestBody {
     /// Whether more may be read before it can be sent on, as far as memory goes.
     pub(super) fn may_read_ahead(&self) -> bool {
         let Some(clients) = &self.clients else { return true };
-        !self.is_counted() || !clients.bodies_are_full()
-    }
-
-    fn is_counted(&self) -> bool {
-        match self.length {
-            Length::None => false,
-            Length::Exact(bytes) => Clients::counts(Some(bytes)),
-            Length::Unknown => true,
-        }
+        !self.is_counted || !clients.bodies_are_full()
     }
 
     /// The next frame from the client, which may not keep us waiting for ever.
@@ -270,7 +269,7 @@ impl RequestBody {
             Some(Ok(frame)) => match frame.into_data() {
                 Ok(data) => {
                     self.buffered += data.len() as u64;
-                    if self.is_counted() {
+                    if self.is_counted {
                         self.held.more(self.clients.as_ref(), data.len() as u64);
                     }
                     self.push(data);
@@ -322,7 +321,7 @@ impl RequestBody {
             return;
         }
         for piece in pieces.rev() {
-            if self.is_counted() {
+            if self.is_counted {
                 self.held.more(self.clients.as_ref(), piece.len() as u64);
             }
             self.read.push_front(piece);

@@ -48,7 +48,7 @@ impl Draft {
         if *version == Version::HTTP_2 {
             headers::join_cookies(headers);
         }
-        let path = path.or_else(|| uri.path_and_query().cloned());
+        let path = path.or_else(|| rooted(uri.path_and_query()?));
         *uri = path.map_or_else(Uri::default, Uri::from);
         // HTTP/1.0 knows no switch (RFC 9110, 7.8).
         let switches = *version == Version::HTTP_11;
@@ -67,7 +67,7 @@ impl Draft {
     /// Says how the body is told from what follows it, and what is to be switched to: HTTP/1.1 alone does.
     fn frame(&mut self) {
         let headers = &mut self.parts.headers;
-        headers::set_request_framing(headers, self.body.length());
+        headers::set_request_framing(&self.parts.method, headers, self.body.length());
         if let Some(protocol) = &self.upgrade {
             headers::set_upgrade(headers, protocol.clone());
         }
@@ -113,4 +113,13 @@ impl Draft {
         let (parts, body) = (self.parts.clone(), self.body.try_copy()?);
         Some(Box::new(Self { parts, body, upgrade: self.upgrade.clone(), ..*self }))
     }
+}
+
+/// A target's path and query, which begins with a slash even where the path is empty (RFC 9112, 3.2.1).
+fn rooted(target: &PathAndQuery) -> Option<PathAndQuery> {
+    if target.as_str().starts_with('?') {
+        // It is shown with one.
+        return PathAndQuery::try_from(target.to_string()).ok();
+    }
+    Some(target.clone())
 }

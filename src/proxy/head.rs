@@ -1,6 +1,8 @@
 //! What a request's head must be beyond what the parser asks for. Whatever two readers could understand
 //! differently is refused, so that what reaches a worker is unambiguous. Each rule names its paragraph.
 
+use std::net::Ipv6Addr;
+
 use bytes::Bytes;
 use http::header::{
     CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderName, HeaderValue, MAX_FORWARDS,
@@ -140,8 +142,8 @@ fn target(parts: &Parts) -> Option<&'static str> {
             // RFC 9110, 4.2.4: a reader may take what is before the @ for the host.
             return Some("the target has user information");
         }
-        if !has_plain_port(authority) {
-            return Some("the target's port is none");
+        if !is_plain(authority) {
+            return Some("the target's host or port is none");
         }
         if !matches!(uri.scheme_str(), Some("http" | "https")) {
             return Some("the target's scheme is neither http nor https");
@@ -152,9 +154,22 @@ fn target(parts: &Parts) -> Option<&'static str> {
         // RFC 3986, 2: some readers take such bytes as they are, some in quotes, some not at all.
         return Some("the target has a byte that is to be written with a percent sign");
     }
-    if memchr::memchr_iter(b'%', target).any(|at| target[at..].starts_with(b"%00")) {
-        // RFC 3986, 7.3: to some the rest is not there.
-        return Some("the target has a NUL");
+    if target.contains(&b'\\') {
+        // RFC 3986, 3.3: to some it is a slash.
+        return Some("the target has a backslash");
+    }
+    for at in memchr::memchr_iter(b'%', target) {
+        match &target[at + 1..] {
+            // RFC 3986, 7.3: to some the rest is not there.
+            [b'0', b'0', ..] => return Some("the target has a NUL"),
+            [high, low, ..] if high.is_ascii_hexdigit() && low.is_ascii_hexdigit() => {}
+            // RFC 3986, 2.1.
+            _ => return Some("the target has a percent sign that no two digits follow"),
+        }
+    }
+    if parts.version == Version::HTTP_2 && target.starts_with(b"?") {
+        // RFC 9113, 8.3.1.
+        return Some("the target is no path");
     }
     match uri.path() {
         "*" if parts.method != Method::OPTIONS => Some("the target `*` is for OPTIONS alone"),
@@ -167,6 +182,10 @@ fn target(parts: &Parts) -> Option<&'static str> {
 fn fields(parts: &Parts) -> Option<&'static str> {
     let (mut host, mut length, mut coding) = (None, None, None);
     for (name, value) in &parts.headers {
+        if let [b' ' | b'\t', ..] | [.., b' ' | b'\t'] = value.as_bytes() {
+            // RFC 9113, 8.2.1. In HTTP/1.1 they are not the value's.
+            return Some("a field's value begins or ends with a blank");
+        }
         let (seen, twice) = match *name {
             // RFC 9112, 3.2.
             HOST => (&mut host, "there are several Host fields"),
@@ -218,21 +237,29 @@ fn fields(parts: &Parts) -> Option<&'static str> {
     }
 }
 
-/// Digits up to 65535, or none at all.
-fn has_plain_port(authority: &Authority) -> bool {
-    let port =
-        authority.as_str().strip_prefix(authority.host()).and_then(|rest| rest.strip_prefix(':'));
-    port.is_none_or(|port| {
-        port.bytes().all(|byte| byte.is_ascii_digit())
-            && (port.is_empty() || port.parse::<u16>().is_ok())
-    })
+/// Whether it is a host (RFC 3986, 3.2.2; an address in brackets is one), and digits up to 65535 for a port, or none.
+fn is_plain(authority: &Authority) -> bool {
+    let host = authority.host();
+    let is_host = match host.strip_prefix('[') {
+        Some(inner) => inner.strip_suffix(']').is_some_and(|ip| ip.parse::<Ipv6Addr>().is_ok()),
+        None => !host.is_empty(),
+    };
+    let is_port = match authority.as_str().strip_prefix(host) {
+        Some("") => true,
+        Some(rest) => rest.strip_prefix(':').is_some_and(|port| {
+            port.bytes().all(|byte| byte.is_ascii_digit())
+                && (port.is_empty() || port.parse::<u16>().is_ok())
+        }),
+        None => false,
+    };
+    is_host && is_port
 }
 
 fn host_is_wrong(parts: &Parts, host: &HeaderValue) -> Option<&'static str> {
     let host = host.as_bytes();
     // It may be empty, where the target has no authority (RFC 9112, 3.2).
     let parsed = Authority::try_from(host).ok();
-    let parsed = parsed.filter(|host| !host.as_str().contains('@') && has_plain_port(host));
+    let parsed = parsed.filter(|host| !host.as_str().contains('@') && is_plain(host));
     if !host.is_empty() && parsed.is_none() {
         return Some("Host is no host");
     }
@@ -283,6 +310,8 @@ mod tests {
             ("GET", "http://H.example/x", &[("host", "h.EXAMPLE")]),
             ("OPTIONS", "*", &[("host", "h"), ("expect", "100-Continue")]),
             ("GET", "/", &[("host", "")]),
+            ("GET", "http://[::1]/", &[("host", "[::1]")]),
+            ("GET", "/%7e%C3%9C", &[("host", "h:")]),
             ("GET", "/", &[("host", "h"), ("x_request_id", "1")]),
         ] {
             assert_eq!(refused(method, target, fields), None, "{method} {target} {fields:?}");

@@ -4,11 +4,11 @@
 
 use super::names::Names;
 use super::origin;
-use http::Uri;
 use http::header::{
     CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, HOST, HeaderMap, HeaderName, HeaderValue, TE,
     TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
+use http::{Method, Uri};
 
 /// Fields that end at this hop, besides those that `Connection` nominates. What is between a client and a proxy is
 /// none of a worker's (RFC 9110, 11.7), and `HTTP2-Settings` begins an upgrade that is never made (RFC 7540, 3.2.1).
@@ -104,8 +104,12 @@ pub(super) enum Length {
 }
 
 /// Says the length of a request's body to the worker.
-pub(super) fn set_request_framing(headers: &mut HeaderMap, length: Length) {
+pub(super) fn set_request_framing(method: &Method, headers: &mut HeaderMap, length: Length) {
     match length {
+        // Where there could be one it is said that there is none (RFC 9110, 8.6).
+        Length::None if [Method::POST, Method::PUT, Method::PATCH].contains(method) => {
+            set_length(headers, 0);
+        }
         Length::None => {
             headers.remove(CONTENT_LENGTH);
         }

@@ -79,6 +79,11 @@ impl Incoming {
         }
     }
 
+    /// Whether its connection may have hundreds of others at the same time.
+    pub(super) fn is_one_of_many(&self) -> bool {
+        matches!(self, Self::Http2(_))
+    }
+
     /// How much more there is, where that is known.
     pub(super) fn rest(&self) -> Option<u64> {
         match self {

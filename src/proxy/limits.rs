@@ -8,13 +8,14 @@ use std::time::Duration;
 use crate::telemetry::clients::ClientTraffic;
 use crate::types::Network;
 
-/// Bodies up to this many bytes are not worth counting one by one: the limit on connections bounds them.
+/// Bodies up to this many bytes are not worth counting one by one where a connection has but one at a time: the limit
+/// on connections bounds them.
 const SMALL_BODY: u64 = 64 << 10;
 
 /// How much clients may take.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClientLimits {
-    /// Connections at once.
+    /// Connections at once, and requests over HTTP/2 at once.
     pub connections: u64,
     /// Bytes of one request's body that are read before they are sent on.
     pub body: u64,
@@ -41,21 +42,32 @@ pub struct ClientLimits {
 pub struct Clients {
     pub(super) limits: ClientLimits,
     connections: AtomicU64,
+    streams: AtomicU64,
     held: AtomicU64,
     traffic: ClientTraffic,
 }
 
 impl Clients {
     pub(super) fn new(limits: ClientLimits) -> Arc<Self> {
-        let (connections, held) = (AtomicU64::new(0), AtomicU64::new(0));
-        Arc::new(Self { limits, connections, held, traffic: ClientTraffic::new() })
+        let traffic = ClientTraffic::new();
+        let (connections, streams, held) = Default::default();
+        Arc::new(Self { limits, connections, streams, held, traffic })
     }
 
     /// Takes in one more connection, unless there are as many as may be.
     pub(super) fn connected(self: &Arc<Self>) -> Option<Presence> {
-        let before = self.connections.fetch_add(1, Ordering::Relaxed);
+        self.one_more(|clients| &clients.connections)
+    }
+
+    /// The same for a request over HTTP/2, which takes as much as a connection does: there may be hundreds on one.
+    pub(super) fn asked_by_stream(self: &Arc<Self>) -> Option<Presence> {
+        self.one_more(|clients| &clients.streams)
+    }
+
+    fn one_more(self: &Arc<Self>, count: fn(&Self) -> &AtomicU64) -> Option<Presence> {
+        let before = count(self).fetch_add(1, Ordering::Relaxed);
         // Made at once, so that its drop counts down on either way.
-        let presence = Presence(Arc::clone(self));
+        let presence = Presence { clients: Arc::clone(self), count };
         if before >= self.limits.connections {
             self.traffic.connection_refused();
             return None;
@@ -63,7 +75,8 @@ impl Clients {
         Some(presence)
     }
 
-    /// Whether bodies of `length` (if it is known) are counted in the memory for bodies.
+    /// Whether bodies of `length` (if it is known) are counted in the memory for bodies, where a connection has but
+    /// one at a time.
     pub(super) fn counts(length: Option<u64>) -> bool {
         length.is_none_or(|bytes| bytes > SMALL_BODY)
     }
@@ -102,13 +115,16 @@ impl Clients {
     }
 }
 
-/// One client's connection, while it lasts.
+/// One client's connection, or request over HTTP/2, while it lasts.
 #[derive(Debug)]
-pub(super) struct Presence(Arc<Clients>);
+pub(super) struct Presence {
+    clients: Arc<Clients>,
+    count: fn(&Clients) -> &AtomicU64,
+}
 
 impl Drop for Presence {
     fn drop(&mut self) {
-        self.0.connections.fetch_sub(1, Ordering::Relaxed);
+        (self.count)(&self.clients).fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -271,8 +271,10 @@ async fn accept(
         match accepted {
             Ok((stream, peer)) => {
                 let Some(presence) = thread.clients.connected() else {
-                    // Whatever of it does not go out at once is not worth waiting for.
-                    drop(stream.try_write(TOO_MANY_CONNECTIONS));
+                    if tls.is_none() {
+                        // Whatever of it does not go out at once is not worth waiting for.
+                        drop(stream.try_write(TOO_MANY_CONNECTIONS));
+                    }
                     continue;
                 };
                 let (tls, ending) = (tls.cloned(), ending.clone());

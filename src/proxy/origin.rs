@@ -100,8 +100,10 @@ impl Origin {
             headers.insert(FOR, self.address.clone());
             headers.insert(PROTO, self.proto.clone());
         }
-        if !headers.get(REQUEST_ID).is_some_and(is_id) {
-            headers.insert(REQUEST_ID, new_id());
+        let mut said = headers.get_all(REQUEST_ID).iter();
+        let (first, is_one) = (said.next().filter(|id| is_id(id)).cloned(), said.next().is_none());
+        if first.is_none() || !is_one {
+            headers.insert(REQUEST_ID, first.unwrap_or_else(new_id));
         }
     }
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::header::{COOKIE, HeaderMap};
-use http::{Request, Version};
+use http::{Method, Request, Response, StatusCode, Version};
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -16,9 +16,10 @@ use tokio_util::task::TaskTracker;
 
 use super::client_io::ClientIo;
 use super::taking::Taking;
-use crate::proxy::body::Incoming;
+use crate::proxy::body::{Incoming, ResponseBody};
 use crate::proxy::calm::Calm;
 use crate::proxy::ending::Ending;
+use crate::proxy::headers;
 use crate::proxy::http1::MOST_FIELDS;
 use crate::proxy::limits::Clients;
 use crate::proxy::names::Names;
@@ -28,9 +29,11 @@ use crate::proxy::request::{Thread, serve};
 use crate::proxy::socket::Socket;
 use crate::runtime::clock;
 
-/// How far the peer of an HTTP/2 connection may send ahead of us: one stream, and all of them.
-const STREAM_WINDOW: u32 = 256 << 10;
-const CONNECTION_WINDOW: u32 = 1 << 20;
+/// How far the peer of an HTTP/2 connection may send ahead of us: one stream, and all of them. The h2 crate ends a
+/// connection whose unread small frames use up half of its window, so that a slow worker would be the end of all
+/// that its client asks others; this is far more than such streams need.
+const STREAM_WINDOW: u32 = 64 << 10;
+const CONNECTION_WINDOW: u32 = 16 << 20;
 /// Bytes that wait for a stream's client in our memory.
 const SEND_BUFFER: usize = 64 << 10;
 /// A client is asked whether it is there after so much silence, and has as long again to answer.
@@ -64,18 +67,29 @@ pub(super) async fn serve_connection(
             let taking = Rc::new(Taking::default());
             // hyper gives it to its task before it looks for another.
             next.replace(Some(Rc::clone(&taking)));
-            let answer = (!has_too_many_fields(request.headers())).then(|| {
-                let names = Names::of(request.headers());
-                origin.mark(request.headers_mut(), names, Version::HTTP_2);
-                // In a place of its own: hyper moves what answers a stream several times.
-                Box::pin(serve(Rc::clone(&thread), request.map(Incoming::Http2)))
-            });
+            let presence = thread.clients.asked_by_stream();
+            let refused = if presence.is_none() {
+                Some(Refusal::TooManyStreams)
+            } else {
+                has_too_many_fields(request.headers()).then_some(Refusal::HeadTooLarge)
+            };
+            let is_head = request.method() == Method::HEAD;
+            let answer = refused.map_or_else(
+                || {
+                    let names = Names::of(request.headers());
+                    origin.mark(request.headers_mut(), names, Version::HTTP_2);
+                    // In a place of its own: hyper moves what answers a stream several times.
+                    Ok(Box::pin(serve(Rc::clone(&thread), request.map(Incoming::Http2))))
+                },
+                Err,
+            );
             async move {
                 let answer = match answer {
-                    Some(answer) => answer.await?,
-                    None => Refusal::HeadTooLarge.into_response(Dialect::OpenAi),
+                    Ok(answer) => answer.await?,
+                    Err(refusal) => refusal.into_response(Dialect::OpenAi),
                 };
-                Ok::<_, Infallible>(answer.map(|body| taking.watch(body)))
+                let answer = without_what_has_no_place(answer, is_head);
+                Ok::<_, Infallible>(answer.map(|body| taking.watch(body, presence)))
             }
         })
     };
@@ -112,6 +126,22 @@ pub(super) async fn serve_connection(
     if let Err(error) = outcome {
         tracing::debug!(%error, "a client's connection ended early");
     }
+}
+
+/// Whether an answer has a body is told by its request and its status (RFC 9110, 6.4.1), which hyper leaves to us.
+fn without_what_has_no_place(
+    mut answer: Response<ResponseBody>,
+    is_head: bool,
+) -> Response<ResponseBody> {
+    let is_empty = [StatusCode::NO_CONTENT, StatusCode::NOT_MODIFIED].contains(&answer.status());
+    if !(is_head || is_empty) {
+        return answer;
+    }
+    if let (true, ResponseBody::Full(Some(bytes))) = (is_head, answer.body()) {
+        let length = bytes.len() as u64;
+        headers::set_length(answer.headers_mut(), length);
+    }
+    answer.map(|_| ResponseBody::Full(None))
 }
 
 /// There is only a limit on their bytes, within which thousands of small ones fit. Cookies count as one: HTTP/2 may send them apart (RFC 9113, 8.2.3).

@@ -17,7 +17,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::net::RecvFlags;
 use socket2::{SockRef, TcpKeepalive};
+use tokio::io::Interest;
 use tokio::net::TcpStream;
 
 use super::ending::Ending;
@@ -31,8 +33,6 @@ pub(super) use client_io::ClientIo;
 
 /// How an HTTP/2 connection begins (RFC 9113, 3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// How long a beginning that is not long enough to tell is left alone.
-const NEXT_LOOK: Duration = Duration::from_millis(5);
 /// How long a socket is silent before the client's host is asked, and how long between asking again.
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
 
@@ -86,19 +86,25 @@ async fn begin(stream: TcpStream, tls: Option<&Tls>) -> io::Result<(Socket, bool
 
 /// Looks at the first bytes and leaves them where they are.
 async fn speaks_http2(stream: &TcpStream) -> io::Result<bool> {
-    let mut first = [0; PREFACE.len()];
     loop {
-        let length = stream.peek(&mut first).await?;
-        if first[..length] != PREFACE[..length] {
-            return Ok(false);
+        let is_all = stream.ready(Interest::READABLE).await?.is_read_closed();
+        match stream.try_io(Interest::READABLE, || first_bytes_tell(stream, is_all)) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            told => return told,
         }
-        if length == PREFACE.len() {
-            return Ok(true);
-        }
-        if length == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        // "P" begins a POST too. More does not make the socket any readier than it is.
-        tokio::time::sleep(NEXT_LOOK).await;
+    }
+}
+
+/// Whether what is here begins an HTTP/2 connection; `is_all`: no more will come.
+fn first_bytes_tell(stream: &TcpStream, is_all: bool) -> io::Result<bool> {
+    let mut first = [0; PREFACE.len()];
+    let (length, _) = rustix::net::recv(stream, &mut first[..], RecvFlags::PEEK)?;
+    match length {
+        _ if first[..length] != PREFACE[..length] => Ok(false),
+        _ if length == PREFACE.len() => Ok(true),
+        0 => Err(io::ErrorKind::UnexpectedEof.into()),
+        _ if is_all => Err(io::ErrorKind::UnexpectedEof.into()),
+        // "P" begins a POST too. This is as good as nothing: the socket is ready again when more comes.
+        _ => Err(io::ErrorKind::WouldBlock.into()),
     }
 }

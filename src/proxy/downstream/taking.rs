@@ -13,6 +13,7 @@ use http_body::{Body, Frame, SizeHint};
 
 use crate::proxy::answer::AnswerError;
 use crate::proxy::body::ResponseBody;
+use crate::proxy::limits::Presence;
 
 /// Whose turn it is on a stream.
 #[derive(Debug, Default)]
@@ -24,10 +25,10 @@ pub(super) struct Taking {
 }
 
 impl Taking {
-    /// The head of the answer is handed over, and this is its body.
-    pub(super) fn watch(self: Rc<Self>, body: ResponseBody) -> Taken {
+    /// The head of the answer is handed over, and this is its body. The stream is there until it has gone.
+    pub(super) fn watch(self: Rc<Self>, body: ResponseBody, presence: Option<Presence>) -> Taken {
         self.is_clients_turn.set(true);
-        Taken { body, taking: self }
+        Taken { body, taking: self, _presence: presence }
     }
 
     /// Resolves once nothing was taken for `limit`, at the latest after twice that.
@@ -47,6 +48,7 @@ impl Taking {
 pub(super) struct Taken {
     body: ResponseBody,
     taking: Rc<Taking>,
+    _presence: Option<Presence>,
 }
 
 impl Body for Taken {

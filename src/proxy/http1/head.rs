@@ -7,6 +7,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use http::header::{
     CONNECTION, CONTENT_LENGTH, EXPECT, HeaderName, HeaderValue, TRANSFER_ENCODING,
 };
+use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, Request, StatusCode, Uri, Version};
 use smallvec::SmallVec;
 
@@ -117,7 +118,7 @@ pub(in crate::proxy) fn read_request(
         }
         let mut request = Request::new(());
         *request.method_mut() = method.map_err(|_| "the method is none")?;
-        *request.uri_mut() = Uri::from_maybe_shared(target).map_err(|_| "the target is none")?;
+        *request.uri_mut() = uri(request.method(), target).ok_or("the target is none")?;
         *request.version_mut() = if is_1_1 { Version::HTTP_11 } else { Version::HTTP_10 };
         let framing = request_framing(&headers, names)?;
         let keeps_alive = keeps_alive(&headers, names, is_1_1);
@@ -130,6 +131,21 @@ pub(in crate::proxy) fn read_request(
         Ok(RequestHead { request, names, framing, keeps_alive, expects_continue })
     };
     of_head().map(Some).map_err(HeadError::Malformed)
+}
+
+/// The type for targets does not tell a missing path from `/`, which are two to an OPTIONS: what is not about a path is
+/// about the server (RFC 9112, 3.2.4).
+fn uri(method: &Method, target: Bytes) -> Option<Uri> {
+    let is_bare = *method == Method::OPTIONS
+        && memchr::memmem::find(&target, b"://")
+            .is_some_and(|at| memchr::memchr2(b'/', b'?', &target[at + 3..]).is_none());
+    let uri = Uri::from_maybe_shared(target).ok()?;
+    if !is_bare {
+        return Some(uri);
+    }
+    let mut parts = uri.into_parts();
+    parts.path_and_query = Some(PathAndQuery::from_static("*"));
+    Uri::from_parts(parts).ok()
 }
 
 /// Whether it is worth a look: a head that grows by single bytes is not parsed anew for each.
@@ -294,7 +310,8 @@ fn keeps_alive(headers: &HeaderMap, names: Names, is_1_1: bool) -> bool {
         let values = headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
         values.flat_map(|value| value.split(',')).any(|one| one.trim().eq_ignore_ascii_case(what))
     };
-    if is_1_1 { !says("close") } else { says("keep-alive") }
+    // In HTTP/1.0 too (RFC 9112, 9.3).
+    !says("close") && (is_1_1 || says("keep-alive"))
 }
 
 /// For the fuzzer: a request, or an answer, is the same whatever pieces it comes in.
