@@ -30,10 +30,10 @@ use crate::proxy::socket::Socket;
 use crate::runtime::clock;
 
 /// How far the peer of an HTTP/2 connection may send ahead of us: one stream, and all of them. The h2 crate ends a
-/// connection whose unread small frames use up half of its window, so that a slow worker would be the end of all
-/// that its client asks others; this is far more than such streams need.
+/// connection whose unread small frames use up half of its window: a slow worker is not to be the end of all that its
+/// client asks others, a flood of single bytes is.
 const STREAM_WINDOW: u32 = 64 << 10;
-const CONNECTION_WINDOW: u32 = 16 << 20;
+const CONNECTION_WINDOW: u32 = 4 << 20;
 /// Bytes that wait for a stream's client in our memory.
 const SEND_BUFFER: usize = 64 << 10;
 /// A client is asked whether it is there after so much silence, and has as long again to answer.
