@@ -222,15 +222,10 @@ mod tests {
     async fn ask(address: Address, limit: Duration) -> Result<(), String> {
         let (events, mut received) = mpsc::channel(1);
         let prober = Prober::new(events, Connectors::default());
-        prober.probe(Arc::new(Probe {
-            instance: InstanceId::new("i-1").expect("valid"),
-            generation: Generation(3),
-            address,
-            protocol: Protocol::Http1,
-            tls: None,
-            check: HealthCheck::Get("/ping".into()),
-            timeout: limit,
-        }));
+        let id = InstanceId::new("i-1").expect("valid");
+        let mut probe = Probe::to(id, Generation(3), address);
+        Arc::get_mut(&mut probe).expect("nobody shares it").timeout = limit;
+        prober.probe(probe);
         match received.recv().await {
             Some(Event::Probed { probe, result }) if probe.generation.0 == 3 => result,
             other => panic!("{other:?}"),

@@ -12,6 +12,8 @@ use crate::types::{Address, InstanceId, InstanceTypeName, ProviderError, Provide
 /// Addresses that there are, each a port of one host.
 const SLOTS: u16 = 50_000;
 const FIRST_PORT: u16 = 9_000;
+/// A place at which no machine is ever kept.
+const NOBODY: u32 = u32::MAX;
 
 /// All providers together.
 #[derive(Debug)]
@@ -23,8 +25,8 @@ pub(super) struct Cloud {
     machines: Machines,
     /// Those that have ended, by when that is forgotten.
     ended: BTreeSet<(Timestamp, InstanceId)>,
-    /// The places of those who listen, by the last part of the address.
-    listening: Vec<Option<usize>>,
+    /// The places of those who listen, by the last part of the address; [`NOBODY`] elsewhere.
+    listening: Vec<u32>,
     /// Addresses that were in use and are free; the lowest one is taken next, so that they are used again.
     freed: BTreeSet<u16>,
     /// Instances that have not ended, by type.
@@ -120,8 +122,8 @@ impl Cloud {
         let address = at_grant.then(|| machine.address.clone());
         let slot = usize::from(machine.slot);
         let place = self.machines.insert(id, machine);
-        self.listening.resize(self.listening.len().max(slot + 1), None);
-        self.listening[slot] = Some(place);
+        self.listening.resize(self.listening.len().max(slot + 1), NOBODY);
+        self.listening[slot] = u32::try_from(place).unwrap_or(NOBODY);
         Ok(Grant { address })
     }
 
@@ -208,7 +210,7 @@ impl Cloud {
         if let Some(machine) = self.machines.get_mut(id).filter(|m| m.ended.is_none()) {
             machine.ended = Some(Ended { reason: reason.to_owned(), listed_until });
             self.ended.insert((listed_until, id.clone()));
-            self.listening[usize::from(machine.slot)] = None;
+            self.listening[usize::from(machine.slot)] = NOBODY;
             self.freed.insert(machine.slot);
             if let Some(held) = self.held.get_mut(&machine.instance_type) {
                 *held -= 1;
@@ -218,11 +220,10 @@ impl Cloud {
 
     /// How a probe of `address` is answered: by whoever listens there now.
     pub(super) fn probe(&self, now: Timestamp, address: &Address) -> Result<(), String> {
-        let port = address.authority().rsplit_once(':').and_then(|(_, port)| port.parse().ok());
-        let machine = port
-            .and_then(|port: u16| port.checked_sub(FIRST_PORT))
-            .and_then(|slot| self.machines.at((*self.listening.get(usize::from(slot))?)?))
-            .filter(|m| m.running_at <= now && m.address == *address)
+        let slot = address.port().checked_sub(FIRST_PORT);
+        let machine = slot
+            .and_then(|slot| self.machines.at(*self.listening.get(usize::from(slot))? as usize))
+            .filter(|machine| machine.running_at <= now)
             .ok_or("connection refused")?;
         match machine.healthy_at {
             _ if machine.dead => Err("timed out".into()),

@@ -29,9 +29,9 @@ struct Group {
     listed: Option<(Arc<[ProviderInstance]>, Timestamp)>,
 }
 
-/// One instance as it really is. What a probe sees of it lies together.
+/// One instance as it really is. What a probe sees of it lies in one cache line.
 #[derive(Debug)]
-#[repr(C)]
+#[repr(C, align(64))]
 pub(super) struct Machine {
     pub(super) running_at: Timestamp,
     /// When it would be healthy first; `None`: never.

@@ -72,6 +72,7 @@ pub enum Protocol {
 #[serde(try_from = "String", into = "String")]
 pub struct Address {
     tls: bool,
+    port: u16,
     authority: Arc<str>,
 }
 
@@ -84,7 +85,7 @@ impl Address {
     /// A plain HTTP address on a socket.
     #[must_use]
     pub fn http(socket: std::net::SocketAddr) -> Self {
-        Self { tls: false, authority: socket.to_string().into() }
+        Self { tls: false, port: socket.port(), authority: socket.to_string().into() }
     }
 
     /// The same over TLS.
@@ -103,6 +104,12 @@ impl Address {
     #[must_use]
     pub fn host(&self) -> &str {
         self.authority.rsplit_once(':').map_or(&self.authority, |(host, _)| host)
+    }
+
+    /// The port.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
     }
 
     /// The same without brackets: a name or an IP address.
@@ -138,7 +145,7 @@ impl FromStr for Address {
             return Err(refuse());
         }
         let port = authority.port_u16().unwrap_or(if tls { 443 } else { 80 });
-        Ok(Self { tls, authority: format!("{}:{port}", authority.host()).into() })
+        Ok(Self { tls, port, authority: format!("{}:{port}", authority.host()).into() })
     }
 }
 
@@ -181,6 +188,8 @@ mod tests {
         ] {
             assert_eq!(text.parse::<Address>().map(|a| a.to_string()), Ok(shown.to_owned()));
         }
+        let port = |text: &str| text.parse::<Address>().map(|a| a.port());
+        assert_eq!((port("http://gpu-1:9001"), port("https://gpu-1")), (Ok(9001), Ok(443)));
         let host = |text: &str| text.parse::<Address>().map(|a| a.host().to_owned());
         assert_eq!(host("http://gpu-1:9001"), Ok("gpu-1".to_owned()));
         assert_eq!(host("http://[::1]:80"), Ok("[::1]".to_owned()));

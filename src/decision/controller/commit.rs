@@ -100,6 +100,9 @@ impl Controller {
 
     fn take_changes(&mut self) -> Vec<Change> {
         let mut changes = Vec::new();
+        if self.journal.is_empty() {
+            return changes;
+        }
         for key in std::mem::take(&mut self.journal.variants) {
             changes.push(match self.variants.get(&key) {
                 Some(variant) => Change::PutVariant(variant.record.clone()),

@@ -66,14 +66,15 @@ pub(super) struct Interruption {
 /// An instance: its durable record and what is under way for it. What each probe looks at lies together, and what is
 /// large lies elsewhere: with ten thousand instances most of the time of a probe would else go into fetching memory.
 #[derive(Debug, Clone)]
-#[repr(C)]
+#[repr(C, align(64))]
 pub(super) struct Instance {
     pub(super) probe: Probing,
     /// Its variant's, as last configured; `None` if that was removed before this controller started.
     pub(super) spec: Option<Arc<VariantSpec>>,
     /// Where the fleet keeps it.
     pub(super) slot: Slot,
-    /// That of the record.
+    /// Those of the record.
+    generation: Generation,
     state: InstanceState,
     pub(super) record: Box<InstanceRecord>,
     pub(super) launch: Launch,
@@ -113,6 +114,7 @@ impl Instance {
             probe: Probing::default(),
             spec: None,
             slot: Slot::default(),
+            generation: record.generation,
             state: record.state,
             record: Box::new(record),
             launch,
@@ -125,6 +127,10 @@ impl Instance {
             out_since: None,
             told: Box::default(),
         }
+    }
+
+    pub(super) fn generation(&self) -> Generation {
+        self.generation
     }
 
     pub(super) fn state(&self) -> InstanceState {
@@ -316,12 +322,6 @@ impl Fleet {
     /// Which one a start is of.
     pub(super) fn started_as(&self, generation: Generation) -> Option<&Instance> {
         self.in_slot(*self.by_generation.get(&generation)?)
-    }
-
-    /// The same, to be changed.
-    pub(super) fn started_as_mut(&mut self, generation: Generation) -> Option<&mut Instance> {
-        let slot = *self.by_generation.get(&generation)?;
-        self.in_slot_mut(slot)
     }
 
     /// Which of a provider's came or went or changed their state since this was last asked.

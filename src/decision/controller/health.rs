@@ -78,8 +78,8 @@ impl Controller {
     fn probe_due(&mut self, now: Timestamp, slot: Slot) {
         let Some(instance) = self.fleet.in_slot(slot) else { return };
         if instance.probe.in_flight.is_some_and(|give_up| give_up <= now) {
-            let generation = instance.record.generation;
-            self.probed(now, generation, Err("the probe was never answered".to_owned()));
+            let generation = instance.generation();
+            self.probed(now, slot, generation, Err("the probe was never answered".to_owned()));
         }
         self.send_probe(now, slot);
     }
@@ -104,14 +104,14 @@ impl Controller {
     pub(super) fn probed(
         &mut self,
         now: Timestamp,
+        slot: Slot,
         generation: Generation,
         result: Result<(), String>,
     ) {
-        let Some(instance) = self.fleet.started_as_mut(generation) else { return };
-        if instance.probe.in_flight.take().is_none() {
+        let Some(instance) = self.fleet.in_slot_mut(slot) else { return };
+        if instance.generation() != generation || instance.probe.in_flight.take().is_none() {
             return;
         }
-        let slot = instance.slot;
         self.touched.push(slot);
         let healthy = result.is_ok();
         let before = instance.probe.failures;
@@ -230,6 +230,7 @@ impl Instance {
             tls,
             check: health.check.clone(),
             timeout: health.timeout,
+            slot: self.slot,
         }))
     }
 }

@@ -37,6 +37,15 @@ impl Journal {
         self.new_events.push(event);
     }
 
+    /// Whether nothing has changed.
+    pub(super) fn is_empty(&self) -> bool {
+        self.instances.is_empty()
+            && self.variants.is_empty()
+            && self.capacities.is_empty()
+            && self.proxies.is_empty()
+            && self.new_events.is_empty()
+    }
+
     /// The newest events, oldest first.
     pub(super) fn recent(&self) -> impl DoubleEndedIterator<Item = &EventRecord> {
         self.recent.iter()

@@ -1,6 +1,7 @@
 //! What a provider's list tells: what was adopted, what is lost, what nobody asked for.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -60,10 +61,8 @@ impl Controller {
 
     /// Compares what we know with list number `number`.
     fn compare(&mut self, now: Timestamp, provider: &ProviderName, number: u64, list: &Listing) {
-        let suspects = self.suspects(provider, list);
         let (mut news, mut strangers) = (Vec::new(), Vec::new());
-        for id in suspects {
-            let there = list.find(&id);
+        for (id, there) in self.suspects(provider, list) {
             match self.fleet.get(&id) {
                 Some(ours) if ours.record.provider == *provider => {
                     if !there.is_some_and(|there| is_as_known(ours, there)) {
@@ -89,28 +88,39 @@ impl Controller {
         self.end_orphans(now, provider, &strangers);
     }
 
-    /// The instances about which there may be news: those in parts of the list that were not in the last one, or have
-    /// gone with parts of that; those that have changed since; and what the last one left open. Without a last one,
-    /// all of them.
-    fn suspects(&mut self, provider: &ProviderName, list: &Listing) -> BTreeSet<InstanceId> {
-        let mut suspects = self.fleet.take_changed(provider);
-        let Some(view) = self.providers.get_mut(provider) else { return suspects };
-        suspects.append(&mut view.open);
+    /// The instances about which there may be news, with what the list shows of each: those in parts of it that were
+    /// not in the last one, or have gone with parts of that; those that have changed since; and what the last one left
+    /// open. Without a last one, all of them.
+    fn suspects<'a>(
+        &mut self,
+        provider: &ProviderName,
+        list: &'a Listing,
+    ) -> BTreeMap<InstanceId, Option<&'a ProviderInstance>> {
+        let mut others = self.fleet.take_changed(provider);
+        let Some(view) = self.providers.get_mut(provider) else { return BTreeMap::new() };
+        others.append(&mut view.open);
         let before = view.last_list.as_ref();
         if before.is_none() {
-            suspects.extend(self.fleet.at(provider).map(|instance| instance.record.id.clone()));
+            others.extend(self.fleet.at(provider).map(|instance| instance.record.id.clone()));
         }
         let (old, new) = (before.map_or(&[][..], Listing::parts), list.parts());
-        let same = |(old, new): &(&Part, &Part)| Arc::ptr_eq(old, new);
-        if old.len() == new.len() && old.iter().zip(new).all(|pair| same(&pair)) {
-            return suspects;
+        let mut suspects = BTreeMap::new();
+        let same = old.len() == new.len() && old.iter().zip(new).all(|(o, n)| Arc::ptr_eq(o, n));
+        if !same {
+            let addresses = |parts: &[Part]| parts.iter().map(Arc::as_ptr).collect::<HashSet<_>>();
+            let (in_old, in_new) = (addresses(old), addresses(new));
+            let new = new.iter().filter(|part| !in_old.contains(&Arc::as_ptr(part)));
+            let shown = new.flat_map(|part| part.iter());
+            suspects.extend(shown.map(|there| (there.id.clone(), Some(there))));
+            let gone = old.iter().filter(|part| !in_new.contains(&Arc::as_ptr(part)));
+            others.extend(gone.flat_map(|part| part.iter()).map(|there| there.id.clone()));
         }
-        let addresses = |parts: &[Part]| parts.iter().map(Arc::as_ptr).collect::<HashSet<_>>();
-        let (in_old, in_new) = (addresses(old), addresses(new));
-        let new = new.iter().filter(|part| !in_old.contains(&Arc::as_ptr(part)));
-        let gone = old.iter().filter(|part| !in_new.contains(&Arc::as_ptr(part)));
-        let other = new.chain(gone).flat_map(|part| part.iter());
-        suspects.extend(other.map(|there| there.id.clone()));
+        for id in others {
+            if let Entry::Vacant(free) = suspects.entry(id) {
+                let there = list.find(free.key());
+                free.insert(there);
+            }
+        }
         suspects
     }
 

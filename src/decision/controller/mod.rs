@@ -184,6 +184,25 @@ pub struct Probe {
     pub check: HealthCheck,
     /// How long the answer may take.
     pub timeout: Duration,
+    /// Where the controller keeps the instance.
+    slot: Slot,
+}
+
+#[cfg(test)]
+impl Probe {
+    /// A question to a start of an instance, of which the controller, if there is one, knows no other.
+    pub(crate) fn to(instance: InstanceId, generation: Generation, address: Address) -> Arc<Self> {
+        Arc::new(Self {
+            instance,
+            generation,
+            address,
+            protocol: Protocol::Http1,
+            tls: None,
+            check: HealthCheck::Get("/ping".into()),
+            timeout: Duration::from_secs(1),
+            slot: Slot::default(),
+        })
+    }
 }
 
 /// What is to be done.
@@ -312,7 +331,9 @@ impl Controller {
             Event::Listed { provider, result } => self.listed(now, &provider, result),
             Event::Launched { provider, outcomes } => self.launched(now, &provider, outcomes),
             Event::Terminated { instance, result } => self.terminated(now, &instance, result),
-            Event::Probed { probe, result } => self.probed(now, probe.generation, result),
+            Event::Probed { probe, result } => {
+                self.probed(now, probe.slot, probe.generation, result);
+            }
             Event::Reported(report) => self.reported(now, report),
             Event::Signals { instance, generation, signals, problem } => {
                 self.signalled(now, &instance, generation, signals, problem);

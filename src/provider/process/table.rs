@@ -116,10 +116,7 @@ impl Table {
         self.entries
             .values()
             .filter(|entry| entry.is_live())
-            .filter_map(|entry| {
-                let address = entry.tags.address.as_ref()?;
-                address.authority().rsplit_once(':')?.1.parse().ok()
-            })
+            .filter_map(|entry| Some(entry.tags.address.as_ref()?.port()))
             .collect()
     }
 

@@ -201,15 +201,7 @@ fn probed(ledger: &mut Ledger, name: &str, result: Result<(), String>) {
 
 fn probe(name: &str, generation: Generation) -> Arc<Probe> {
     let instance = record(name, InstanceState::InService);
-    Arc::new(Probe {
-        instance: instance.id,
-        generation,
-        address: instance.address.expect("in service"),
-        protocol: Protocol::Http1,
-        tls: None,
-        check: HealthCheck::Get("/ping".into()),
-        timeout: Duration::from_secs(1),
-    })
+    Probe::to(instance.id, generation, instance.address.expect("in service"))
 }
 
 fn table(revision: u64, names: &[&str]) -> RoutingTable {

@@ -8,10 +8,8 @@ use crate::decision::controller::{Action, Controller, Event, Probe};
 use crate::types::launch::{Grant, LaunchOutcome, Listing, ProviderInstance, ProviderStatus};
 use crate::types::record::{Change, StoredState};
 use crate::types::report::{BackendReport, ProxyReport};
-use crate::types::spec::HealthCheck;
 use crate::types::{
-    Address, Generation, InstanceId, InstanceState, Protocol, ProviderError, ProviderName,
-    Timestamp,
+    Address, Generation, InstanceId, InstanceState, ProviderError, ProviderName, Timestamp,
 };
 
 const NOW: Timestamp = Timestamp(1_700_000_000_000);
@@ -194,16 +192,9 @@ fn a_list_may_tell_of_a_launch_before_its_answer_does() {
 
 /// A probe of a start of an instance has found it healthy.
 fn healthy(id: &InstanceId, generation: u64) -> Event {
-    let probe = Probe {
-        instance: id.clone(),
-        generation: Generation(generation),
-        address: Address::http(([127, 0, 0, 1], 9000).into()),
-        protocol: Protocol::Http1,
-        tls: None,
-        check: HealthCheck::Get("/ping".into()),
-        timeout: secs(1),
-    };
-    Event::Probed { probe: Arc::new(probe), result: Ok(()) }
+    let address = Address::http(([127, 0, 0, 1], 9000).into());
+    let probe = Probe::to(id.clone(), Generation(generation), address);
+    Event::Probed { probe, result: Ok(()) }
 }
 
 #[test]
