@@ -282,7 +282,8 @@ fn of_trailers_those_pass_that_are_no_fields_of_a_head() {
     let house = House::new();
     house.worker.next(
         "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\ncontent-length: 9\r\n\
-         set-cookie: a=b\r\nx-forebay-error: mine\r\ngrpc-status: 0\r\nx-checksum: c\r\n\r\n",
+         set-cookie: a=b\r\nx-forebay-error: mine\r\nkeep-alive: x\r\nproxy-connection: x\r\n\
+         te: x\r\nupgrade: x\r\ncontent_length: 9\r\ngrpc-status: 0\r\nx-checksum: c\r\n\r\n",
         false,
     );
     let mut client = Client::connect(house.forebay.proxy);

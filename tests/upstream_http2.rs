@@ -9,6 +9,7 @@
 
 mod support;
 
+use std::io::Write;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -18,7 +19,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use h2::Reason;
 use h2::server::SendResponse;
-use http::{Request, Response};
+use http::{HeaderMap, Request, Response};
 use support::http::{self as plain, Client};
 use support::{Forebay, Worker, eventually};
 use tokio::runtime::Runtime;
@@ -281,6 +282,64 @@ fn a_goaway_loses_nothing() {
         }
     });
     assert!(server.count(|seen| &seen.connections) >= 10);
+    forebay.wait_all_zero();
+}
+
+/// Says what it was sent: the body, and the names of the trailers.
+fn tell(
+    request: Request<h2::RecvStream>,
+    mut respond: SendResponse<Bytes>,
+    _: Arc<Seen>,
+) -> Answering {
+    Box::pin(async move {
+        let mut body = request.into_body();
+        let mut told = String::new();
+        while let Some(Ok(piece)) = body.data().await {
+            drop(body.flow_control().release_capacity(piece.len()));
+            told += &String::from_utf8_lossy(&piece);
+        }
+        let Ok(trailers) = body.trailers().await else { return };
+        for name in trailers.iter().flat_map(HeaderMap::keys) {
+            told += &format!(" {name}");
+        }
+        let mut body = respond.send_response(Response::new(()), false).expect("is sent");
+        drop(body.send_data(told.into(), true));
+    })
+}
+
+#[test]
+fn a_requests_trailers_have_nothing_that_http2_does_not_take() {
+    let server = Server::start(Manners { streams: 100, goaway_after: 0 }, tell);
+    let forebay = in_front_of(&[server.address], 1, "");
+    for name in [
+        "Connection",
+        "Keep-Alive",
+        "Proxy-Connection",
+        "TE",
+        "Trailer",
+        "Upgrade",
+        "HTTP2-Settings",
+        "Content_Length",
+    ] {
+        for is_late in [false, true] {
+            let mut client = Client::connect(forebay.proxy);
+            let mut send = |bytes: String| client.stream.write_all(bytes.as_bytes()).expect("sent");
+            let head =
+                "POST /x HTTP/1.1\r\nhost: h\r\ntransfer-encoding: chunked\r\n\r\n2\r\nhi\r\n";
+            let end = format!("0\r\n{name}: x\r\nx-checksum: c\r\n\r\n");
+            if is_late {
+                send(head.to_owned());
+                eventually("the worker has its head", || {
+                    (forebay.gauge("forebay_outstanding_requests") > 0.0).then_some(())
+                });
+                send(end);
+            } else {
+                send(head.to_owned() + &end);
+            }
+            let answer = client.read_answer();
+            assert_eq!((answer.status, answer.text().as_str()), (200, "hi x-checksum"), "{name}");
+        }
+    }
     forebay.wait_all_zero();
 }
 

@@ -1,6 +1,7 @@
 //! What a request's head must be beyond what the parser asks for. Whatever two readers could understand
 //! differently is refused, so that what reaches a worker is unambiguous. Each rule names its paragraph.
 
+use std::borrow::Cow;
 use std::net::Ipv6Addr;
 
 use bytes::Bytes;
@@ -13,6 +14,7 @@ use http::uri::{Authority, PathAndQuery};
 use http::{HeaderMap, Method, Version};
 use http_body::Frame;
 
+use super::headers;
 use super::refusal::Refusal;
 
 /// Fields that frame a message, say for whom or from whom it is: some servers read `_` in a name as `-`.
@@ -30,30 +32,34 @@ const DISGUISED: [&str; 11] = [
     "x_forebay_endpoint",
 ];
 
-/// Fields that must not come in a trailer (RFC 9110, 6.5.1): they frame, route or authenticate.
-const NOT_IN_TRAILERS: [HeaderName; 14] = [
-    CONTENT_LENGTH,
-    TRANSFER_ENCODING,
-    HOST,
-    http::header::CONNECTION,
-    http::header::TE,
-    http::header::TRAILER,
-    http::header::UPGRADE,
-    http::header::AUTHORIZATION,
-    HeaderName::from_static("x-api-key"),
-    http::header::CONTENT_ENCODING,
-    http::header::CONTENT_TYPE,
-    http::header::EXPECT,
-    http::header::COOKIE,
-    http::header::SET_COOKIE,
+/// Fields that must not come in a trailer (RFC 9110, 6.5.1), besides those that end at a hop: they frame, route or
+/// authenticate, or say where a request comes from.
+const NOT_IN_TRAILERS: [&str; 13] = [
+    "content-length",
+    "host",
+    "trailer",
+    "authorization",
+    "x-api-key",
+    "content-encoding",
+    "content-type",
+    "expect",
+    "cookie",
+    "set-cookie",
+    "forwarded",
+    "x-real-ip",
+    "x-request-id",
 ];
 
-/// Whether a trailer's name is one that only a head may have: it routes, or says where a request comes from.
+/// Whether a trailer's name is one that only a head may have, or looks like it to those who read `_` as `-`.
 fn is_for_heads(name: &HeaderName) -> bool {
-    let name = name.as_str();
+    let mut name = Cow::Borrowed(name.as_str());
+    if name.contains('_') {
+        name = name.replace('_', "-").into();
+    }
     let prefixes = ["x-forwarded-", "x-forebay-", "x-amzn-sagemaker-", "proxy-"];
     prefixes.iter().any(|prefix| name.starts_with(prefix))
-        || ["forwarded", "x-real-ip", "x-request-id", "x-api-key"].contains(&name)
+        || NOT_IN_TRAILERS.contains(&&*name)
+        || headers::ends_at_this_hop(&name)
 }
 
 /// Whether trailers frame the message, which they cannot (RFC 9110, 6.5.1).
@@ -108,9 +114,6 @@ pub(super) fn cleaned(frame: Frame<Bytes>) -> Frame<Bytes> {
 
 /// Drops what has no place in trailers.
 fn clean_trailers(trailers: &mut HeaderMap) {
-    for name in &NOT_IN_TRAILERS {
-        trailers.remove(name);
-    }
     let odd: Vec<HeaderName> = trailers.keys().filter(|name| is_for_heads(name)).cloned().collect();
     for name in odd {
         trailers.remove(name);
@@ -341,14 +344,27 @@ mod tests {
     }
 
     #[test]
-    fn trailers_frame_nothing() {
+    fn trailers_have_nothing_of_a_head_or_a_hop() {
         let mut trailers = HeaderMap::new();
-        for name in ["content-length", "host", "x-forwarded-for", "grpc-status", "x-checksum"] {
+        for name in [
+            "content-length",
+            "content_length",
+            "host",
+            "x-forwarded-for",
+            "x_forwarded-for",
+            "keep-alive",
+            "proxy-connection",
+            "te",
+            "upgrade",
+            "grpc-status",
+            "x-checksum",
+            "x_checksum",
+        ] {
             trailers.insert(name, HeaderValue::from_static("1"));
         }
         clean_trailers(&mut trailers);
         let mut left: Vec<_> = trailers.keys().map(HeaderName::as_str).collect();
         left.sort_unstable();
-        assert_eq!(left, ["grpc-status", "x-checksum"]);
+        assert_eq!(left, ["grpc-status", "x-checksum", "x_checksum"]);
     }
 }

@@ -25,6 +25,11 @@ const HOP_BY_HOP: [&str; 10] = [
     "http2-settings",
 ];
 
+/// Whether fields of this name are never passed on.
+pub(super) fn ends_at_this_hop(name: &str) -> bool {
+    HOP_BY_HOP.contains(&name)
+}
+
 /// Removes what concerns only the connection that the message came by, whose fields have these names.
 pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap, names: Names) {
     if !names.may_have_any(const { Names::among(&HOP_BY_HOP) }) {
