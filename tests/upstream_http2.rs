@@ -13,13 +13,16 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use h2::Reason;
 use h2::server::SendResponse;
 use http::{HeaderMap, Request, Response};
+use support::frames::{
+    self, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, OK, Raw, frame, literal,
+};
 use support::http::{self as plain, Client};
 use support::{Forebay, Worker, eventually};
 use tokio::runtime::Runtime;
@@ -339,6 +342,248 @@ fn a_requests_trailers_have_nothing_that_http2_does_not_take() {
             let answer = client.read_answer();
             assert_eq!((answer.status, answer.text().as_str()), (200, "hi x-checksum"), "{name}");
         }
+    }
+    forebay.wait_all_zero();
+}
+
+/// The proxy before two workers of one type, with little patience for clients.
+fn strict(workers: &[Worker; 2], protocol: &str) -> Forebay {
+    let [one, two] = workers.each_ref().map(|worker| worker.address);
+    let forebay = Forebay::serve(&format!(
+        "[proxy]\nlisten = \"{{proxy}}\"\nbody_timeout = \"500ms\"\nmax_body_bytes = \"2MiB\"\n\
+         [admin]\nlisten = \"{{admin}}\"\n[provider.existing]\nkind = \"static\"\n\
+         [instance_type.t]\nprovider = \"existing\"\nprotocol = \"{protocol}\"\nmax_concurrency = 4\n\
+         addresses = [\"http://{one}\", \"http://{two}\"]\n\
+         [[endpoint]]\nname = \"e\"\n[[endpoint.variant]]\nname = \"v\"\nmodel = \"m\"\n\
+         initial_instance_count = 2\nmin_instance_count = 2\nmax_instance_count = 2\n\
+         [[endpoint.variant.pool]]\ninstance_type = \"t\"\n"
+    ));
+    forebay.wait_in_service(2);
+    forebay
+}
+
+/// Begins a request of unknown length.
+fn half(forebay: &Forebay) -> Client {
+    let mut client = Client::connect(forebay.proxy);
+    let head = b"POST /x HTTP/1.1\r\nhost: h\r\ntransfer-encoding: chunked\r\n\r\n2\r\nhi\r\n";
+    client.stream.write_all(head).expect("sent");
+    client
+}
+
+/// The same, and waits until a worker has its beginning.
+fn begin(forebay: &Forebay) -> Client {
+    let client = half(forebay);
+    eventually("it is on its way", || {
+        (forebay.gauge("forebay_outstanding_requests") == 1.0).then_some(())
+    });
+    client
+}
+
+#[test]
+fn what_a_client_does_wrong_is_told_as_over_http1_and_is_no_workers_fault() {
+    let large = format!("100000\r\n{}\r\n", "x".repeat(1 << 20)).repeat(3);
+    let cases = [
+        ("zz\r\n", 400, "bad_body"),
+        ("0\r\nhost: x\r\n\r\n", 400, "bad_body"),
+        ("", 408, "body_timeout"),
+        (&large, 413, "body_too_large"),
+    ];
+    for protocol in ["http1", "h2c"] {
+        let workers = [Worker::start(&[]), Worker::start(&[])];
+        let forebay = strict(&workers, protocol);
+        let counted =
+            |code| forebay.gauge_where("forebay_invocations_total", &format!("code=\"{code}\""));
+        for (rest, status, kind) in cases {
+            let mut client = begin(&forebay);
+            // Too much of it may find the connection closed.
+            drop(client.stream.write_all(rest.as_bytes()));
+            let answer = client.read_answer();
+            let told = (answer.status, answer.header("x-forebay-error"));
+            assert_eq!(told, (status, Some(kind)), "{protocol}");
+            assert_eq!(answer.header("connection"), Some("close"), "{protocol}: {kind}");
+            assert!(client.is_closed(), "{protocol}: {kind}");
+        }
+        // More in a row than an instance would be left alone for.
+        for _ in 0..20 {
+            let mut client = begin(&forebay);
+            client.stream.write_all(b"zz\r\n").expect("sent");
+            assert_eq!(client.read_answer().status, 400, "{protocol}");
+        }
+        drop(begin(&forebay));
+        forebay.wait_all_zero();
+        assert_eq!(
+            [400, 408, 413, 499, 502].map(counted),
+            [22.0, 1.0, 1.0, 1.0, 0.0],
+            "{protocol}"
+        );
+        assert_eq!(forebay.gauge("forebay_ejections_total"), 0.0, "{protocol}");
+    }
+}
+
+/// Answers before the request's body is over, and goes on until it is.
+fn talk(
+    request: Request<h2::RecvStream>,
+    mut respond: SendResponse<Bytes>,
+    _: Arc<Seen>,
+) -> Answering {
+    Box::pin(async move {
+        let mut body = respond.send_response(Response::new(()), false).expect("is sent");
+        drop(body.send_data(Bytes::from_static(b"hello"), false));
+        let mut request = request.into_body();
+        while let Some(Ok(_)) = request.data().await {}
+        drop(body.send_data(Bytes::from_static(b"bye"), true));
+    })
+}
+
+#[test]
+fn what_a_client_does_wrong_under_an_answer_cuts_it_and_is_no_workers_fault() {
+    let server = Server::start(Manners { streams: 100, goaway_after: 0 }, talk);
+    let forebay = in_front_of(&[server.address], 4, "ejection_threshold = 2");
+    for _ in 0..10 {
+        let mut client = begin(&forebay);
+        assert_eq!(client.read_head().status, 200);
+        assert_eq!(client.read_chunk(), Some(Ok(b"hello".to_vec())));
+        client.stream.write_all(b"zz\r\n").expect("sent");
+        assert_eq!(client.read_chunk(), Some(Err(())), "no end");
+    }
+    forebay.wait_all_zero();
+    assert_eq!(forebay.gauge("forebay_ejections_total"), 0.0);
+}
+
+/// Begins a stream of events, and says nothing in it.
+fn begin_events(
+    request: Request<h2::RecvStream>,
+    mut respond: SendResponse<Bytes>,
+    seen: Arc<Seen>,
+) -> Answering {
+    if request.method() == http::Method::GET {
+        return ok(request, respond, seen);
+    }
+    Box::pin(async move {
+        let head = Response::builder().header("content-type", "text/event-stream");
+        let head = head.body(()).expect("a head");
+        let _body = respond.send_response(head, false).expect("is sent");
+        seen.running.fetch_add(1, Ordering::Relaxed);
+        let mut request = request.into_body();
+        while let Some(Ok(_)) = request.data().await {}
+    })
+}
+
+#[test]
+fn what_a_client_does_wrong_before_the_first_event_is_told() {
+    let server = Server::start(Manners { streams: 100, goaway_after: 0 }, begin_events);
+    let keys = "protocol = \"h2c\"\n";
+    // Of this engine the first event is waited for: it may say there that it is full.
+    let forebay = Forebay::in_front_of_types(&[(server.address, 4, keys)], "engine = \"sglang\"");
+    let mut client = half(&forebay);
+    eventually("it is being answered", || (server.count(|seen| &seen.running) > 0).then_some(()));
+    client.stream.write_all(b"zz\r\n").expect("sent");
+    let answer = client.read_answer();
+    assert_eq!((answer.status, answer.header("x-forebay-error")), (400, Some("bad_body")));
+    forebay.wait_all_zero();
+    assert_eq!(forebay.gauge_where("forebay_invocations_total", "code=\"400\""), 1.0);
+}
+
+/// Says for which host it was asked.
+fn authority(
+    request: Request<h2::RecvStream>,
+    mut respond: SendResponse<Bytes>,
+    _: Arc<Seen>,
+) -> Answering {
+    Box::pin(async move {
+        let asked = request.uri().authority().map_or_else(String::new, ToString::to_string);
+        let mut body = respond.send_response(Response::new(()), false).expect("is sent");
+        drop(body.send_data(asked.into(), true));
+    })
+}
+
+#[test]
+fn a_request_for_no_host_is_for_the_workers_own() {
+    let server = Server::start(Manners { streams: 100, goaway_after: 0 }, authority);
+    let forebay = in_front_of(&[server.address], 4, "");
+    let own = server.address.to_string();
+    for (said, got) in [("", own.as_str()), ("models.example:8080", "models.example:8080")] {
+        let mut client = Client::connect(forebay.proxy);
+        let head = format!("GET /x HTTP/1.1\r\nHost: {said}\r\n\r\n");
+        client.stream.write_all(head.as_bytes()).expect("sent");
+        let answer = client.read_answer();
+        assert_eq!((answer.status, answer.text().as_str()), (200, got), "{said:?}");
+    }
+    let mut raw = Raw::connect(forebay.proxy);
+    let block = [&[0x82, 0x86][..], &literal(":path", "/x"), &literal("host", "")].concat();
+    raw.send(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &block));
+    assert_eq!(raw.next_of(1).0, HEADERS);
+    assert_eq!(raw.next_of(1), (DATA, own.into_bytes()));
+}
+
+/// The end of a connection, of whose streams none was looked at.
+fn leave() -> Vec<u8> {
+    frame(GOAWAY, 0, 0, &[0; 8])
+}
+
+#[test]
+fn what_a_goaway_leaves_out_goes_on_another_connection() {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let seen = Arc::clone(&asked);
+    let always = Arc::new(AtomicBool::new(false));
+    let leaves = Arc::clone(&always);
+    let worker = frames::worker(move |id, stream| {
+        let number = seen.fetch_add(1, Ordering::Relaxed);
+        if leaves.load(Ordering::Relaxed) || number % 3 < 2 {
+            return stream.write_all(&leave()).is_ok();
+        }
+        stream.write_all(&frame(HEADERS, END_HEADERS | END_STREAM, id, OK)).is_ok()
+    });
+    let forebay = in_front_of(&[worker], 4, "ejection_threshold = 2");
+    for _ in 0..10 {
+        assert_eq!(plain::post(forebay.proxy, "/x", &[], "{}").status, 200);
+    }
+    // What is still to come of a body goes there too.
+    let mut client = half(&forebay);
+    assert_eq!(client.read_head().status, 200);
+    assert_eq!(asked.load(Ordering::Relaxed), 33);
+    // So often and no more, and that says nothing of the instance: the next one is sent at once.
+    for _ in 0..5 {
+        always.store(true, Ordering::Relaxed);
+        let answer = plain::post(forebay.proxy, "/x", &[], "{}");
+        let told = (answer.status, answer.header("x-forebay-error"));
+        assert_eq!(told, (502, Some("connect_failed")));
+        always.store(false, Ordering::Relaxed);
+        let start = Instant::now();
+        assert_eq!(plain::post(forebay.proxy, "/x", &[], "{}").status, 200);
+        assert!(start.elapsed() < Duration::from_millis(500), "after {:?}", start.elapsed());
+    }
+    assert_eq!(forebay.gauge("forebay_ejections_total"), 0.0);
+    forebay.wait_all_zero();
+}
+
+/// Refuses every other request, and says of the rest what [`tell`] does.
+fn refuse_every_other(
+    request: Request<h2::RecvStream>,
+    mut respond: SendResponse<Bytes>,
+    seen: Arc<Seen>,
+) -> Answering {
+    if seen.requests.load(Ordering::Relaxed).is_multiple_of(2) {
+        return tell(request, respond, seen);
+    }
+    Box::pin(async move { respond.send_reset(Reason::REFUSED_STREAM) })
+}
+
+#[test]
+fn a_refused_stream_is_sent_whole_on_another_connection() {
+    let server = Server::start(Manners { streams: 9, goaway_after: 0 }, refuse_every_other);
+    let forebay = in_front_of(&[server.address], 4, "");
+    for _ in 0..5 {
+        let answer = plain::post(forebay.proxy, "/x", &[], "{}");
+        assert_eq!((answer.status, answer.text().as_str()), (200, "{}"));
+        let before = server.count(|seen| &seen.requests);
+        let mut client = begin(&forebay);
+        eventually("it was refused", || {
+            (server.count(|seen| &seen.requests) == before + 2).then_some(())
+        });
+        client.stream.write_all(b"1\r\n!\r\n0\r\nx-checksum: c\r\n\r\n").expect("sent");
+        let answer = client.read_answer();
+        assert_eq!((answer.status, answer.text().as_str()), (200, "hi! x-checksum"));
     }
     forebay.wait_all_zero();
 }

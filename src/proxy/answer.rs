@@ -17,6 +17,7 @@ use super::head;
 use super::refusal::Refusal;
 use super::upstream::{Connection, Pool, UpstreamError};
 use crate::decision::engine;
+use crate::decision::outcome::Outcome;
 use crate::types::spec::OnClientAbort;
 
 /// Why an answer did not come whole.
@@ -88,7 +89,7 @@ impl UpstreamBody {
     /// Reads the first piece, and keeps it for the client.
     ///
     /// # Errors
-    /// The worker broke off before it, or time is up: then that is what the request is counted as.
+    /// The worker or the client broke off before it, or time is up: then that is what the request is counted as.
     pub(super) async fn read_ahead(&mut self) -> Result<(), AnswerError> {
         match std::future::poll_fn(|cx| self.poll_frame(cx)).await {
             Some(Ok(frame)) => {
@@ -96,8 +97,15 @@ impl UpstreamBody {
                 Ok(())
             }
             Some(Err(error)) => {
-                if let (AnswerError::Late(late), Some(rest)) = (&error, &mut self.rest) {
-                    rest.exchange.timed_out(&Refusal::from(*late));
+                if let Some(rest) = &mut self.rest {
+                    match &error {
+                        AnswerError::Late(late) => rest.exchange.timed_out(&Refusal::from(*late)),
+                        AnswerError::Worker(error) => {
+                            if let Some(refusal) = Refusal::of_request(error) {
+                                rest.exchange.answered(refusal.code(), Outcome::Neutral);
+                            }
+                        }
+                    }
                 }
                 Err(error)
             }

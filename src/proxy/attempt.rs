@@ -21,8 +21,8 @@ use super::names::Names;
 use super::refusal::{ERROR, Refusal};
 use super::sticky;
 use super::tunnel::Tunnel;
-use super::upstream::{Connection, Pool, SendError, UpstreamError};
-use crate::decision::outcome;
+use super::upstream::{Connection, Pool, SendError, Unseen, UpstreamError};
+use crate::decision::outcome::{self, Outcome};
 use crate::runtime::clock;
 use crate::telemetry::request::RequestRecord;
 use crate::tls::{Fault, WorkerTlsError};
@@ -31,6 +31,13 @@ use crate::types::spec::OnClientAbort;
 /// Which worker an answer came from.
 const INSTANCE: HeaderName = HeaderName::from_static("x-forebay-instance");
 const INSTANCE_TYPE: HeaderName = HeaderName::from_static("x-forebay-instance-type");
+
+/// How often a request goes on another connection to the same instance that leaves one without looking at it: each
+/// time others may have been there first.
+const MOST_LEFT: u32 = 5;
+/// The same where it refuses it. Those that others are on may all be full for a moment, until the worker too knows of
+/// the ends that we know of; one of its own is not.
+const MOST_FULL: u32 = 2;
 
 /// What an attempt needs of its thread.
 #[derive(Debug, Clone)]
@@ -75,7 +82,10 @@ impl Failure {
     /// Of an answer that ended before its first piece.
     fn of_body(error: &AnswerError, mut body: Box<UpstreamBody>) -> Self {
         match error {
-            AnswerError::Worker(_) => Self::Broken(body.take_request()),
+            AnswerError::Worker(error) => match Refusal::of_request(error) {
+                Some(refusal) => Self::Counted(refusal),
+                None => Self::Broken(body.take_request()),
+            },
             AnswerError::Late(late) => Self::Counted((*late).into()),
         }
     }
@@ -124,17 +134,20 @@ impl Sender {
         exchange.announce(&mut draft.parts.headers);
         draft.address(exchange.backend());
         let asked = draft.upgrade.clone();
+        let (mut refused_on, mut left, mut full) = (None, 0, 0);
         loop {
-            let mut connection =
-                match self.pool.connect(exchange.backend(), self.connect_timeout).await {
-                    Ok(connection) => connection,
-                    Err(error) => {
-                        let instance = &exchange.backend().route.instance;
-                        tracing::debug!(%instance, %error, "cannot connect");
-                        let fault = WorkerTlsError::fault_of(&error);
-                        return Err(not_sent(exchange, draft, fault));
-                    }
-                };
+            let backend = exchange.backend();
+            let alone = refused_on.is_some();
+            let connected = self.pool.connect(backend, self.connect_timeout, alone);
+            let mut connection = match connected.await {
+                Ok(connection) => connection,
+                Err(error) => {
+                    let instance = &exchange.backend().route.instance;
+                    tracing::debug!(%instance, %error, "cannot connect");
+                    let fault = WorkerTlsError::fault_of(&error);
+                    return Err(not_sent(exchange, draft, fault));
+                }
+            };
             // A connection that the worker closes while it is idle takes with it what is sent just then. What changes
             // nothing may be sent again (RFC 9112, 9.3.1).
             let again = connection.is_reused() && draft.parts.method.is_safe();
@@ -157,11 +170,23 @@ impl Sender {
                 Err(SendError::NotSent(unsent)) => {
                     return Err(not_sent(exchange, unsent, None));
                 }
-                Err(SendError::Refused(error)) => {
+                Err(SendError::Refused(why, unseen)) => {
                     let instance = &exchange.backend().route.instance;
-                    tracing::debug!(%instance, %error, "a worker refused a stream");
-                    exchange.refused();
-                    return Err(Failure::Refused(connection.take_request()));
+                    tracing::debug!(%instance, ?why, "a worker did not look at a request");
+                    let (times, most, outcome) = match why {
+                        Unseen::Leaving => (&mut left, MOST_LEFT, Outcome::Neutral),
+                        Unseen::Full => (&mut full, MOST_FULL, Outcome::Full),
+                    };
+                    *times += 1;
+                    match unseen {
+                        Some(unseen) if *times <= most => draft = unseen,
+                        unseen => {
+                            exchange.refused(outcome);
+                            return Err(Failure::Refused(unseen));
+                        }
+                    }
+                    // Nobody else is to take its place meanwhile, least of all this request again.
+                    refused_on = (why == Unseen::Full).then_some(connection);
                 }
                 Err(SendError::Broken(error)) => {
                     let again =
@@ -206,7 +231,7 @@ impl Sender {
                 exchange.failed();
                 return Err(Failure::Broken(connection.take_request()));
             };
-            exchange.answered(parts.status.as_u16(), outcome::Outcome::Good);
+            exchange.answered(parts.status.as_u16(), Outcome::Good);
             headers::set_upgrade(&mut parts.headers, protocol);
             let tunnel = Tunnel { connection, exchange, deadline: terms.deadline };
             return Ok(Response::from_parts(parts, ResponseBody::Tunnel(Box::new(tunnel))));
@@ -248,7 +273,7 @@ fn not_sent(exchange: Exchange, draft: Box<Draft>, fault: Option<Fault>) -> Fail
 /// the worker's connection did.
 fn broken(mut exchange: Exchange, error: &UpstreamError, kept: Option<Box<Draft>>) -> Failure {
     if let Some(refusal) = Refusal::of_request(error) {
-        exchange.answered(refusal.code(), outcome::Outcome::Neutral);
+        exchange.answered(refusal.code(), Outcome::Neutral);
         return Failure::Counted(refusal);
     }
     let instance = &exchange.backend().route.instance;

@@ -111,11 +111,6 @@ impl RequestBody {
         }
     }
 
-    #[cfg(test)]
-    pub(super) fn of_unknown_length() -> Self {
-        Self { length: Length::Unknown, ..Self::empty() }
-    }
-
     /// gRPC's streams go both ways, and are as silent as their client likes.
     pub(super) fn may_be_silent(&mut self) {
         self.is_patient = true;

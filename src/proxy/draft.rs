@@ -4,7 +4,7 @@
 use http::header::{EXPECT, HOST, HeaderValue, TE};
 use http::request::Parts;
 use http::uri::PathAndQuery;
-use http::{Request, Uri, Version};
+use http::{Uri, Version};
 
 use super::body::RequestBody;
 use super::headers;
@@ -92,26 +92,6 @@ impl Draft {
             headers.remove(LOAD_METRICS_FORMAT);
         }
         self.asks_for_load = asks.is_some();
-    }
-
-    /// All of it, for who sends it in one.
-    pub(super) fn take(&mut self) -> Request<RequestBody> {
-        let (mut parts, ()) = Request::new(()).into_parts();
-        std::mem::swap(&mut parts, &mut self.parts);
-        Request::from_parts(parts, std::mem::replace(&mut self.body, RequestBody::empty()))
-    }
-
-    /// What was taken was not sent.
-    pub(super) fn put_back(&mut self, request: Request<RequestBody>) {
-        (self.parts, self.body) = request.into_parts();
-        self.body.put_back(std::iter::empty());
-        self.frame();
-    }
-
-    /// The same once more, where all of its body is in memory.
-    pub(super) fn copy(&self) -> Option<Box<Self>> {
-        let (parts, body) = (self.parts.clone(), self.body.try_copy()?);
-        Some(Box::new(Self { parts, body, upgrade: self.upgrade.clone(), ..*self }))
     }
 }
 

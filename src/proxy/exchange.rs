@@ -151,10 +151,10 @@ impl Exchange {
         self.end = End::Elsewhere;
     }
 
-    /// The instance did not look at it.
-    pub(super) fn refused(mut self) {
+    /// The instance did not look at it, which says this of it.
+    pub(super) fn refused(mut self, outcome: Outcome) {
         self.record.attempt_failed("refused");
-        self.reservation.note_outcome(Outcome::Full);
+        self.reservation.note_outcome(outcome);
         self.end = End::Elsewhere;
     }
 

@@ -51,7 +51,9 @@ pub(super) enum Refusal {
     QueueTimeout { waited: Duration, retry_after: u32 },
     #[error("the endpoint was removed while the request waited")]
     VariantRemoved,
-    #[error("the request was not sent: no instance could be connected to, and none is left to try")]
+    #[error(
+        "the request was not run: no instance could be connected to, or would take it, and none is left to try"
+    )]
     NoOtherInstance,
     #[error(
         "the request was not sent: no instance could be spoken to over TLS, the last one because {0}"
@@ -105,13 +107,12 @@ impl Refusal {
         }
     }
 
-    /// Where an exchange broke off because the client's body did: what is wrong with that.
+    /// Where an exchange broke off because the client's request did: what is wrong with that.
     pub(super) fn of_request(error: &UpstreamError) -> Option<Self> {
         match error {
             UpstreamError::Body(body) => Some(Self::of_body(body)),
-            UpstreamError::Http2(error) if error.is_user() || error.is_body_write_aborted() => {
-                let body = error.source().and_then(|source| source.downcast_ref::<BodyError>());
-                Some(body.map_or(Self::BadBody, Self::of_body))
+            UpstreamError::Unsayable => {
+                Some(Self::Malformed("its target cannot be said in HTTP/2"))
             }
             _ => None,
         }

@@ -9,6 +9,8 @@
 //! * A worker that floods its connection ([`Calm`]) loses it, and with it the requests that are on it alone.
 //! * No pings: gRPC servers end connections that are pinged more often than each five minutes. TCP's own
 //!   keep-alive finds hosts that have gone, `stall_timeout` workers that hang.
+//! * Servers end connections after so many requests, or so much time; what they say then that they did not look
+//!   at goes on another connection to them ([`Unseen`]).
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -21,17 +23,20 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::header::{CONNECTION, HOST, HeaderValue, TRANSFER_ENCODING, UPGRADE};
-use http::uri::{PathAndQuery, Scheme};
+use http::header::{CONNECTION, HOST, TRANSFER_ENCODING, UPGRADE};
+use http::request::Parts;
+use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{Request, Response, Uri, Version};
 use http_body::{Body, Frame};
 use hyper::body::Incoming;
+use hyper::client::conn::TrySendError;
 use hyper::client::conn::http2::{Builder, Connection, SendRequest};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::sync::Mutex;
 
-use super::{SendError, UpstreamError, dial};
+use super::sent::Sent;
+use super::{SendError, Unseen, UpstreamError, dial};
 use crate::decision::engine;
 use crate::proxy::body::RequestBody;
 use crate::proxy::calm::{Asked, Calm};
@@ -61,7 +66,7 @@ const TCP_KEEP_ALIVE: Duration = Duration::from_secs(20);
 /// A connection, for whoever sends on it.
 #[derive(Debug)]
 struct Shared {
-    sender: SendRequest<RequestBody>,
+    sender: SendRequest<Sent>,
     /// A task of its own polls it; here it is asked what the worker allows.
     driver: Driver,
     streams: Cell<usize>,
@@ -69,13 +74,19 @@ struct Shared {
     /// Since when there has been no stream.
     idle_since: Cell<Instant>,
     has_served: Cell<bool>,
+    /// The worker takes no more requests on it.
+    is_left: Cell<bool>,
     /// How long the engine lets us keep it idle.
     most_idle: Duration,
     scheme: Scheme,
+    /// The worker's own.
+    authority: Authority,
 }
 
 impl Shared {
     async fn open(backend: &Backend, tls: &Connectors) -> io::Result<Self> {
+        let authority =
+            Authority::try_from(backend.host_header.as_bytes()).map_err(io::Error::other)?;
         let stream = dial(backend, tls).await?;
         let keep_alive =
             TcpKeepalive::new().with_time(TCP_KEEP_ALIVE).with_interval(TCP_KEEP_ALIVE);
@@ -111,21 +122,27 @@ impl Shared {
             asked,
             idle_since: Cell::new(clock::monotonic()),
             has_served: Cell::new(false),
+            is_left: Cell::new(false),
             most_idle: engine::pool_idle(backend.route.engine),
             scheme,
+            authority,
         })
+    }
+
+    fn takes_requests(&self) -> bool {
+        self.sender.is_ready() && !self.is_left.get()
     }
 
     fn has_room(&self) -> bool {
         let most = self.driver.most_streams().min(MOST_STREAMS);
-        self.sender.is_ready() && self.streams.get() < most
+        self.takes_requests() && self.streams.get() < most
     }
 
     /// A closed one with streams is kept by those.
     fn is_worth_keeping(&self, limit: Duration, now: Instant) -> bool {
         let unused = self.streams.get() == 0
             && now.duration_since(self.idle_since.get()) >= limit.min(self.most_idle);
-        self.sender.is_ready() && !unused
+        self.takes_requests() && !unused
     }
 }
 
@@ -134,7 +151,7 @@ impl Shared {
 #[derive(Debug, Clone)]
 struct Driver(Rc<RefCell<Option<Socketed>>>);
 
-type Socketed = Connection<TokioIo<Calm<Socket>>, RequestBody, Local>;
+type Socketed = Connection<TokioIo<Calm<Socket>>, Sent, Local>;
 
 impl Driver {
     async fn drive(self) {
@@ -165,8 +182,10 @@ pub(in crate::proxy) struct Stream {
     shared: Rc<Shared>,
     is_reused: bool,
     has_trailers: bool,
-    /// What was sent, if it is to be kept.
-    kept: Option<Box<Draft>>,
+    /// The head of what was sent, as long as that may have to be sent again,
+    draft: Option<Box<Draft>>,
+    /// and its body.
+    sent: Sent,
 }
 
 impl Stream {
@@ -177,7 +196,8 @@ impl Stream {
             shared: Rc::clone(shared),
             is_reused: shared.has_served.replace(true),
             has_trailers: false,
-            kept: None,
+            draft: None,
+            sent: Sent::default(),
         }
     }
 
@@ -186,24 +206,16 @@ impl Stream {
     }
 
     pub(super) async fn send(&mut self, mut draft: Box<Draft>) -> Result<Response<()>, SendError> {
-        self.kept = draft.body.is_kept().then(|| draft.copy()).flatten();
-        let mut request = draft.take();
-        as_http2(&mut request, &self.shared.scheme);
+        let body = std::mem::replace(&mut draft.body, RequestBody::empty());
+        self.sent = Sent::new(body);
+        let request = as_http2(&draft.parts, &self.shared, self.sent.clone());
+        let request = request.map_err(SendError::Broken)?;
+        self.draft = Some(draft);
         self.shared.asked.update(|asked| asked.saturating_add(1));
         let mut sender = self.shared.sender.clone();
-        let response = sender.try_send_request(request).await.map_err(|mut error| {
-            if let Some(mut request) = error.take_message() {
-                as_http1(&mut request);
-                draft.put_back(request);
-                return SendError::NotSent(draft);
-            }
-            let error = error.into_error();
-            if is_refusal(&error) {
-                SendError::Refused(error)
-            } else {
-                SendError::Broken(error.into())
-            }
-        })?;
+        let answer = sender.try_send_request(request).await;
+        let response = answer.map_err(|error| self.failure(error))?;
+        self.sent.was_seen();
         let (head, incoming) = response.into_parts();
         if !head.headers.keys().all(is_token) {
             return Err(SendError::Broken(UpstreamError::Malformed("a field's name that is none")));
@@ -212,9 +224,45 @@ impl Stream {
         Ok(Response::from_parts(head, ()))
     }
 
+    /// Why there is no answer.
+    fn failure(&mut self, mut error: TrySendError<Request<Sent>>) -> SendError {
+        if error.take_message().is_some() {
+            self.shared.is_left.set(true);
+            if let Some(unsent) = self.take_back() {
+                return SendError::NotSent(unsent);
+            }
+        }
+        let error = error.into_error();
+        if let Some(fault) = self.sent.fault() {
+            return SendError::Broken(fault.into());
+        }
+        let Some(unseen) = unseen(&error) else { return SendError::Broken(error.into()) };
+        if unseen == Unseen::Leaving {
+            self.shared.is_left.set(true);
+        }
+        SendError::Refused(unseen, self.take_back())
+    }
+
+    /// The request as it was, which the worker did not look at.
+    fn take_back(&mut self) -> Option<Box<Draft>> {
+        let body = self.sent.take_back()?;
+        let mut draft = self.draft.take()?;
+        draft.body = body;
+        Some(draft)
+    }
+
     /// The request once more, if it was kept.
     pub(super) fn take_request(&mut self) -> Option<Box<Draft>> {
-        self.kept.take()
+        let body = self.sent.copy()?;
+        let mut draft = self.draft.take()?;
+        draft.body = body;
+        Some(draft)
+    }
+
+    /// It will not be sent again.
+    pub(super) fn forget_request(&mut self) {
+        self.draft = None;
+        self.sent.forget();
     }
 
     pub(super) fn poll_frame(
@@ -225,13 +273,18 @@ impl Stream {
             Some(incoming) => match std::task::ready!(Pin::new(&mut *incoming).poll_frame(cx)) {
                 Some(frame) => {
                     self.has_trailers |= frame.as_ref().is_ok_and(Frame::is_trailers);
-                    Poll::Ready(Some(frame.map_err(UpstreamError::from)))
+                    Poll::Ready(Some(frame.map_err(|error| self.broken(error.into()))))
                 }
                 None if self.has_trailers || came_whole(incoming) => Poll::Ready(None),
-                None => Poll::Ready(Some(Err(UpstreamError::Closed))),
+                None => Poll::Ready(Some(Err(self.broken(UpstreamError::Closed)))),
             },
             None => Poll::Ready(None),
         }
+    }
+
+    /// Why an answer has broken off: where the client's body did, the stream was reset for that alone.
+    fn broken(&self, error: UpstreamError) -> UpstreamError {
+        self.sent.fault().map_or(error, UpstreamError::Body)
     }
 
     pub(super) fn is_over(&self) -> bool {
@@ -253,41 +306,45 @@ impl Drop for Stream {
 
 /// Whether the worker says that it has not looked at the request (RFC 9113, 8.7): the stream was refused,
 /// or is none of those that a GOAWAY lets finish.
-fn is_refusal(error: &hyper::Error) -> bool {
-    let error = error.source().and_then(|source| source.downcast_ref::<h2::Error>());
-    error.is_some_and(|error| {
-        error.is_remote()
-            && (error.is_go_away() || error.reason() == Some(h2::Reason::REFUSED_STREAM))
-    })
+fn unseen(error: &hyper::Error) -> Option<Unseen> {
+    let error = error.source().and_then(|source| source.downcast_ref::<h2::Error>())?;
+    match error.reason()? {
+        _ if !error.is_remote() => None,
+        h2::Reason::NO_ERROR if error.is_go_away() => Some(Unseen::Leaving),
+        h2::Reason::REFUSED_STREAM => Some(Unseen::Full),
+        _ => error.is_go_away().then_some(Unseen::Full),
+    }
 }
 
-/// The head as HTTP/2 has it (RFC 9113, 8.3.1): the authority is part of the target, and what frames a
-/// message of HTTP/1.1 is none of its fields.
-fn as_http2(request: &mut Request<RequestBody>, scheme: &Scheme) {
-    let headers = request.headers_mut();
+/// The request as HTTP/2 has it (RFC 9113, 8.3.1): the authority is part of the target, the worker's own where the
+/// client names none, and what frames a message of HTTP/1.1 is none of its fields.
+///
+/// # Errors
+/// It has no such form.
+fn as_http2(parts: &Parts, shared: &Shared, body: Sent) -> Result<Request<Sent>, UpstreamError> {
+    let mut request = Request::new(body);
+    let mut headers = parts.headers.clone();
     for name in [CONNECTION, TRANSFER_ENCODING, UPGRADE] {
         headers.remove(name);
     }
-    let host = headers.remove(HOST);
-    let mut target = std::mem::take(request.uri_mut()).into_parts();
-    target.authority = host.and_then(|host| host.as_bytes().try_into().ok());
-    target.path_and_query.get_or_insert(PathAndQuery::from_static("/"));
-    if target.authority.is_some() {
-        target.scheme = Some(scheme.clone());
-    }
-    *request.uri_mut() = Uri::from_parts(target).unwrap_or_default();
+    let host = headers.remove(HOST).filter(|host| !host.is_empty());
+    let authority = host.map_or_else(
+        || Ok(shared.authority.clone()),
+        |host| Authority::try_from(host.as_bytes()).map_err(http::Error::from),
+    );
+    let path = parts.uri.path_and_query().cloned();
+    let target = authority.and_then(|authority| {
+        Uri::builder()
+            .scheme(shared.scheme.clone())
+            .authority(authority)
+            .path_and_query(path.unwrap_or_else(|| PathAndQuery::from_static("/")))
+            .build()
+    });
+    *request.uri_mut() = target.map_err(|_| UpstreamError::Unsayable)?;
+    request.method_mut().clone_from(&parts.method);
+    *request.headers_mut() = headers;
     *request.version_mut() = Version::HTTP_2;
-}
-
-/// Undoes [`as_http2`], for another connection.
-fn as_http1(request: &mut Request<RequestBody>) {
-    let target = std::mem::take(request.uri_mut()).into_parts();
-    let host = target.authority.and_then(|host| HeaderValue::from_str(host.as_str()).ok());
-    if let Some(host) = host {
-        request.headers_mut().insert(HOST, host);
-    }
-    *request.uri_mut() = target.path_and_query.map_or_else(Uri::default, Uri::from);
-    *request.version_mut() = Version::HTTP_11;
+    Ok(request)
 }
 
 /// One thread's shared connections.
@@ -305,13 +362,16 @@ struct Connections {
 }
 
 impl Connections {
-    fn with_room(&self) -> Option<Stream> {
-        self.open.borrow().iter().find(|shared| shared.has_room()).map(Stream::of)
+    fn with_room(&self, alone: bool) -> Option<Stream> {
+        let fits =
+            |shared: &&Rc<Shared>| shared.has_room() && (!alone || shared.streams.get() == 0);
+        self.open.borrow().iter().find(fits).map(Stream::of)
     }
 }
 
 impl Pool {
-    /// A place on a connection that there is, or on a new one. Takes at most `limit`.
+    /// A place on a connection that there is, or on a new one; `alone` if on one that nobody else is on. Takes at most
+    /// `limit`.
     ///
     /// # Errors
     /// The connection's, or `TimedOut`.
@@ -320,21 +380,22 @@ impl Pool {
         backend: &Backend,
         tls: &Connectors,
         limit: Duration,
+        alone: bool,
     ) -> io::Result<Stream> {
         let connections =
             Rc::clone(self.backends.borrow_mut().entry(backend.route.generation).or_default());
-        if let Some(stream) = connections.with_room() {
+        if let Some(stream) = connections.with_room(alone) {
             return Ok(stream);
         }
         let open = async {
-            let alone = connections.opening.lock().await;
-            if let Some(stream) = connections.with_room() {
+            let opening = connections.opening.lock().await;
+            if let Some(stream) = connections.with_room(alone) {
                 return Ok(stream);
             }
             let shared = Rc::new(Shared::open(backend, tls).await?);
             let stream = Stream::of(&shared);
             connections.open.borrow_mut().push(shared);
-            drop(alone);
+            drop(opening);
             Ok(stream)
         };
         tokio::time::timeout(limit, open).await.map_err(io::Error::from)?
@@ -358,32 +419,5 @@ struct Local;
 impl<F: Future<Output: 'static> + 'static> hyper::rt::Executor<F> for Local {
     fn execute(&self, work: F) {
         tokio::task::spawn_local(work);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::proxy::names::Names;
-
-    #[test]
-    fn what_was_not_sent_is_what_it_was_before() {
-        for upgrade in [false, true] {
-            let mut request = Request::post("/x?y").header(HOST, "h");
-            if upgrade {
-                request = request.header(CONNECTION, "upgrade").header(UPGRADE, "websocket");
-            }
-            let (parts, ()) = request.body(()).expect("a request").into_parts();
-            let names = Names::of(&parts.headers);
-            let mut draft = Draft::new(parts, names, RequestBody::of_unknown_length());
-            draft.prepare(None);
-            let before = draft.parts.clone();
-            assert_eq!(before.headers[TRANSFER_ENCODING], "chunked");
-            let mut request = draft.take();
-            as_http2(&mut request, &Scheme::HTTP);
-            as_http1(&mut request);
-            draft.put_back(request);
-            assert_eq!((&draft.parts.uri, &draft.parts.headers), (&before.uri, &before.headers));
-        }
     }
 }

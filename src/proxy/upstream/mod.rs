@@ -8,6 +8,7 @@
 
 mod http1;
 mod http2;
+mod sent;
 
 use std::io;
 use std::task::{Context, Poll};
@@ -40,10 +41,19 @@ pub(super) enum Connection {
 pub(super) enum SendError {
     /// Not a byte of it was written: here it is again.
     NotSent(Box<Draft>),
-    /// The worker says that it did not look at it (RFC 9113, 8.7).
-    Refused(hyper::Error),
+    /// The worker says that it did not look at it (RFC 9113, 8.7): here it is again, unless it is too large.
+    Refused(Unseen, Option<Box<Draft>>),
     /// It may have run.
     Broken(UpstreamError),
+}
+
+/// Why a worker did not look at a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Unseen {
+    /// It leaves the connection, which says nothing of itself (RFC 9113, 6.8).
+    Leaving,
+    /// It takes no more, on this connection or at all.
+    Full,
 }
 
 /// Why an exchange with a worker broke off.
@@ -61,6 +71,9 @@ pub(super) enum UpstreamError {
     /// The client's body broke off while it was being sent.
     #[error(transparent)]
     Body(#[from] BodyError),
+    /// The request has no form in the worker's protocol.
+    #[error("the request cannot be said in HTTP/2")]
+    Unsayable,
     /// Over HTTP/2.
     #[error(transparent)]
     Http2(#[from] hyper::Error),
@@ -138,7 +151,7 @@ impl Connection {
     pub(super) fn forget_request(&mut self) {
         match self {
             Self::Http1(connection) => connection.forget_request(),
-            Self::Http2(stream) => drop(stream.take_request()),
+            Self::Http2(stream) => stream.forget_request(),
         }
     }
 
@@ -166,7 +179,8 @@ impl Pool {
         Self { tls, ..Self::default() }
     }
 
-    /// A connection to the backend, one that there is or a new one. Takes at most `limit`.
+    /// A connection to the backend, one that there is or a new one; `alone` if one that nobody else is on. Takes at most
+    /// `limit`.
     ///
     /// # Errors
     /// The connection's, or `TimedOut`.
@@ -174,6 +188,7 @@ impl Pool {
         &self,
         backend: &Backend,
         limit: Duration,
+        alone: bool,
     ) -> io::Result<Connection> {
         match backend.route.protocol {
             Protocol::Http1 => {
@@ -185,7 +200,7 @@ impl Pool {
                 Ok(Connection::Http1(Box::new(connection)))
             }
             Protocol::H2c | Protocol::H2 => {
-                let stream = Box::pin(self.http2.stream(backend, &self.tls, limit)).await?;
+                let stream = Box::pin(self.http2.stream(backend, &self.tls, limit, alone)).await?;
                 Ok(Connection::Http2(stream))
             }
         }
