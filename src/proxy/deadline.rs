@@ -3,6 +3,7 @@
 //! (<https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>); the earliest holds. A request for
 //! which none is set arms no timer.
 
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -68,9 +69,14 @@ impl Deadline {
     /// the two ways to wait for it would have a place of its own for it in every request's future.
     pub(super) async fn bound<T>(
         self,
-        work: impl Future<Output = Result<T, Refusal>>,
+        mut work: impl Future<Output = Result<T, Refusal>> + Unpin,
     ) -> Result<T, Refusal> {
         let Some(end) = self.end else { return work.await };
+        // Most of it is done at once, and needs no timer.
+        let at_once = poll_fn(|cx| Poll::Ready(Pin::new(&mut work).poll(cx))).await;
+        if let Poll::Ready(done) = at_once {
+            return done;
+        }
         tokio::time::timeout_at(end.into(), work).await.unwrap_or(Err(Refusal::DeadlineExceeded))
     }
 

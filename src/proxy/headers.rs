@@ -118,6 +118,8 @@ pub(super) fn set_request_framing(method: &Method, headers: &mut HeaderMap, leng
         Length::None => {
             headers.remove(CONTENT_LENGTH);
         }
+        // Where it says so already it says the same: that is how the length is known.
+        Length::Exact(_) if headers.contains_key(CONTENT_LENGTH) => {}
         Length::Exact(bytes) => set_length(headers, bytes),
         Length::Unknown => {
             headers.remove(CONTENT_LENGTH);

@@ -8,6 +8,8 @@
 
 use std::mem;
 
+use smallvec::SmallVec;
+
 /// Longer names are nobody's.
 const LONGEST: usize = 256;
 /// Strings are mostly shorter.
@@ -36,7 +38,7 @@ pub(super) struct Finder {
     /// Whether the byte before was a backslash that says something of this one.
     escaped: bool,
     /// The member's name, or the model's, as it is written.
-    text: Vec<u8>,
+    text: SmallVec<[u8; 32]>,
     /// The value that comes is the model's.
     is_model: bool,
 }
@@ -74,7 +76,7 @@ impl Finder {
             found: None,
             depth: 0,
             escaped: false,
-            text: Vec::new(),
+            text: SmallVec::new(),
             is_model: false,
         }
     }
@@ -168,7 +170,7 @@ impl Finder {
             }
             State::InModel => {
                 let name = Some(mem::take(&mut self.text)).filter(|text| text.len() <= KEPT);
-                let name = name.and_then(decoded);
+                let name = name.and_then(|text| decoded(text.into_vec()));
                 let name = name.filter(|name| (1..=LONGEST).contains(&name.len()));
                 self.found = Some(name.map_or(ModelField::Absent, ModelField::Named));
                 State::Comma
