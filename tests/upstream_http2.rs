@@ -437,8 +437,10 @@ fn talk(
 
 #[test]
 fn what_a_client_does_wrong_under_an_answer_cuts_it_and_is_no_workers_fault() {
-    let server = Server::start(Manners { streams: 100, goaway_after: 0 }, talk);
-    let forebay = in_front_of(&[server.address], 4, "ejection_threshold = 2");
+    let servers = [(); 2].map(|()| Server::start(Manners { streams: 100, goaway_after: 0 }, talk));
+    // The only instance would never be left alone.
+    let addresses = servers.each_ref().map(|server| server.address);
+    let forebay = in_front_of(&addresses, 4, "ejection_threshold = 2");
     for _ in 0..10 {
         let mut client = begin(&forebay);
         assert_eq!(client.read_head().status, 200);
@@ -534,7 +536,7 @@ fn what_a_goaway_leaves_out_goes_on_another_connection() {
         }
         stream.write_all(&frame(HEADERS, END_HEADERS | END_STREAM, id, OK)).is_ok()
     });
-    let forebay = in_front_of(&[worker], 4, "ejection_threshold = 2");
+    let forebay = in_front_of(&[worker], 4, "");
     for _ in 0..10 {
         assert_eq!(plain::post(forebay.proxy, "/x", &[], "{}").status, 200);
     }
@@ -553,7 +555,6 @@ fn what_a_goaway_leaves_out_goes_on_another_connection() {
         assert_eq!(plain::post(forebay.proxy, "/x", &[], "{}").status, 200);
         assert!(start.elapsed() < Duration::from_millis(500), "after {:?}", start.elapsed());
     }
-    assert_eq!(forebay.gauge("forebay_ejections_total"), 0.0);
     forebay.wait_all_zero();
 }
 
