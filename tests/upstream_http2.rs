@@ -558,6 +558,30 @@ fn what_a_goaway_leaves_out_goes_on_another_connection() {
     forebay.wait_all_zero();
 }
 
+#[test]
+fn of_many_that_a_goaway_leaves_out_none_is_lost() {
+    // As many connections as requests: whoever shares one with another is left out.
+    let worker = frames::worker(|id, stream| {
+        if id > 1 {
+            return true;
+        }
+        let goaway = frame(GOAWAY, 0, 0, &[0, 0, 0, 1, 0, 0, 0, 0]);
+        let answer = frame(HEADERS, END_HEADERS | END_STREAM, id, OK);
+        stream.write_all(&[goaway, answer].concat()).is_ok()
+    });
+    let forebay = in_front_of(&[worker], 10, "");
+    std::thread::scope(|scope| {
+        for _ in 0..10 {
+            scope.spawn(|| {
+                for _ in 0..20 {
+                    assert_eq!(plain::post(forebay.proxy, "/x", &[], "{}").status, 200);
+                }
+            });
+        }
+    });
+    forebay.wait_all_zero();
+}
+
 /// Refuses every other request, and says of the rest what [`tell`] does.
 fn refuse_every_other(
     request: Request<h2::RecvStream>,

@@ -32,11 +32,9 @@ use crate::types::spec::OnClientAbort;
 const INSTANCE: HeaderName = HeaderName::from_static("x-forebay-instance");
 const INSTANCE_TYPE: HeaderName = HeaderName::from_static("x-forebay-instance-type");
 
-/// How often a request goes on another connection to the same instance that leaves one without looking at it: each
-/// time others may have been there first.
-const MOST_LEFT: u32 = 5;
-/// The same where it refuses it. Those that others are on may all be full for a moment, until the worker too knows of
-/// the ends that we know of; one of its own is not.
+/// How often a request goes on another connection to the same instance that leaves one without looking at it.
+const MOST_LEFT: u32 = 3;
+/// The same where it refuses it.
 const MOST_FULL: u32 = 2;
 
 /// What an attempt needs of its thread.
@@ -134,10 +132,10 @@ impl Sender {
         exchange.announce(&mut draft.parts.headers);
         draft.address(exchange.backend());
         let asked = draft.upgrade.clone();
-        let (mut refused_on, mut left, mut full) = (None, 0, 0);
+        let (mut unseen_on, mut left, mut full) = (None, 0, 0);
         loop {
             let backend = exchange.backend();
-            let alone = refused_on.is_some();
+            let alone = unseen_on.is_some();
             let connected = self.pool.connect(backend, self.connect_timeout, alone);
             let mut connection = match connected.await {
                 Ok(connection) => connection,
@@ -185,8 +183,11 @@ impl Sender {
                             return Err(Failure::Refused(unseen));
                         }
                     }
-                    // Nobody else is to take its place meanwhile, least of all this request again.
-                    refused_on = (why == Unseen::Full).then_some(connection);
+                    // Next it has a connection of its own: those that others are on may all be full for a moment, until
+                    // the worker too knows of the ends that we know of, or be left before it is its turn. But many are
+                    // left at once, and one new connection is for all of those.
+                    let alone = why == Unseen::Full || left > 1;
+                    unseen_on = alone.then_some(connection);
                 }
                 Err(SendError::Broken(error)) => {
                     let again =
