@@ -247,3 +247,30 @@ fn an_answer_to_head_has_no_body_whoever_gives_it() {
     }
     forebay.wait_all_zero();
 }
+
+/// Nothing can be said over HTTP/2 before the answer: who waits for it is told to ask otherwise (RFC 9110, 10.1.1).
+#[test]
+fn who_waits_for_a_word_is_answered_and_who_sends_without_is_served() {
+    let worker = Worker::start(&[]);
+    let forebay = Forebay::limited(&worker, "");
+    let mut client = H2::connect(forebay.proxy);
+    for length in [Some("2"), None] {
+        let mut ask = || {
+            let mut request = Request::post("http://e.example/x").header("expect", "100-continue");
+            if let Some(length) = length {
+                request = request.header("content-length", length);
+            }
+            client.sender = client.wait(client.sender.clone().ready()).expect("more");
+            client.sender.send_request(request.body(()).expect("one"), false).expect("is sent")
+        };
+        let (answer, mut body) = ask();
+        let (waiting, _unsent) = ask();
+        std::thread::sleep(Duration::from_millis(1_100));
+        body.send_data("{}".into(), true).expect("is sent");
+        assert_eq!(client.head(answer).status(), 200, "{length:?}");
+        let head = client.head(waiting);
+        assert_eq!(head.status(), 417, "{length:?}");
+        assert_eq!(head.headers()["x-forebay-error"], "expectation_failed");
+    }
+    forebay.wait_all_zero();
+}

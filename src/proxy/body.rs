@@ -44,6 +44,8 @@ pub(super) struct RequestBody {
     patience: Option<Pin<Box<Sleep>>>,
     /// Silence is no fault.
     is_patient: bool,
+    /// The client may wait for a word that it does not get.
+    expects_continue: bool,
     /// Since when the client is waited for.
     waiting_since: Option<Instant>,
     /// How long it was waited for before that, and what came, since patience last began.
@@ -53,6 +55,10 @@ pub(super) struct RequestBody {
 
 /// Less than so many bytes a second is no way to send a body (Kestrel's `MinRequestBodyDataRate`).
 const LEAST_RATE: u64 = 240;
+
+/// How long a client over HTTP/2 may wait to be told that its body is wanted: longer than those do that send it then all
+/// the same.
+const EXPECTATION: Duration = Duration::from_secs(3);
 
 /// Pieces below this size are put together.
 const SMALL: usize = 4 << 10;
@@ -105,6 +111,7 @@ impl RequestBody {
             held: Held::default(),
             patience: None,
             is_patient: false,
+            expects_continue: false,
             waiting_since: None,
             waited: Duration::ZERO,
             came: 0,
@@ -114,6 +121,11 @@ impl RequestBody {
     /// gRPC's streams go both ways, and are as silent as their client likes.
     pub(super) fn may_be_silent(&mut self) {
         self.is_patient = true;
+    }
+
+    /// Its client waits to be told that it is wanted, which hyper's server has no way to say.
+    pub(super) fn expects_continue(&mut self) {
+        self.expects_continue = true;
     }
 
     /// Another one of the same content, sharing its memory; `None` unless all of it is here.
@@ -212,10 +224,12 @@ impl RequestBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let Some(clients) = &self.clients else { return Poll::Pending };
-        let limit = clients.limits.body_timeout;
-        if limit.is_zero() || self.is_patient {
-            return Poll::Pending;
-        }
+        let for_ever = clients.limits.body_timeout.is_zero() || self.is_patient;
+        let limit = match () {
+            () if self.expects_continue && self.came == 0 => EXPECTATION,
+            () if for_ever => return Poll::Pending,
+            () => clients.limits.body_timeout,
+        };
         let since = *self.waiting_since.get_or_insert_with(clock::monotonic);
         // One timer a body, set anew only when it runs out: most pieces come long before that.
         let patience = self.patience.get_or_insert_with(|| {
@@ -228,6 +242,9 @@ impl RequestBody {
             let waited = self.waited + now.duration_since(since);
             let mut left = limit.saturating_sub(waited);
             if left.is_zero() {
+                if self.expects_continue && self.came == 0 {
+                    return Poll::Ready(Some(Err(BodyError::Expectation)));
+                }
                 if self.came < least(waited) {
                     clients.timed_out();
                     return Poll::Ready(Some(Err(BodyError::Stalled(limit))));

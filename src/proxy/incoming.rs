@@ -26,6 +26,9 @@ pub(super) enum BodyError {
     /// Its trailers frame it, which they cannot.
     #[error("the trailers have a field that frames the message")]
     Trailers,
+    /// It is not sent before we say that it is wanted, which we cannot.
+    #[error("the client waits for a 100 (Continue)")]
+    Expectation,
     /// Too little came for as long as the limit says.
     #[error("the client sent too little of its body for {0:?}")]
     Stalled(Duration),

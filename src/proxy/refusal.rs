@@ -69,6 +69,8 @@ pub(super) enum Refusal {
     ModelTwice,
     #[error("the request's body has more than {0} bytes, which is the limit (`max_body_bytes`)")]
     BodyTooLarge(u64),
+    #[error("no 100 (Continue) is sent over HTTP/2; send the request again without Expect")]
+    ExpectationFailed,
     #[error("too little of the request's body came for {0:?}; send it again, without such a pause")]
     BodyTimeout(Duration),
     #[error("the request took longer than it or its variant allows; it may have run")]
@@ -99,6 +101,7 @@ impl Refusal {
     pub(super) fn of_body(error: &BodyError) -> Self {
         match error {
             BodyError::Stalled(limit) => Self::BodyTimeout(*limit),
+            BodyError::Expectation => Self::ExpectationFailed,
             BodyError::TooLarge(most) => Self::BodyTooLarge(*most),
             BodyError::ModelTwice => Self::ModelTwice,
             BodyError::Io(_) => Self::ClientLeft,
@@ -130,6 +133,7 @@ impl Refusal {
             Self::NotAllowed { .. } => StatusCode::FORBIDDEN,
             Self::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::BodyTooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::ExpectationFailed => StatusCode::EXPECTATION_FAILED,
             Self::BodyTimeout(_) => StatusCode::REQUEST_TIMEOUT,
             Self::QueueFull { .. } | Self::RateLimited { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::TooManyStreams
@@ -169,6 +173,7 @@ impl Refusal {
             Self::ClientLeft => "client_left",
             Self::ModelTwice => "ambiguous_model",
             Self::BodyTooLarge(_) => "body_too_large",
+            Self::ExpectationFailed => "expectation_failed",
             Self::BodyTimeout(_) => "body_timeout",
             Self::DeadlineExceeded => "deadline_exceeded",
             Self::FirstByteTimeout(_) => "first_byte_timeout",
@@ -265,7 +270,7 @@ impl Refusal {
     fn grpc_status(&self) -> &'static str {
         match self.status() {
             _ if matches!(self, Self::Malformed(_)) => "13",
-            StatusCode::BAD_REQUEST => "3",
+            StatusCode::BAD_REQUEST | StatusCode::EXPECTATION_FAILED => "3",
             StatusCode::REQUEST_TIMEOUT | StatusCode::GATEWAY_TIMEOUT => "4",
             StatusCode::NOT_FOUND => "5",
             StatusCode::FORBIDDEN => "7",
@@ -283,6 +288,7 @@ impl Refusal {
             | StatusCode::BAD_REQUEST
             | StatusCode::PAYLOAD_TOO_LARGE
             | StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE
+            | StatusCode::EXPECTATION_FAILED
             | StatusCode::REQUEST_TIMEOUT => "ValidationError",
             StatusCode::UNAUTHORIZED => "UnrecognizedClientException",
             StatusCode::FORBIDDEN => "AccessDeniedException",
@@ -388,7 +394,8 @@ mod tests {
                 Refusal::BadBody => Some(Refusal::ClientLeft),
                 Refusal::ClientLeft => Some(Refusal::ModelTwice),
                 Refusal::ModelTwice => Some(Refusal::BodyTooLarge(1)),
-                Refusal::BodyTooLarge(_) => Some(Refusal::BodyTimeout(Duration::ZERO)),
+                Refusal::BodyTooLarge(_) => Some(Refusal::ExpectationFailed),
+                Refusal::ExpectationFailed => Some(Refusal::BodyTimeout(Duration::ZERO)),
                 Refusal::BodyTimeout(_) => Some(Refusal::DeadlineExceeded),
                 Refusal::DeadlineExceeded => Some(Refusal::FirstByteTimeout(Duration::ZERO)),
                 Refusal::FirstByteTimeout(_) => Some(Refusal::StreamIdle(Duration::ZERO)),

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Instant;
 
-use http::header::HeaderValue;
+use http::header::{EXPECT, HeaderValue};
 use http::{Request, Response, Version};
 
 use super::admission::{Affinity, Reservation};
@@ -88,8 +88,13 @@ pub(super) fn serve(
     }
     let body = RequestBody::new(body, record.body_meter(), &thread.clients);
     let mut draft = Box::new(Draft::new(parts, names, body));
-    if target.dialect == Dialect::Grpc && draft.parts.version == Version::HTTP_2 {
-        draft.body.may_be_silent();
+    if draft.parts.version == Version::HTTP_2 {
+        if target.dialect == Dialect::Grpc {
+            draft.body.may_be_silent();
+        }
+        if names.may_have(EXPECT) && draft.parts.headers.contains_key(EXPECT) {
+            draft.body.expects_continue();
+        }
     }
     let life = Life {
         arrived_at,
