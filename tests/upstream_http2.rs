@@ -19,10 +19,11 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use h2::Reason;
 use h2::server::SendResponse;
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, Method, Request, Response};
 use support::frames::{
     self, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, OK, Raw, frame, literal,
 };
+use support::h2::H2;
 use support::http::{self as plain, Client};
 use support::{Forebay, Worker, eventually};
 use tokio::runtime::Runtime;
@@ -134,6 +135,24 @@ fn slow(
         tokio::time::sleep(Duration::from_millis(300)).await;
         seen.running.fetch_sub(1, Ordering::Relaxed);
         drop(respond.send_response(Response::new(()), true));
+    })
+}
+
+/// A head, and the end a while later in a frame of its own. Streams that were reset meanwhile are noted as running.
+fn late_end(
+    request: Request<h2::RecvStream>,
+    mut respond: SendResponse<Bytes>,
+    seen: Arc<Seen>,
+) -> Answering {
+    Box::pin(async move {
+        let status = if request.method() == Method::HEAD { 200 } else { 204 };
+        let head = Response::builder().status(status).body(()).expect("a head");
+        let mut body = respond.send_response(head, false).expect("is sent");
+        let reset = std::future::poll_fn(|cx| body.poll_reset(cx));
+        if tokio::time::timeout(Duration::from_millis(20), reset).await.is_ok() {
+            seen.running.fetch_add(1, Ordering::Relaxed);
+        }
+        drop(body.send_data(Bytes::new(), true));
     })
 }
 
@@ -644,4 +663,24 @@ fn a_client_that_does_not_read_harms_no_other_on_its_connection() {
     drop(silent);
     forebay.wait_all_zero();
     server.runtime.shutdown_background();
+}
+
+#[test]
+fn the_end_of_an_answer_without_content_is_waited_for() {
+    let server = Server::start(Manners { streams: 100, goaway_after: 0 }, late_end);
+    let forebay = in_front_of(&[server.address], 4, "");
+    let mut client = H2::connect(forebay.proxy);
+    for method in [Method::HEAD, Method::GET].into_iter().cycle().take(10) {
+        let status = if method == Method::HEAD { 200 } else { 204 };
+        let request = Request::builder().method(method).uri("http://e.example/x").body(());
+        client.sender = client.wait(client.sender.clone().ready()).expect("more");
+        let (answer, _) = client.sender.send_request(request.expect("one"), true).expect("is sent");
+        let head = client.head(answer);
+        assert_eq!(head.status(), status);
+        let (body, error) = client.rest(head);
+        assert!(body.is_empty() && error.is_none(), "{body:?}, {error:?}");
+    }
+    assert_eq!(server.count(|seen| &seen.requests), 10);
+    assert_eq!(server.count(|seen| &seen.running), 0, "none was reset");
+    forebay.wait_all_zero();
 }

@@ -88,8 +88,8 @@ pub(super) async fn serve_connection(
                     Ok(answer) => answer.await?,
                     Err(refusal) => refusal.into_response(Dialect::OpenAi),
                 };
-                let answer = without_what_has_no_place(answer, is_head);
-                Ok::<_, Infallible>(answer.map(|body| taking.watch(body, presence)))
+                let (answer, is_empty) = without_what_has_no_place(answer, is_head);
+                Ok::<_, Infallible>(answer.map(|body| taking.watch(body, is_empty, presence)))
             }
         })
     };
@@ -128,20 +128,21 @@ pub(super) async fn serve_connection(
     }
 }
 
-/// Whether an answer has a body is told by its request and its status (RFC 9110, 6.4.1), which hyper leaves to us.
+/// Whether an answer has content is told by its request and its status (RFC 9110, 6.4.1), which hyper leaves to us:
+/// the answer, and whether it must have none. A worker's may come to its end later all the same.
 fn without_what_has_no_place(
     mut answer: Response<ResponseBody>,
     is_head: bool,
-) -> Response<ResponseBody> {
-    let is_empty = [StatusCode::NO_CONTENT, StatusCode::NOT_MODIFIED].contains(&answer.status());
-    if !(is_head || is_empty) {
-        return answer;
+) -> (Response<ResponseBody>, bool) {
+    let is_empty =
+        is_head || [StatusCode::NO_CONTENT, StatusCode::NOT_MODIFIED].contains(&answer.status());
+    if is_empty && let ResponseBody::Full(bytes) = answer.body_mut() {
+        let length = bytes.take().map_or(0, |bytes| bytes.len() as u64);
+        if is_head && length > 0 {
+            headers::set_length(answer.headers_mut(), length);
+        }
     }
-    if let (true, ResponseBody::Full(Some(bytes))) = (is_head, answer.body()) {
-        let length = bytes.len() as u64;
-        headers::set_length(answer.headers_mut(), length);
-    }
-    answer.map(|_| ResponseBody::Full(None))
+    (answer, is_empty)
 }
 
 /// There is only a limit on their bytes, within which thousands of small ones fit. Cookies count as one: HTTP/2 may send them apart (RFC 9113, 8.2.3).

@@ -25,10 +25,16 @@ pub(super) struct Taking {
 }
 
 impl Taking {
-    /// The head of the answer is handed over, and this is its body. The stream is there until it has gone.
-    pub(super) fn watch(self: Rc<Self>, body: ResponseBody, presence: Option<Presence>) -> Taken {
+    /// The head of the answer is handed over, and this is its body, which may have to be empty. The stream is there
+    /// until it has gone.
+    pub(super) fn watch(
+        self: Rc<Self>,
+        body: ResponseBody,
+        is_empty: bool,
+        presence: Option<Presence>,
+    ) -> Taken {
         self.is_clients_turn.set(true);
-        Taken { body, taking: self, _presence: presence }
+        Taken { body, is_empty, taking: self, _presence: presence }
     }
 
     /// Resolves once nothing was taken for `limit`, at the latest after twice that.
@@ -47,6 +53,8 @@ impl Taking {
 #[derive(Debug)]
 pub(super) struct Taken {
     body: ResponseBody,
+    /// It has an end and nothing before that: whatever else comes is where the client's ends.
+    is_empty: bool,
     taking: Rc<Taking>,
     _presence: Option<Presence>,
 }
@@ -59,7 +67,15 @@ impl Body for Taken {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, AnswerError>>> {
-        let frame = Pin::new(&mut self.body).poll_frame(cx);
+        let mut frame = Pin::new(&mut self.body).poll_frame(cx);
+        while self.is_empty
+            && let Poll::Ready(Some(Ok(surplus))) = &frame
+        {
+            if surplus.data_ref().is_some_and(|data| !data.is_empty()) {
+                self.body = ResponseBody::full(Bytes::new());
+            }
+            frame = Pin::new(&mut self.body).poll_frame(cx);
+        }
         self.taking.is_clients_turn.set(frame.is_ready());
         self.taking.turns.set(self.taking.turns.get().wrapping_add(1));
         frame
@@ -70,6 +86,7 @@ impl Body for Taken {
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        // Of what a HEAD would be about nothing is known.
+        if self.is_empty { SizeHint::default() } else { self.body.size_hint() }
     }
 }

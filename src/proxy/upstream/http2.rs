@@ -58,6 +58,8 @@ const CONNECTION_WINDOW: u32 = 1 << 30;
 const SEND_BUFFER: usize = 64 << 10;
 /// The header fields of an answer, as HTTP/2 counts them.
 const HEADER_LIST: u32 = 64 << 10;
+/// Streams that were reset of late, whose last frames may still be on their way.
+const MOST_RESET: usize = 1_000;
 /// How often a new connection is looked at for the worker's SETTINGS.
 const NEXT_LOOK: Duration = Duration::from_millis(1);
 /// How long a connection is silent before its peer's host is asked, and how long between asking again.
@@ -99,6 +101,9 @@ impl Shared {
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_send_buf_size(SEND_BUFFER)
             .max_header_list_size(HEADER_LIST)
+            .max_concurrent_reset_streams(MOST_RESET)
+            // Counted over all of a connection's life: clients that leave would add up to the end of everybody's.
+            .max_local_error_reset_streams(None)
             // None until its SETTINGS say how many.
             .initial_max_send_streams(0)
             .handshake(TokioIo::new(stream))

@@ -15,10 +15,10 @@ use http_body::{Body, Frame, SizeHint};
 use crate::proxy::body::{BodyError, RequestBody};
 use crate::proxy::headers;
 
-/// What is taken of a body whose rest is still to come is kept up to here, for as long as there is no answer: as
-/// much as HTTP/2 lets a stream send at first (RFC 9113, 6.9.2). Of a request that it does not look at a worker takes
-/// no more.
-const MOST_TAKEN: usize = 64 << 10;
+/// What is taken of a body whose rest is still to come is kept up to here, for as long as there is no answer: as much
+/// as HTTP/2 lets a stream send at first (RFC 9113, 6.9.2), what waits in hyper behind it, and a piece. A worker takes no
+/// more of a request that it does not look at.
+const MOST_TAKEN: usize = 256 << 10;
 
 /// A body that two hold: hyper, and whoever waits for the answer.
 #[derive(Debug, Clone, Default)]
