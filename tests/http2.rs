@@ -274,3 +274,19 @@ fn who_waits_for_a_word_is_answered_and_who_sends_without_is_served() {
     }
     forebay.wait_all_zero();
 }
+
+/// Who has begun to send waits for no word: what is told then is that the rest does not come.
+#[test]
+fn who_stops_behind_a_beginning_is_told_so_whatever_it_expected() {
+    let worker = Worker::start(&[]);
+    let forebay = Forebay::limited(&worker, "body_timeout = \"4s\"");
+    let mut client = H2::connect(forebay.proxy);
+    let request = Request::post("http://e.example/x").header("expect", "100-continue");
+    let request = request.header("content-length", "20").body(()).expect("one");
+    let (answer, mut body) = client.sender.send_request(request, false).expect("is sent");
+    body.send_data("{".into(), false).expect("is sent");
+    let head = client.head(answer);
+    assert_eq!(head.status(), 408);
+    assert_eq!(head.headers()["x-forebay-error"], "body_timeout");
+    forebay.wait_all_zero();
+}

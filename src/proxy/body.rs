@@ -195,6 +195,7 @@ impl RequestBody {
         if let Some(data) = frame.as_ref().and_then(|f| f.as_ref().ok()?.data_ref()) {
             let bytes = data.len() as u64;
             self.came += bytes;
+            self.expects_continue = false;
             self.meter.add(data.len());
             match self.room.checked_sub(bytes) {
                 Some(room) => self.room = room,
@@ -224,12 +225,11 @@ impl RequestBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let Some(clients) = &self.clients else { return Poll::Pending };
-        let for_ever = clients.limits.body_timeout.is_zero() || self.is_patient;
-        let limit = match () {
-            () if self.expects_continue && self.came == 0 => EXPECTATION,
-            () if for_ever => return Poll::Pending,
-            () => clients.limits.body_timeout,
-        };
+        let is_patient = clients.limits.body_timeout.is_zero() || self.is_patient;
+        if is_patient && !self.expects_continue {
+            return Poll::Pending;
+        }
+        let limit = if self.expects_continue { EXPECTATION } else { clients.limits.body_timeout };
         let since = *self.waiting_since.get_or_insert_with(clock::monotonic);
         // One timer a body, set anew only when it runs out: most pieces come long before that.
         let patience = self.patience.get_or_insert_with(|| {
@@ -242,7 +242,7 @@ impl RequestBody {
             let waited = self.waited + now.duration_since(since);
             let mut left = limit.saturating_sub(waited);
             if left.is_zero() {
-                if self.expects_continue && self.came == 0 {
+                if self.expects_continue {
                     return Poll::Ready(Some(Err(BodyError::Expectation)));
                 }
                 if self.came < least(waited) {
