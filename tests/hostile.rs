@@ -10,10 +10,11 @@
 mod support;
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use support::by_hand;
 use support::frames::{
     DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, RST_STREAM, Raw, frame, literal, request,
 };
@@ -207,29 +208,21 @@ const CASES: &[(&str, &str, &str)] = &[
 
 /// A worker that keeps every byte it gets but for health checks, and answers each connection once.
 fn recording() -> (SocketAddr, Arc<Mutex<Vec<u8>>>) {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let address = listener.local_addr().expect("address");
     let got = Arc::new(Mutex::new(Vec::new()));
     let kept = Arc::clone(&got);
-    std::thread::spawn(move || {
-        for mut stream in listener.incoming().flatten() {
-            let kept = Arc::clone(&kept);
-            std::thread::spawn(move || {
-                let mut piece = [0; 4096];
-                let mut all = Vec::new();
-                while let Ok(length @ 1..) = stream.read(&mut piece) {
-                    all.extend_from_slice(&piece[..length]);
-                    if !all.starts_with(b"GET /ping") {
-                        kept.lock().expect("whole").extend_from_slice(&piece[..length]);
-                    }
-                    if is_whole(&all) {
-                        let ok =
-                            b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
-                        drop(stream.write_all(ok));
-                        return;
-                    }
-                }
-            });
+    let address = by_hand::listen(move |mut stream| {
+        let mut piece = [0; 4096];
+        let mut all = Vec::new();
+        while let Ok(length @ 1..) = stream.read(&mut piece) {
+            all.extend_from_slice(&piece[..length]);
+            if !all.starts_with(b"GET /ping") {
+                kept.lock().expect("whole").extend_from_slice(&piece[..length]);
+            }
+            if is_whole(&all) {
+                let ok = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+                drop(stream.write_all(ok));
+                return;
+            }
         }
     });
     (address, got)

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use http::{HeaderMap, HeaderName};
 use tokio::time::Sleep;
 
+use super::headers;
 use super::names::Names;
 use super::refusal::Refusal;
 use crate::types::spec::RequestPolicy;
@@ -39,17 +40,18 @@ impl Deadline {
     /// [`Refusal::Malformed`] where that cannot be read: a client that believes in a limit must not wait
     /// without one.
     pub(super) fn asked(
-        headers: &HeaderMap,
+        fields: &HeaderMap,
         names: Names,
         arrived_at: Instant,
     ) -> Result<Self, Refusal> {
-        if !(names.may_have(TIMEOUT_MS) || names.may_have(GRPC_TIMEOUT)) {
-            return Ok(Self::default());
-        }
-        let own = only(headers, &TIMEOUT_MS, own_timeout).map_err(|()| {
+        let limit = |name: &HeaderName, read: fn(&str) -> Option<Duration>| {
+            let said = headers::only(fields, names, name)?;
+            said.map(|text| read(text).ok_or(())).transpose()
+        };
+        let own = limit(&TIMEOUT_MS, own_timeout).map_err(|()| {
             Refusal::Malformed("x-forebay-timeout-ms is not one number from 1 to 99999999")
         })?;
-        let grpc = only(headers, &GRPC_TIMEOUT, grpc_timeout)
+        let grpc = limit(&GRPC_TIMEOUT, grpc_timeout)
             .map_err(|()| Refusal::Malformed("grpc-timeout is not one number with a unit"))?;
         let limit = own.into_iter().chain(grpc).min();
         Ok(Self { end: limit.map(|limit| arrived_at + limit), ..Self::default() })
@@ -158,20 +160,6 @@ impl Watch {
         }
         timer.as_mut().poll(cx).map(|()| Late::Idle(*limit))
     }
-}
-
-/// What a field says that may come once at most.
-fn only<T>(
-    headers: &HeaderMap,
-    name: &HeaderName,
-    read: impl Fn(&str) -> Option<T>,
-) -> Result<Option<T>, ()> {
-    let mut values = headers.get_all(name).iter();
-    let Some(value) = values.next() else { return Ok(None) };
-    if values.next().is_some() {
-        return Err(());
-    }
-    value.to_str().ok().and_then(read).map(Some).ok_or(())
 }
 
 /// A limit of nothing can only be a mistake.

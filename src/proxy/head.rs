@@ -86,7 +86,8 @@ pub(super) fn ends_here(parts: &mut Parts) -> Result<bool, Refusal> {
     }
     let mut values = parts.headers.get_all(MAX_FORWARDS).iter();
     let Some(value) = values.next() else { return Ok(false) };
-    let left = value.to_str().ok().filter(|_| is_plain_number(value) && values.next().is_none());
+    let left =
+        value.to_str().ok().filter(|_| headers::is_plain_number(value) && values.next().is_none());
     // There are never more hops than that.
     let left = left.map(|digits| digits.parse().unwrap_or(u32::MAX));
     let left = left.ok_or(Refusal::Malformed("Max-Forwards is not one plain number"))?;
@@ -230,7 +231,7 @@ fn fields(parts: &Parts) -> Option<&'static str> {
     if coding.is_some() && length.is_some() {
         return Some("both Content-Length and Transfer-Encoding are there");
     }
-    if length.is_some_and(|length| !is_plain_number(length)) {
+    if length.is_some_and(|length| !headers::is_plain_number(length)) {
         return Some("Content-Length is no plain number");
     }
     match host {
@@ -279,14 +280,6 @@ fn nominates_framing(connection: &HeaderValue) -> bool {
             .iter()
             .any(|name| token.eq_ignore_ascii_case(name))
     })
-}
-
-/// Digits, and no more of them than it takes: `010` is 8 to some.
-fn is_plain_number(value: &HeaderValue) -> bool {
-    let digits = value.as_bytes();
-    !digits.is_empty()
-        && digits.iter().all(u8::is_ascii_digit)
-        && (digits == b"0" || digits[0] != b'0')
 }
 
 #[cfg(test)]

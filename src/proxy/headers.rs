@@ -128,18 +128,37 @@ pub(super) fn set_request_framing(method: &Method, headers: &mut HeaderMap, leng
     }
 }
 
-/// The number that a field says in digits, and in no more of them than it takes: `010` is 8 to some.
-pub(super) fn plain_number(value: &HeaderValue) -> Option<u64> {
+/// What a field says that may come once at most, of a head with these names.
+pub(super) fn only<'a>(
+    headers: &'a HeaderMap,
+    names: Names,
+    name: &HeaderName,
+) -> Result<Option<&'a str>, ()> {
+    if !names.may_have(name) {
+        return Ok(None);
+    }
+    let mut values = headers.get_all(name).iter();
+    match (values.next(), values.next()) {
+        (None, _) => Ok(None),
+        (Some(value), None) => value.to_str().map(Some).map_err(drop),
+        _ => Err(()),
+    }
+}
+
+/// Digits, and no more of them than it takes: `010` is 8 to some.
+pub(super) fn is_plain_number(value: &HeaderValue) -> bool {
     let digits = value.as_bytes();
-    let is_plain = matches!(digits, [b'0'] | [b'1'..=b'9', ..]);
-    std::str::from_utf8(digits).ok().filter(|_| is_plain)?.parse().ok()
+    !digits.is_empty()
+        && digits.iter().all(u8::is_ascii_digit)
+        && (digits == b"0" || digits[0] != b'0')
 }
 
 /// Says the length in one field, in plain digits. Nearly every message says it so already.
 pub(super) fn set_length(headers: &mut HeaderMap, bytes: u64) {
     let mut said = headers.get_all(CONTENT_LENGTH).iter();
-    let (said, other) = (said.next().and_then(plain_number), said.next());
-    if said != Some(bytes) || other.is_some() {
+    let (plain, other) = (said.next().filter(|value| is_plain_number(value)), said.next());
+    let number = plain.and_then(|digits| digits.to_str().ok()?.parse().ok());
+    if number != Some(bytes) || other.is_some() {
         headers.insert(CONTENT_LENGTH, HeaderValue::from(bytes));
     }
 }

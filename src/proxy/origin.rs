@@ -16,23 +16,14 @@ use crate::types::Network;
 const FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-/// What hops before say of a request; ours to remove or to add to.
-const FIELDS: [HeaderName; 6] = [
-    FOR,
-    PROTO,
-    FORWARDED,
-    HeaderName::from_static("x-forwarded-host"),
-    HeaderName::from_static("x-forwarded-port"),
-    HeaderName::from_static("x-real-ip"),
-];
-/// All of what is ours.
+/// What hops say of a request: ours to remove, to set or to add to. The first are only kept of hops that are trusted.
 const OURS: [&str; 8] = [
-    "x-forwarded-for",
-    "x-forwarded-proto",
     "forwarded",
     "x-forwarded-host",
     "x-forwarded-port",
     "x-real-ip",
+    "x-forwarded-for",
+    "x-forwarded-proto",
     "x-request-id",
     "via",
 ];
@@ -94,8 +85,8 @@ impl Origin {
             }
             headers.entry(PROTO).or_insert_with(|| self.proto.clone());
         } else {
-            for name in &FIELDS[2..] {
-                headers.remove(name);
+            for name in &OURS[..4] {
+                headers.remove(*name);
             }
             headers.insert(FOR, self.address.clone());
             headers.insert(PROTO, self.proto.clone());
@@ -196,7 +187,10 @@ mod tests {
 
     #[test]
     fn each_of_ours_is_looked_for() {
-        assert!(FIELDS.iter().chain([&REQUEST_ID, &VIA]).all(is_ours));
+        let hosts = ["x-forwarded-host", "x-forwarded-port", "x-real-ip"];
+        let hosts = hosts.map(HeaderName::from_static);
+        let ours = [FOR, PROTO, FORWARDED, REQUEST_ID, VIA];
+        assert!(ours.iter().chain(&hosts).all(is_ours));
         assert!(!is_ours(&HeaderName::from_static("x-stainless-lang")));
     }
 

@@ -62,7 +62,7 @@ impl Target {
         parts: &Parts,
         snapshot: &Snapshot,
     ) -> Option<Result<Arc<Variant>, Refusal>> {
-        let Ok(by_header) = self.only(&parts.headers, &ENDPOINT) else {
+        let Ok(by_header) = headers::only(&parts.headers, self.names, &ENDPOINT) else {
             let why = "x-forebay-endpoint is there more than once, or is no name";
             return Some(Err(Refusal::Malformed(why)));
         };
@@ -126,26 +126,13 @@ impl Target {
         }
     }
 
-    /// What a field says that may come once at most.
-    fn only<'a>(&self, headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a str>, ()> {
-        if !self.names.may_have(name) {
-            return Ok(None);
-        }
-        let mut values = headers.get_all(name).iter();
-        match (values.next(), values.next()) {
-            (None, _) => Ok(None),
-            (Some(value), None) => value.to_str().map(Some).map_err(drop),
-            _ => Err(()),
-        }
-    }
-
     fn pick(
         &self,
         endpoint: &Endpoint,
         model: Option<&str>,
-        headers: &HeaderMap,
+        fields: &HeaderMap,
     ) -> Result<Arc<Variant>, Refusal> {
-        let named = self.only(headers, &TARGET_VARIANT).map_err(|()| {
+        let named = headers::only(fields, self.names, &TARGET_VARIANT).map_err(|()| {
             Refusal::Malformed(
                 "x-amzn-sagemaker-target-variant is there more than once, or is no name",
             )

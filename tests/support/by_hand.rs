@@ -7,13 +7,18 @@ use std::sync::Arc;
 /// Gets the head of each request in lower case, and the connection behind its body. Connections are kept
 /// until either side closes.
 pub fn start(answer: impl Fn(&str, &mut TcpStream) + Send + Sync + 'static) -> SocketAddr {
+    listen(move |stream| serve(stream, &answer))
+}
+
+/// Gets each connection, on a thread of its own.
+pub fn listen(serve: impl Fn(TcpStream) + Send + Sync + 'static) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = listener.local_addr().expect("address");
-    let answer = Arc::new(answer);
+    let serve = Arc::new(serve);
     std::thread::spawn(move || {
         for stream in listener.incoming().flatten() {
-            let answer = Arc::clone(&answer);
-            std::thread::spawn(move || serve(stream, &*answer));
+            let serve = Arc::clone(&serve);
+            std::thread::spawn(move || serve(stream));
         }
     });
     address

@@ -1,8 +1,9 @@
 //! HTTP/2 as bytes.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::Arc;
+use std::net::{SocketAddr, TcpStream};
+
+use super::by_hand;
 
 /// Kinds of frames (RFC 9113, 6).
 pub const DATA: u8 = 0;
@@ -92,16 +93,9 @@ impl Raw {
 /// A worker of raw frames. Requests without a body, health checks among them, get a 200; the stream of any other
 /// is left to `answer`, which tells whether the connection goes on.
 pub fn worker(answer: impl Fn(u32, &mut TcpStream) -> bool + Send + Sync + 'static) -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let address = listener.local_addr().expect("address");
-    let answer = Arc::new(answer);
-    std::thread::spawn(move || {
-        for stream in listener.incoming().flatten() {
-            let answer = Arc::clone(&answer);
-            std::thread::spawn(move || serve(stream, &*answer));
-        }
-    });
-    address
+    by_hand::listen(move |stream| {
+        serve(stream, &answer);
+    })
 }
 
 fn serve(mut stream: TcpStream, answer: &dyn Fn(u32, &mut TcpStream) -> bool) -> Option<()> {

@@ -68,21 +68,18 @@ pub(super) async fn serve_connection(
             // hyper gives it to its task before it looks for another.
             next.replace(Some(Rc::clone(&taking)));
             let presence = thread.clients.asked_by_stream();
-            let refused = if presence.is_none() {
-                Some(Refusal::TooManyStreams)
-            } else {
-                has_too_many_fields(request.headers()).then_some(Refusal::HeadTooLarge)
+            let taken = match (&presence, has_too_many_fields(request.headers())) {
+                (None, _) => Err(Refusal::TooManyStreams),
+                (Some(_), true) => Err(Refusal::HeadTooLarge),
+                (Some(_), false) => Ok(()),
             };
             let is_head = request.method() == Method::HEAD;
-            let answer = refused.map_or_else(
-                || {
-                    let names = Names::of(request.headers());
-                    origin.mark(request.headers_mut(), names, Version::HTTP_2);
-                    // In a place of its own: hyper moves what answers a stream several times.
-                    Ok(Box::pin(serve(Rc::clone(&thread), request.map(Incoming::Http2))))
-                },
-                Err,
-            );
+            let answer = taken.map(|()| {
+                let names = Names::of(request.headers());
+                origin.mark(request.headers_mut(), names, Version::HTTP_2);
+                // In a place of its own: hyper moves what answers a stream several times.
+                Box::pin(serve(Rc::clone(&thread), request.map(Incoming::Http2)))
+            });
             async move {
                 let answer = match answer {
                     Ok(answer) => answer.await?,
