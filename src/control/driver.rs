@@ -164,7 +164,7 @@ impl Driver {
                     self.may_act().await?;
                     self.calls.terminate(provider, instance);
                 }
-                Action::Probe(probe) => self.prober.probe(probe),
+                Action::Probe(probes) => self.prober.probe(&probes),
             }
         }
         Ok(())

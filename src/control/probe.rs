@@ -62,8 +62,14 @@ impl Prober {
         Self { http1, http2, tls, slots, events, tasks: Tasks::new() }
     }
 
-    /// Asks, and answers with [`Event::Probed`].
-    pub(super) fn probe(&self, probe: Arc<Probe>) {
+    /// Asks all of them, and answers each with an [`Event::Probed`] of its own.
+    pub(super) fn probe(&self, probes: &[Probe]) {
+        for probe in probes {
+            self.probe_one(probe.clone());
+        }
+    }
+
+    fn probe_one(&self, probe: Probe) {
         let prober = self.clone();
         self.tasks.spawn_until_stopped("probe", async move {
             // The wait for a slot is ours and must not count against the instance.
@@ -74,7 +80,7 @@ impl Prober {
             };
             drop(slot);
             // The driver is only gone when everything ends.
-            let _ = prober.events.send(Event::Probed { probe, result }).await;
+            let _ = prober.events.send(Event::Probed { probes: [probe].into(), result }).await;
         });
     }
 
@@ -224,10 +230,10 @@ mod tests {
         let prober = Prober::new(events, Connectors::default());
         let id = InstanceId::new("i-1").expect("valid");
         let mut probe = Probe::to(id, Generation(3), address);
-        Arc::get_mut(&mut probe).expect("nobody shares it").timeout = limit;
-        prober.probe(probe);
+        probe.timeout = limit;
+        prober.probe(&[probe]);
         match received.recv().await {
-            Some(Event::Probed { probe, result }) if probe.generation.0 == 3 => result,
+            Some(Event::Probed { probes, result }) if probes[0].generation.0 == 3 => result,
             other => panic!("{other:?}"),
         }
     }

@@ -13,7 +13,7 @@ use crate::types::{Address, InstanceId, InstanceTypeName, ProviderError, Provide
 const SLOTS: u16 = 50_000;
 const FIRST_PORT: u16 = 9_000;
 /// A place at which no machine is ever kept.
-const NOBODY: u32 = u32::MAX;
+const NOBODY: usize = usize::MAX;
 
 /// All providers together.
 #[derive(Debug)]
@@ -25,8 +25,8 @@ pub(super) struct Cloud {
     machines: Machines,
     /// Those that have ended, by when that is forgotten.
     ended: BTreeSet<(Timestamp, InstanceId)>,
-    /// The places of those who listen, by the last part of the address; [`NOBODY`] elsewhere.
-    listening: Vec<u32>,
+    /// By the last part of the address.
+    listening: Vec<Listener>,
     /// Addresses that were in use and are free; the lowest one is taken next, so that they are used again.
     freed: BTreeSet<u16>,
     /// Instances that have not ended, by type.
@@ -34,6 +34,15 @@ pub(super) struct Cloud {
     /// Launches refused for lack of capacity, by type.
     pub(super) refusals: BTreeMap<InstanceTypeName, u64>,
     pub(super) launches: BTreeMap<InstanceTypeName, u64>,
+}
+
+/// Who listens at an address.
+#[derive(Debug, Clone, Copy)]
+struct Listener {
+    /// Where that machine is kept; [`NOBODY`]: none listens.
+    place: usize,
+    /// It was healthy when it was last asked, and nothing has happened to it since.
+    well: bool,
 }
 
 impl Cloud {
@@ -122,8 +131,9 @@ impl Cloud {
         let address = at_grant.then(|| machine.address.clone());
         let slot = usize::from(machine.slot);
         let place = self.machines.insert(id, machine);
-        self.listening.resize(self.listening.len().max(slot + 1), NOBODY);
-        self.listening[slot] = u32::try_from(place).unwrap_or(NOBODY);
+        let nobody = Listener { place: NOBODY, well: false };
+        self.listening.resize(self.listening.len().max(slot + 1), nobody);
+        self.listening[slot].place = place;
         Ok(Grant { address })
     }
 
@@ -178,7 +188,9 @@ impl Cloud {
 
     /// One of them, to be changed.
     pub(super) fn machine_mut(&mut self, id: &InstanceId) -> Option<&mut Machine> {
-        self.machines.get_mut(id)
+        let machine = self.machines.get_mut(id)?;
+        self.listening[usize::from(machine.slot)].well = false;
+        Some(machine)
     }
 
     /// What `provider` lists at this moment.
@@ -210,7 +222,7 @@ impl Cloud {
         if let Some(machine) = self.machines.get_mut(id).filter(|m| m.ended.is_none()) {
             machine.ended = Some(Ended { reason: reason.to_owned(), listed_until });
             self.ended.insert((listed_until, id.clone()));
-            self.listening[usize::from(machine.slot)] = NOBODY;
+            self.listening[usize::from(machine.slot)] = Listener { place: NOBODY, well: false };
             self.freed.insert(machine.slot);
             if let Some(held) = self.held.get_mut(&machine.instance_type) {
                 *held -= 1;
@@ -219,18 +231,16 @@ impl Cloud {
     }
 
     /// How a probe of `address` is answered: by whoever listens there now.
-    pub(super) fn probe(&self, now: Timestamp, address: &Address) -> Result<(), String> {
-        let slot = address.port().checked_sub(FIRST_PORT);
-        let machine = slot
-            .and_then(|slot| self.machines.at(*self.listening.get(usize::from(slot))? as usize))
-            .filter(|machine| machine.running_at <= now)
-            .ok_or("connection refused")?;
-        match machine.healthy_at {
-            _ if machine.dead => Err("timed out".into()),
-            _ if machine.sick_until > now => Err("status 500".into()),
-            Some(at) if at <= now => Ok(()),
-            _ => Err("status 503".into()),
+    pub(super) fn probe(&mut self, now: Timestamp, address: &Address) -> Result<(), String> {
+        let slot = address.port().checked_sub(FIRST_PORT).map(usize::from);
+        let listener = slot.and_then(|slot| self.listening.get_mut(slot));
+        let listener = listener.ok_or("connection refused")?;
+        if !listener.well {
+            let machine = self.machines.at(listener.place);
+            machine.ok_or("connection refused")?.probe(now)?;
+            listener.well = true;
         }
+        Ok(())
     }
 
     /// Forgets what ended long ago.

@@ -18,8 +18,6 @@ use crate::types::{
 /// limit.
 const TURN_SHARE: u32 = 20;
 const TURN_LEAST: u32 = 5_000;
-/// How long a probe is on its way to an instance, and its answer back.
-const PROBE_LATENCY: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(30));
 /// After which a provider's own time limit ends a call.
 const CALL_LIMIT: Duration = Duration::from_secs(60);
 
@@ -46,14 +44,6 @@ enum CallKind {
     List(ProviderName),
     Launch(ProviderName, LaunchBatch),
     Terminate(InstanceId),
-}
-
-/// A probe on its way, or its answer: by far the most of what passes between the manager and its instances.
-#[derive(Debug)]
-pub(super) struct ProbeCall {
-    life: u64,
-    probe: Arc<Probe>,
-    back: Duration,
 }
 
 impl World {
@@ -178,7 +168,7 @@ impl World {
             Action::List(provider) => self.call(CallKind::List(provider)),
             Action::Launch { provider, batch } => self.call(CallKind::Launch(provider, batch)),
             Action::Terminate { instance, .. } => self.call(CallKind::Terminate(instance)),
-            Action::Probe(probe) => self.probe(probe),
+            Action::Probe(probes) => self.probe(probes),
             Action::Publish(table) => {
                 self.published = Some(Arc::clone(&table));
                 for proxy in 0..self.proxies.len() {
@@ -253,38 +243,13 @@ impl World {
         }
     }
 
-    /// Sends a probe on its way: nothing goes wrong with it.
-    fn probe(&mut self, probe: Arc<Probe>) {
-        let life = self.manager.as_ref().map_or(0, |manager| manager.life);
-        let (there, back) = (self.rng.span(PROBE_LATENCY), self.rng.span(PROBE_LATENCY));
-        self.agenda.enter(self.now + there, Due::Probe(ProbeCall { life, probe, back }));
-    }
-
-    /// A probe reaches the instance.
-    pub(super) fn answer_probe(&mut self, call: ProbeCall) {
-        if self.was_never_sent(call.life) {
-            return;
-        }
-        let result = self.cloud.probe(self.now, &call.probe.address);
-        let unanswered = result.as_ref().is_err_and(|reason| reason == "timed out");
-        let after = if unanswered { call.probe.timeout } else { call.back };
-        self.agenda.enter(self.now + after, Due::Probed { call, result });
-    }
-
-    /// The answer to a probe reaches the manager.
-    pub(super) fn probed(&mut self, call: ProbeCall, result: Result<(), String>) {
-        if self.lives(call.life) {
-            self.tell(Event::Probed { probe: call.probe, result });
-        }
-    }
-
     /// Whether the manager is still that one.
     pub(super) fn lives(&self, life: u64) -> bool {
         self.manager.as_ref().is_some_and(|manager| manager.life == life)
     }
 
     /// What a manager that has died since was about to send may never have been sent.
-    fn was_never_sent(&mut self, life: u64) -> bool {
+    pub(super) fn was_never_sent(&mut self, life: u64) -> bool {
         !self.lives(life) && self.rng.chance(500)
     }
 
@@ -402,7 +367,7 @@ fn show_event(event: &Event) -> String {
             format!("{} reports {} {}", report.proxy, report.applied, busy.join(" "))
         }
         Event::Reconfigured(_) => "reconfigured".into(),
-        Event::Probed { probe, result } => format!("probed {}: {result:?}", probe.instance),
+        Event::Probed { probes, result } => format!("probed {}: {result:?}", show_probes(probes)),
         other => format!("{other:?}"),
     }
 }
@@ -416,7 +381,7 @@ fn show_action(action: &Action) -> String {
         Action::Launch { provider, batch } => {
             format!("launch {:?} at {provider}", batch.instances)
         }
-        Action::Probe(probe) => format!("probe {}", probe.instance),
+        Action::Probe(probes) => format!("probe {}", show_probes(probes)),
         Action::Publish(table) => {
             let backends = table.endpoints.iter().flat_map(|e| &e.variants);
             let ids: Vec<&str> =
@@ -425,6 +390,11 @@ fn show_action(action: &Action) -> String {
         }
         other => format!("{other:?}"),
     }
+}
+
+fn show_probes(probes: &[Probe]) -> String {
+    let ids: Vec<&str> = probes.iter().map(|probe| probe.instance.as_str()).collect();
+    ids.join(" ")
 }
 
 fn show_change(change: &Change) -> String {

@@ -29,9 +29,11 @@ struct Group {
     listed: Option<(Arc<[ProviderInstance]>, Timestamp)>,
 }
 
-/// One instance as it really is. What a probe sees of it lies in one cache line.
+/// What comes of a probe that is not answered.
+pub(super) const TIMED_OUT: &str = "timed out";
+
+/// One instance as it really is.
 #[derive(Debug)]
-#[repr(C, align(64))]
 pub(super) struct Machine {
     pub(super) running_at: Timestamp,
     /// When it would be healthy first; `None`: never.
@@ -76,6 +78,17 @@ impl Machine {
     /// Whether it could serve a request.
     pub(super) fn serves(&self, now: Timestamp) -> bool {
         self.ended.is_none() && !self.dead && self.healthy_at.is_some_and(|at| at <= now)
+    }
+
+    /// How it answers a probe.
+    pub(super) fn probe(&self, now: Timestamp) -> Result<(), &'static str> {
+        match self.healthy_at {
+            _ if self.running_at > now => Err("connection refused"),
+            _ if self.dead => Err(TIMED_OUT),
+            _ if self.sick_until > now => Err("status 500"),
+            Some(at) if at <= now => Ok(()),
+            _ => Err("status 503"),
+        }
     }
 
     /// Whether its end is certain and has not come yet.

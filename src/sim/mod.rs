@@ -18,6 +18,7 @@ mod fleets;
 mod generate;
 mod happen;
 mod machines;
+mod probing;
 mod proxies;
 mod report;
 mod rng;

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::cloud::Cloud;
-use super::driver::{Call, Manager, ProbeCall};
+use super::driver::{Call, Manager};
+use super::probing::ProbeCall;
 use super::proxies::{Proxy, Sent};
 use super::rng::Rng;
 use super::setup::{Happening, Setup};
@@ -85,9 +86,9 @@ pub(super) enum Due {
     Carry(Box<Call>),
     /// An answer reaches the manager that asked.
     Answer { life: u64, event: Box<Event> },
-    /// A probe reaches an instance.
+    /// Probes reach their instances.
     Probe(ProbeCall),
-    /// Its answer reaches the manager that asked.
+    /// An answer to probes reaches the manager that asked.
     Probed { call: ProbeCall, result: Result<(), String> },
     /// A report reaches the manager, whichever it is.
     Report { proxy: usize, event: Box<Event> },
@@ -206,7 +207,7 @@ impl World {
                     self.tell(*event);
                 }
             }
-            Due::Probe(call) => self.answer_probe(call),
+            Due::Probe(call) => self.answer_probes(call),
             Due::Probed { call, result } => self.probed(call, result),
             Due::Report { proxy, event } => {
                 if let Some(manager) = &self.manager {

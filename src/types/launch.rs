@@ -84,6 +84,8 @@ impl Listing {
     #[must_use]
     pub fn find(&self, id: &InstanceId) -> Option<&ProviderInstance> {
         self.0.iter().rev().find_map(|part| {
+            // Most parts are of others, often all before or all after it.
+            part.last().filter(|last| last.id >= *id)?;
             let end = part.partition_point(|there| there.id <= *id);
             part.get(end.checked_sub(1)?).filter(|there| there.id == *id)
         })

@@ -149,12 +149,14 @@ impl Ledger {
                     known.gone = true;
                 }
             }
-            Event::Probed { probe, result } => {
-                if let Some(known) = self.instances.get_mut(&probe.instance)
-                    && known.record.generation == probe.generation
-                {
-                    known.healthy = result.is_ok();
-                    known.failing = result.is_err();
+            Event::Probed { probes, result } => {
+                for probe in probes.iter() {
+                    if let Some(known) = self.instances.get_mut(&probe.instance)
+                        && known.record.generation == probe.generation
+                    {
+                        known.healthy = result.is_ok();
+                        known.failing = result.is_err();
+                    }
                 }
             }
             Event::Reported(report) => {
@@ -189,8 +191,11 @@ impl Ledger {
             }
             Action::Launch { provider, batch } => self.check_launch(provider, batch),
             Action::Terminate { provider, instance } => self.check_terminate(provider, instance),
-            Action::Probe(probe) => {
-                self.check_probe(&probe.instance, probe.generation, &probe.address)
+            Action::Probe(probes) => {
+                let wrong = probes.iter().flat_map(|probe| {
+                    self.check_probe(&probe.instance, probe.generation, &probe.address)
+                });
+                wrong.collect()
             }
             Action::Publish(table) => self.check_publish(table),
         }

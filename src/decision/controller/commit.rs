@@ -64,6 +64,7 @@ impl Controller {
                 Waiter::Schedule(key) => self.keep_schedule(now, &key),
                 Waiter::Scaling(key) => self.ask_policies(now, &key),
                 Waiter::Instance(slot) => self.instance_due(now, slot),
+                Waiter::Sweep(phase) => self.sweep_due(now, phase),
                 Waiter::Variant(key) => {
                     self.dirty.insert(key);
                 }

@@ -25,8 +25,6 @@ impl Controller {
         let restarted = since.is_some_and(|run| run != report.run);
         let all_new = restarted || since.is_none() && report.applied.epoch == 0;
         for demand in told {
-            let others = self.demand_but(&demand.variant, report);
-            let serves = self.serves(&demand.variant);
             let Some(variant) = self.variants.get_mut(&demand.variant) else { continue };
             let base = variant.arrivals.insert(report.proxy.clone(), demand.arrivals);
             let base = base.filter(|_| !restarted);
@@ -41,13 +39,19 @@ impl Controller {
             if here > 0 || grew || unknown {
                 variant.last_busy_at = now;
             }
-            if !serves && (demand.queued > 0 || grew) {
-                let need = (here + others).max(1);
-                if need > variant.latched_demand {
-                    variant.latched_demand = need;
-                    self.dirty.insert(demand.variant.clone());
-                }
+            if (demand.queued > 0 || grew) && !self.serves(&demand.variant) {
+                let need = (here + self.demand_but(&demand.variant, report)).max(1);
+                self.latch(&demand.variant, need);
             }
+        }
+    }
+
+    /// So many requests want a variant that nothing serves.
+    fn latch(&mut self, key: &VariantKey, need: u64) {
+        let Some(variant) = self.variants.get_mut(key) else { return };
+        if need > variant.latched_demand {
+            variant.latched_demand = need;
+            self.dirty.insert(key.clone());
         }
     }
 
@@ -75,7 +79,7 @@ impl Controller {
     }
 
     fn serves(&self, key: &VariantKey) -> bool {
-        self.fleet.serving(key).next().is_some()
+        self.fleet.crews.serving(key).next().is_some()
     }
 
     /// Wakes a variant, or lets it go to zero. Returns when it may go to zero at the earliest.

@@ -1,7 +1,6 @@
 //! Proxies and the way out: whose reports count, when a draining instance may be stopped, and the
 //! termination that is repeated until the provider's list no longer shows it.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::decision::plan::backoff::backoff;
@@ -13,7 +12,7 @@ use crate::types::{
 };
 
 use super::events::{EventKind, Leave, Span};
-use super::fleet::{Launch, NEVER};
+use super::fleet::{Launch, NEVER, Slot};
 use super::machine::Trigger;
 use super::timers::Waiter;
 use super::{Action, Controller, PROXY_LEASE, PROXY_MEMORY, RECONNECT_GRACE};
@@ -40,8 +39,8 @@ pub(super) struct Proxy {
     pub(super) live: bool,
     pub(super) run: u64,
     pub(super) applied: TableVersion,
-    /// Requests at each instance that there is, by its start, and broken connections so far.
-    pub(super) outstanding: BTreeMap<Generation, (u32, u64)>,
+    /// What it has at each instance that there is and that it told of, in the order of their starts.
+    pub(super) held: Vec<Held>,
     /// What it last told of each variant that there is, in order: requests waiting and running, and what its
     /// requests took since it started.
     told: Vec<DemandReport>,
@@ -58,10 +57,21 @@ impl Proxy {
             live: false,
             run: 0,
             applied: TableVersion::default(),
-            outstanding: BTreeMap::new(),
+            held: Vec::new(),
             told: Vec::new(),
             draining_until: None,
         }
+    }
+
+    /// What it has at a start of an instance, if it told of it.
+    fn held_at(&self, generation: Generation) -> Option<&Held> {
+        let at = self.held.binary_search_by_key(&generation, |held| held.generation).ok()?;
+        self.held.get(at)
+    }
+
+    /// An instance is gone.
+    pub(super) fn forget(&mut self, generation: Generation) {
+        self.held.retain(|held| held.generation != generation);
     }
 
     /// Requests waiting and running for a variant: nothing is known of a silent one's.
@@ -69,6 +79,18 @@ impl Proxy {
         let told = told_of(&self.told, variant).filter(|_| self.live)?;
         Some((told.queued, told.outstanding))
     }
+}
+
+/// What a proxy has at an instance.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Held {
+    pub(super) generation: Generation,
+    /// Where the instance is kept.
+    pub(super) slot: Slot,
+    /// Requests at it.
+    pub(super) requests: u32,
+    /// Connections that it has broken so far.
+    broken: u64,
 }
 
 /// What was told of a variant.
@@ -96,27 +118,37 @@ impl Controller {
             return;
         }
         let mut suspects = Vec::new();
-        let mut outstanding = Vec::with_capacity(report.backends.len());
+        // Those that there are, and where each is kept.
+        let mut known = Vec::with_capacity(report.backends.len());
         for backend in &report.backends {
             // Whoever is counted already is there: what is forgotten is counted no more.
-            let counted = before.as_ref().and_then(|p| p.outstanding.get(&backend.generation));
-            if counted.is_none() && !self.has(&backend.instance, backend.generation) {
+            let counted = before.as_ref().and_then(|p| p.held_at(backend.generation));
+            let slot = counted.map(|held| held.slot);
+            let Some(slot) = slot.or_else(|| self.slot_of(&backend.instance, backend.generation))
+            else {
                 continue;
-            }
+            };
             // Whoever was left out of the report before had nothing to tell: no broken connection.
             let same_run = before.as_ref().is_some_and(|p| p.run == report.run);
             let broken = if same_run {
-                counted.map_or(0, |(_, broken)| *broken)
+                counted.map_or(0, |held| held.broken)
             } else {
                 backend.connect_failures
             };
             if backend.connect_failures > broken && self.serves_as(&backend.instance) {
                 suspects.push(backend.instance.clone());
             }
-            let counts = (backend.outstanding, backend.connect_failures);
-            outstanding.push((backend.generation, counts));
+            known.push((slot, backend));
         }
-        let outstanding = outstanding.into_iter().collect();
+        let held = known.iter().map(|(slot, backend)| Held {
+            generation: backend.generation,
+            slot: *slot,
+            requests: backend.outstanding,
+            broken: backend.connect_failures,
+        });
+        let mut held: Vec<Held> = held.collect();
+        held.sort_unstable_by_key(|held| held.generation);
+        held.dedup_by_key(|held| held.generation);
         let mut told = std::mem::take(&mut report.variants);
         told.retain(|demand| self.variants.contains_key(&demand.variant));
         told.sort_by(|one, other| one.variant.cmp(&other.variant));
@@ -134,7 +166,7 @@ impl Controller {
             live: true,
             run: report.run,
             applied: report.applied,
-            outstanding,
+            held,
             told,
             draining_until: report.draining_until,
         };
@@ -143,8 +175,8 @@ impl Controller {
         for suspect in suspects {
             self.suspect(now, &suspect);
         }
-        self.note_work(now, &report);
-        self.note_loads(now, &report);
+        self.note_work(now, &report.proxy, &known);
+        self.note_loads(now, &known);
         self.check_drains(now);
     }
 
@@ -200,13 +232,13 @@ impl Controller {
 
     /// Requests at an instance, over all proxies.
     pub(super) fn outstanding(&self, generation: Generation) -> u64 {
-        let at =
-            |p: &Proxy| p.outstanding.get(&generation).map_or(0, |(count, _)| u64::from(*count));
+        let at = |p: &Proxy| p.held_at(generation).map_or(0, |held| u64::from(held.requests));
         self.proxies.values().map(at).sum()
     }
 
-    fn has(&self, id: &InstanceId, generation: Generation) -> bool {
-        self.fleet.get(id).is_some_and(|instance| instance.record.generation == generation)
+    fn slot_of(&self, id: &InstanceId, generation: Generation) -> Option<Slot> {
+        let instance = self.fleet.started_as(generation);
+        instance.filter(|instance| instance.record.id == *id).map(|instance| instance.slot)
     }
 
     fn serves_as(&self, id: &InstanceId) -> bool {

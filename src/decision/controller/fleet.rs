@@ -10,12 +10,9 @@ use rustc_hash::FxHashMap;
 use crate::types::record::{CapacityKey, InstanceRecord};
 use crate::types::spec::VariantSpec;
 use crate::types::table::TableVersion;
-use crate::types::{
-    Address, Generation, InstanceId, InstanceState, InstanceTypeName, ProviderName, Timestamp,
-    VariantKey,
-};
+use crate::types::{Generation, InstanceId, InstanceState, ProviderName, Timestamp, VariantKey};
 
-use super::Probe;
+use super::crews::{CrewNumber, Crews};
 use super::signals::Told;
 
 /// Where the launch of an instance stands.
@@ -34,18 +31,15 @@ pub(super) enum Launch {
 /// Where the health probes of an instance stand.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Probing {
-    pub(super) next_at: Timestamp,
+    /// When it is asked by itself, apart from its sweep; `None`: it is not.
+    pub(super) next_at: Option<Timestamp>,
     pub(super) sent_at: Timestamp,
-    /// A probe is out; given up for unanswered at this moment.
-    pub(super) in_flight: Option<Timestamp>,
+    /// A probe is out.
+    pub(super) in_flight: bool,
     /// Failures in a row.
     pub(super) failures: u32,
-    /// The last failure, in words.
-    pub(super) last: Option<Box<str>>,
     /// How often it has passed again after failures, since it is in service.
     pub(super) recoveries: u32,
-    /// What is asked, as long as nothing of it changes.
-    pub(super) probe: Option<Arc<Probe>>,
 }
 
 /// Where the termination of an instance stands.
@@ -68,14 +62,18 @@ pub(super) struct Interruption {
 #[derive(Debug, Clone)]
 #[repr(C, align(64))]
 pub(super) struct Instance {
-    pub(super) probe: Probing,
-    /// Its variant's, as last configured; `None` if that was removed before this controller started.
-    pub(super) spec: Option<Arc<VariantSpec>>,
-    /// Where the fleet keeps it.
-    pub(super) slot: Slot,
     /// Those of the record.
     generation: Generation,
     state: InstanceState,
+    /// Where the fleet keeps it.
+    pub(super) slot: Slot,
+    /// What it is part of.
+    pub(super) crew: CrewNumber,
+    pub(super) probe: Probing,
+    /// What its last probe found, if nothing good.
+    pub(super) complaint: Option<Box<str>>,
+    /// Its variant's, as last configured; `None` if that was removed before this controller started.
+    pub(super) spec: Option<Arc<VariantSpec>>,
     pub(super) record: Box<InstanceRecord>,
     pub(super) launch: Launch,
     pub(super) launch_attempts: u32,
@@ -111,11 +109,13 @@ pub(super) const NEVER: u64 = u64::MAX;
 impl Instance {
     pub(super) fn new(record: InstanceRecord, launch: Launch) -> Self {
         Self {
-            probe: Probing::default(),
-            spec: None,
-            slot: Slot::default(),
             generation: record.generation,
             state: record.state,
+            slot: Slot::default(),
+            crew: 0,
+            probe: Probing::default(),
+            complaint: None,
+            spec: None,
             record: Box::new(record),
             launch,
             launch_attempts: 0,
@@ -150,12 +150,6 @@ impl Instance {
         }
     }
 
-    /// It listens at `address` from now on.
-    pub(super) fn set_address(&mut self, address: Address) {
-        self.record.address = Some(address);
-        self.probe.probe = None;
-    }
-
     /// How long after its grant it is given up, if it is still starting then. `model_download_timeout` is the time
     /// to run, where it is set; what runs may use what is left of it and `startup_timeout`, since many a server
     /// downloads its model itself.
@@ -170,11 +164,6 @@ impl Instance {
 
     /// When it is looked at next, apart from what a plan wants.
     pub(super) fn due(&self) -> Option<Timestamp> {
-        let probe = || {
-            // What is asked is known where it is.
-            let known = self.probe.probe.is_some() || self.record.address.is_some();
-            self.probe.in_flight.or(known.then_some(self.probe.next_at))
-        };
         match self.state() {
             InstanceState::Pending => match self.launch {
                 Launch::Due(at) | Launch::InFlight(at) => Some(at),
@@ -182,9 +171,9 @@ impl Instance {
             },
             InstanceState::Starting => {
                 let deadline = self.record.granted_at.map(|at| at + self.startup_allowance());
-                probe().into_iter().chain(deadline).min()
+                self.probe_due().into_iter().chain(deadline).min()
             }
-            InstanceState::InService => probe(),
+            InstanceState::InService => self.probe_due(),
             InstanceState::Draining => self.record.drain_deadline,
             InstanceState::Stopping => match self.launch {
                 Launch::InFlight(at) => Some(at),
@@ -212,7 +201,7 @@ pub(super) struct Fleet {
     /// How many are `Pending`, by whose capacity they ask for.
     pending: BTreeMap<CapacityKey, u32>,
     /// How many are `InService`.
-    serving: BTreeMap<VariantKey, BTreeMap<InstanceTypeName, u32>>,
+    pub(super) crews: Crews,
     /// Instances that came or went and those whose state changed, by provider, until somebody asks.
     changed: BTreeMap<ProviderName, BTreeSet<InstanceId>>,
 }
@@ -226,6 +215,7 @@ impl Fleet {
         });
         instance.slot = slot;
         let record = &instance.record;
+        instance.crew = self.crews.join(&record.variant, &record.instance_type);
         let id = || record.id.clone();
         self.by_variant.entry(record.variant.clone()).or_default().insert(id(), slot);
         self.by_provider.entry(record.provider.clone()).or_default().insert(id(), slot);
@@ -244,6 +234,7 @@ impl Fleet {
         let instance = self.slots[slot.index()].take()?;
         self.free.push(slot);
         let record = &instance.record;
+        self.crews.leave(&record.variant, &record.instance_type);
         take_out(&mut self.by_variant, &record.variant, id);
         take_out(&mut self.by_provider, &record.provider, id);
         self.by_generation.remove(&record.generation);
@@ -271,10 +262,7 @@ impl Fleet {
             InstanceState::Pending => {
                 *self.pending.entry(instance.capacity_key()).or_default() += 1;
             }
-            InstanceState::InService => {
-                let types = self.serving.entry(record.variant.clone()).or_default();
-                *types.entry(record.instance_type.clone()).or_default() += 1;
-            }
+            InstanceState::InService => self.crews.serves(instance.crew),
             _ => {}
         }
     }
@@ -286,14 +274,7 @@ impl Fleet {
         take_out(&mut self.by_state, &record.state, &record.id);
         match record.state {
             InstanceState::Pending => count_down(&mut self.pending, &instance.capacity_key()),
-            InstanceState::InService => {
-                if let Some(types) = self.serving.get_mut(&record.variant) {
-                    count_down(types, &record.instance_type);
-                    if types.is_empty() {
-                        self.serving.remove(&record.variant);
-                    }
-                }
-            }
+            InstanceState::InService => self.crews.rests(instance.crew),
             _ => {}
         }
     }
@@ -350,15 +331,6 @@ impl Fleet {
     /// A provider's instances, by id.
     pub(super) fn at(&self, provider: &ProviderName) -> impl Iterator<Item = &Instance> {
         self.each(self.by_provider.get(provider))
-    }
-
-    /// How many of a variant are in service, by type; none is 0.
-    pub(super) fn serving(
-        &self,
-        variant: &VariantKey,
-    ) -> impl Iterator<Item = (&InstanceTypeName, u32)> {
-        let types = self.serving.get(variant).into_iter().flatten();
-        types.map(|(kind, count)| (kind, *count))
     }
 
     pub(super) fn in_state(&self, state: InstanceState) -> impl Iterator<Item = &Instance> {

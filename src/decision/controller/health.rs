@@ -1,14 +1,13 @@
-//! Health probes: when they are sent, what their answers mean, and the clocks of an instance that starts.
+//! Health probes: what is asked, what the answers mean, those of a single instance (while it starts, and when a proxy
+//! could not reach it), and the clocks of an instance that starts. Those in service are asked in [`super::sweeps`].
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use crate::types::report::ProxyReport;
-use crate::types::tls::WorkerTls;
-use crate::types::{Generation, InstanceId, InstanceState, Protocol, Timestamp};
+use crate::types::report::BackendReport;
+use crate::types::{InstanceId, InstanceState, ProxyId, Timestamp};
 
 use super::events::{EventKind, Leave, Span};
-use super::fleet::{Instance, Slot};
+use super::fleet::{Instance, Probing, Slot};
 use super::listed::FORCED_DRAIN;
 use super::machine::{Next, Trigger, next};
 use super::{Action, Controller, PROXY_LEASE, Probe, QUICK_DEATH};
@@ -51,7 +50,7 @@ impl Controller {
         let (kind, took) = (&record.instance_type, Span(now.since(granted)));
         let set = !spec.model_download_timeout.is_zero();
         let (event, reason) = if instance.runs() {
-            let last = instance.probe.last.as_deref().unwrap_or("no answer yet");
+            let last = instance.complaint.as_deref().unwrap_or("no answer yet");
             let clocks = if set {
                 format!("model_download_timeout {download} + startup_timeout {startup}")
             } else {
@@ -75,54 +74,75 @@ impl Controller {
         true
     }
 
+    /// One that is asked by itself is due, or what it was asked has no answer.
     fn probe_due(&mut self, now: Timestamp, slot: Slot) {
+        self.give_up_probe(now, slot);
         let Some(instance) = self.fleet.in_slot(slot) else { return };
-        if instance.probe.in_flight.is_some_and(|give_up| give_up <= now) {
-            let generation = instance.generation();
-            self.probed(now, slot, generation, Err("the probe was never answered".to_owned()));
+        let due = instance.probe.next_at.is_some_and(|at| at <= now);
+        let Some(probe) = self.question(instance).filter(|_| due) else { return };
+        let Some(instance) = self.fleet.in_slot_mut(slot) else { return };
+        instance.probe.next_at = None;
+        if instance.probe.asked(now) {
+            self.after.push(Action::Probe([probe].into()));
         }
-        self.send_probe(now, slot);
     }
 
-    fn send_probe(&mut self, now: Timestamp, slot: Slot) {
-        let Some(instance) = self.fleet.in_slot_mut(slot) else { return };
-        let probes = matches!(instance.state(), InstanceState::Starting | InstanceState::InService);
-        if !probes || instance.probe.in_flight.is_some() || instance.probe.next_at > now {
-            return;
-        }
-        if instance.probe.probe.is_none() {
-            let protocol = self.protocols.get(&instance.record.instance_type);
-            instance.probe.probe = instance.question(protocol.cloned().unwrap_or_default());
-        }
-        let Some(probe) = instance.probe.probe.clone() else { return };
-        instance.probe.in_flight = Some(now + probe.timeout + PROBE_SLACK);
-        instance.probe.sent_at = now;
-        self.touched.push(slot);
-        self.after.push(Action::Probe(probe));
+    /// What an instance is asked for its health, once it is known where.
+    pub(super) fn question(&self, instance: &Instance) -> Option<Probe> {
+        let record = &instance.record;
+        let health = &instance.spec.as_ref()?.health;
+        let (protocol, tls) =
+            self.protocols.get(&record.instance_type).cloned().unwrap_or_default();
+        Some(Probe {
+            instance: record.id.clone(),
+            generation: record.generation,
+            address: record.address.clone()?,
+            protocol,
+            tls,
+            check: health.check.clone(),
+            timeout: health.timeout,
+            slot: instance.slot,
+        })
     }
 
-    pub(super) fn probed(
-        &mut self,
-        now: Timestamp,
-        slot: Slot,
-        generation: Generation,
-        result: Result<(), String>,
-    ) {
-        let Some(instance) = self.fleet.in_slot_mut(slot) else { return };
-        if instance.generation() != generation || instance.probe.in_flight.take().is_none() {
-            return;
+    /// What was asked for so long ago that no answer will come counts as failed.
+    pub(super) fn give_up_probe(&mut self, now: Timestamp, slot: Slot) {
+        let instance = self.fleet.in_slot_mut(slot);
+        let is_late = |instance: &Instance| instance.unanswered_at().is_some_and(|at| at <= now);
+        if let Some(instance) = instance.filter(|instance| is_late(instance)) {
+            instance.probe.in_flight = false;
+            self.judge_probe(now, slot, &Err("the probe was never answered".to_owned()));
         }
+    }
+
+    /// Takes in an answer. Nearly all are good news of instances of which nothing else was known.
+    pub(super) fn probed(&mut self, now: Timestamp, probes: &[Probe], result: &Result<(), String>) {
+        for probe in probes {
+            let Some(instance) = self.fleet.in_slot_mut(probe.slot) else { continue };
+            let asked = instance.generation() == probe.generation
+                && std::mem::take(&mut instance.probe.in_flight);
+            let known =
+                instance.state() == InstanceState::InService && instance.probe.failures == 0;
+            if asked && !(known && result.is_ok()) {
+                self.judge_probe(now, probe.slot, result);
+            }
+        }
+    }
+
+    /// What a probe has found of an instance.
+    fn judge_probe(&mut self, now: Timestamp, slot: Slot, result: &Result<(), String>) {
+        let Some(instance) = self.fleet.in_slot_mut(slot) else { return };
         self.touched.push(slot);
         let healthy = result.is_ok();
         let before = instance.probe.failures;
         match result {
             Ok(()) => {
                 instance.probe.failures = 0;
-                instance.probe.last = None;
+                instance.complaint = None;
             }
             Err(words) => {
                 instance.probe.failures = before.saturating_add(1);
-                instance.probe.last = Some(words.chars().take(WORDS).collect());
+                instance.complaint = Some(words.chars().take(WORDS).collect());
             }
         }
         let serves = instance.state() == InstanceState::InService;
@@ -155,7 +175,7 @@ impl Controller {
             // Busy, not dead: too busy for probes, but requests go on.
             return;
         }
-        let last = instance.probe.last.clone().unwrap_or_default();
+        let last = instance.complaint.clone().unwrap_or_default();
         self.replace_unhealthy(
             now,
             id,
@@ -175,13 +195,14 @@ impl Controller {
 
     /// Takes in which instances a proxy sees at work, and which hang: those hold requests and send
     /// nothing, whatever their probes say.
-    pub(super) fn note_work(&mut self, now: Timestamp, report: &ProxyReport) {
-        let news = report.backends.iter().filter(|b| b.progressed || b.stalled);
-        for backend in news {
-            let Some(instance) = self.fleet.get_mut(&backend.instance) else { continue };
-            if instance.record.generation != backend.generation {
-                continue;
-            }
+    pub(super) fn note_work(
+        &mut self,
+        now: Timestamp,
+        proxy: &ProxyId,
+        known: &[(Slot, &BackendReport)],
+    ) {
+        for (slot, backend) in known.iter().filter(|(_, b)| b.progressed || b.stalled) {
+            let Some(instance) = self.fleet.in_slot_mut(*slot) else { continue };
             if backend.progressed {
                 instance.worked_at = Some(now);
             }
@@ -190,7 +211,7 @@ impl Controller {
             if backend.stalled && idle && instance.state() == InstanceState::InService {
                 let because = format!(
                     "it hangs: {} requests of proxy {} wait and it has sent nothing for stall_timeout",
-                    backend.outstanding, report.proxy
+                    backend.outstanding, proxy
                 );
                 self.replace_unhealthy(now, &backend.instance, &because);
             }
@@ -200,18 +221,21 @@ impl Controller {
     fn schedule_probe(&mut self, now: Timestamp, slot: Slot) {
         let Some(instance) = self.fleet.in_slot_mut(slot) else { return };
         let Some(spec) = &instance.spec else { return };
-        let interval = match instance.state() {
-            InstanceState::Starting => spec.health.startup_interval,
-            _ => spec.health.interval,
-        };
-        instance.probe.next_at = now + self.jitter.around(interval).max(Duration::from_millis(1));
+        // One in service has its turn with its sweep.
+        instance.probe.next_at = (instance.state() == InstanceState::Starting).then(|| {
+            let interval = self.jitter.around(spec.health.startup_interval);
+            now + interval.max(Duration::from_millis(1))
+        });
     }
 
     /// A proxy could not reach it: probes and lists soon instead of when they are due.
     pub(super) fn suspect(&mut self, now: Timestamp, id: &InstanceId) {
         let Some(instance) = self.fleet.get_mut(id) else { return };
-        let soon = (instance.probe.sent_at + PROBE_LEAST).max(now);
-        instance.probe.next_at = instance.probe.next_at.min(soon);
+        // What is asked just now tells as much.
+        if !instance.probe.in_flight {
+            let soon = (instance.probe.sent_at + PROBE_LEAST).max(now);
+            instance.probe.next_at = Some(instance.probe.next_at.map_or(soon, |at| at.min(soon)));
+        }
         let provider = instance.record.provider.clone();
         self.touched.push(instance.slot);
         self.hasten_list(now, &provider);
@@ -219,18 +243,30 @@ impl Controller {
 }
 
 impl Instance {
-    /// What it is asked for its health, once it is known where.
-    fn question(&self, (protocol, tls): (Protocol, Option<Arc<WorkerTls>>)) -> Option<Arc<Probe>> {
-        let health = &self.spec.as_ref()?.health;
-        Some(Arc::new(Probe {
-            instance: self.record.id.clone(),
-            generation: self.record.generation,
-            address: self.record.address.clone()?,
-            protocol,
-            tls,
-            check: health.check.clone(),
-            timeout: health.timeout,
-            slot: self.slot,
-        }))
+    /// When a probe of it is due that is not one of its sweep.
+    pub(super) fn probe_due(&self) -> Option<Timestamp> {
+        // It can be asked where it is known to be.
+        let next_at = self.probe.next_at.filter(|_| self.record.address.is_some());
+        match self.state() {
+            InstanceState::Starting => self.unanswered_at().or(next_at),
+            _ => next_at,
+        }
+    }
+
+    /// When the probe that is out, if one is, counts as one that is never answered.
+    pub(super) fn unanswered_at(&self) -> Option<Timestamp> {
+        let spec = self.spec.as_ref().filter(|_| self.probe.in_flight)?;
+        Some(self.probe.sent_at + spec.health.timeout + PROBE_SLACK)
+    }
+}
+
+impl Probing {
+    /// A probe is sent, unless one is out. Returns whether it is.
+    pub(super) fn asked(&mut self, now: Timestamp) -> bool {
+        let free = !std::mem::replace(&mut self.in_flight, true);
+        if free {
+            self.sent_at = now;
+        }
+        free
     }
 }

@@ -75,7 +75,7 @@ impl Controller {
         let Some(instance) = self.fleet.get_mut(id) else { return news };
         self.touched.push(instance.slot);
         if let Some(address) = grant.address.filter(|_| instance.record.address.is_none()) {
-            instance.set_address(address);
+            instance.record.address = Some(address);
             self.journal.instances.insert(id.clone());
         }
         news

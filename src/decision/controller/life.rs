@@ -79,14 +79,16 @@ impl Controller {
         instance.provable_from = provider.map_or(0, |p| p.lists) + 1;
         instance.launch = Launch::Answered;
         instance.record.granted_at = Some(now);
-        instance.probe.next_at = first_probe;
+        instance.probe.next_at = Some(first_probe);
     }
 
     fn enter_in_service(&mut self, now: Timestamp, id: &InstanceId) {
         let Some(instance) = self.fleet.get_mut(id) else { return };
         instance.record.in_service_at = Some(now);
+        instance.probe.next_at = None;
         instance.probe.failures = 0;
-        instance.probe.last = None;
+        instance.complaint = None;
+        let slot = instance.slot;
         let (key, kind) = (instance.record.variant.clone(), instance.record.instance_type.clone());
         let took = now.since(instance.record.granted_at.unwrap_or(now));
         self.stale_routes.insert(key.endpoint.clone());
@@ -100,6 +102,7 @@ impl Controller {
                 self.journal.variants.insert(key.clone());
             }
         }
+        self.join_sweep(now, slot);
         let took = super::events::Span(took);
         let message = format!("{kind} is healthy and in the routing table, {took} after its grant");
         self.log(now, EventKind::InService, &key, Some(id), message);
@@ -117,7 +120,7 @@ impl Controller {
         record.drain_deadline = Some(now + within);
         record.leaving_because = leave.map(|l| l.because.clone());
         instance.out_since = None;
-        instance.probe.in_flight = None;
+        instance.probe.in_flight = false;
         let key = record.variant.clone();
         let what = format!("drains for at most {}", super::events::Span(within));
         self.log_leaving(now, &key, id, leave, &what);
@@ -175,7 +178,7 @@ impl Controller {
         let record = instance.record;
         self.journal.instances.insert(id.clone());
         for proxy in self.proxies.values_mut() {
-            proxy.outstanding.remove(&record.generation);
+            proxy.forget(record.generation);
         }
         if from == InstanceState::Stopping {
             let because = record.leaving_because.unwrap_or_default();

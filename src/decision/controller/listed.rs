@@ -167,8 +167,9 @@ impl Controller {
         }
         let known = instance.record.address.as_ref();
         if let Some(address) = there.address.as_ref().filter(|new| known != Some(*new)) {
-            instance.set_address(address.clone());
+            instance.record.address = Some(address.clone());
             if instance.record.state == InstanceState::InService {
+                self.sweeps.ask_anew();
                 self.stale_routes.insert(instance.record.variant.endpoint.clone());
             }
             self.journal.instances.insert(id.clone());

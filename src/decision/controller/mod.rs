@@ -10,6 +10,7 @@
 //! * `machine`: the life of an instance, one table. `life` applies it and does what each edge entails.
 //! * `start`: what is restored, and how a new spec is taken over.
 //! * `listed`, `launched`, `health`, `drain`, `demand`, `signals`: what each kind of event means.
+//! * `sweeps`: when instances in service are probed.
 //! * `round`: carries out a [`crate::decision::plan::Plan`] for one variant. All sizes, turns and orders
 //!   of leaving are decided in the planner.
 //! * `commit`: one handled event becomes one `Persist`, one `Publish` if the table changed, and then the
@@ -51,6 +52,7 @@
 
 mod commands;
 mod commit;
+mod crews;
 mod demand;
 mod drain;
 mod events;
@@ -69,6 +71,7 @@ mod scaling;
 mod schedule;
 mod signals;
 mod start;
+mod sweeps;
 #[cfg(test)]
 pub(crate) mod tests;
 mod timers;
@@ -103,6 +106,7 @@ use fleet::{Fleet, Slot};
 use jitter::Jitter;
 use journal::Journal;
 use providers::ProviderView;
+use sweeps::Sweeps;
 use timers::Timers;
 use variant::Variant;
 
@@ -141,11 +145,11 @@ pub enum Event {
         /// Accepted, or why not.
         result: Result<(), ProviderError>,
     },
-    /// The answer to [`Action::Probe`].
+    /// An answer to some of the probes of an [`Action::Probe`]: each may be answered by itself.
     Probed {
         /// What was asked.
-        probe: Arc<Probe>,
-        /// Healthy, or what was wrong.
+        probes: Arc<[Probe]>,
+        /// Healthy, or what was wrong: the same for all of them.
         result: Result<(), String>,
     },
     /// A proxy's picture.
@@ -168,7 +172,7 @@ pub enum Event {
 }
 
 /// A question to an instance about its health.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Probe {
     /// Which instance.
     pub instance: InstanceId,
@@ -191,8 +195,8 @@ pub struct Probe {
 #[cfg(test)]
 impl Probe {
     /// A question to a start of an instance, of which the controller, if there is one, knows no other.
-    pub(crate) fn to(instance: InstanceId, generation: Generation, address: Address) -> Arc<Self> {
-        Arc::new(Self {
+    pub(crate) fn to(instance: InstanceId, generation: Generation, address: Address) -> Self {
+        Self {
             instance,
             generation,
             address,
@@ -201,7 +205,7 @@ impl Probe {
             check: HealthCheck::Get("/ping".into()),
             timeout: Duration::from_secs(1),
             slot: Slot::default(),
-        })
+        }
     }
 }
 
@@ -226,8 +230,8 @@ pub enum Action {
         /// Which.
         instance: InstanceId,
     },
-    /// Ask an instance for its health: GET `path`, any 2xx within `timeout` is healthy.
-    Probe(Arc<Probe>),
+    /// Ask each of these for its health.
+    Probe(Arc<[Probe]>),
     /// Hand this table to every proxy.
     Publish(Arc<RoutingTable>),
 }
@@ -250,6 +254,7 @@ pub struct Controller {
     next_generation: u64,
     journal: Journal,
     timers: Timers,
+    sweeps: Sweeps,
     /// How often everything is measured.
     sample_every: Duration,
     /// Variants to be planned for before the event is done with.
@@ -331,9 +336,7 @@ impl Controller {
             Event::Listed { provider, result } => self.listed(now, &provider, result),
             Event::Launched { provider, outcomes } => self.launched(now, &provider, outcomes),
             Event::Terminated { instance, result } => self.terminated(now, &instance, result),
-            Event::Probed { probe, result } => {
-                self.probed(now, probe.slot, probe.generation, result);
-            }
+            Event::Probed { probes, result } => self.probed(now, &probes, &result),
             Event::Reported(report) => self.reported(now, report),
             Event::Signals { instance, generation, signals, problem } => {
                 self.signalled(now, &instance, generation, signals, problem);

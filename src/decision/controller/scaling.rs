@@ -4,7 +4,6 @@
 //! What is measured is in memory only. After a restart there is no data at first, and without data nothing
 //! is scaled; cooldowns are in the store.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::decision::scale::policy::{self, Known, Verdict};
@@ -14,7 +13,7 @@ use crate::types::report::DemandReport;
 use crate::types::scaling::{Metric, ScalingPolicy};
 use crate::types::spec::VariantSpec;
 use crate::types::status::PolicyStatus;
-use crate::types::{InstanceState, InstanceTypeName, Timestamp, VariantKey};
+use crate::types::{InstanceState, Timestamp, VariantKey};
 
 use super::Controller;
 use super::drain::told_of;
@@ -63,35 +62,31 @@ impl Controller {
         let running = self.requests_at_live();
         for key in keys {
             let queued = self.queued_at_live(&key);
-            let running = running.get(&key);
             let Some(variant) = self.variants.get_mut(&key) else { continue };
             let measured = &mut variant.measured;
             measured.record(now, Metric::QueueDepth, None, queued as f64);
-            for (kind, count) in self.fleet.serving(&key) {
+            for (kind, crew, count) in self.fleet.crews.serving(&key) {
                 let (count, of) = (f64::from(count), Some(kind));
                 measured.record(now, Metric::InstanceCount, of, count);
-                let requests = running.and_then(|types| types.get(kind)).copied().unwrap_or(0);
-                let each = requests as f64 / count;
+                let each = running[crew as usize] as f64 / count;
                 measured.record(now, Metric::ConcurrentRequestsPerModel, of, each);
             }
         }
     }
 
-    /// Requests at the instances in service, over the proxies that are heard: goes by what they report, which
-    /// is little of a large fleet.
-    fn requests_at_live(&self) -> BTreeMap<VariantKey, BTreeMap<InstanceTypeName, u64>> {
-        let mut running: BTreeMap<VariantKey, BTreeMap<InstanceTypeName, u64>> = BTreeMap::new();
+    /// Requests at the instances in service of each crew, over the proxies that are heard: goes by what they report,
+    /// which is little of a large fleet.
+    fn requests_at_live(&self) -> Vec<u64> {
+        let mut requests = self.fleet.crews.zeros();
         let live = self.proxies.values().filter(|proxy| proxy.live);
-        let busy = live.flat_map(|proxy| &proxy.outstanding).filter(|(_, (count, _))| *count > 0);
-        for (generation, (count, _)) in busy {
-            let Some(instance) = self.fleet.started_as(*generation) else { continue };
-            if instance.state() == InstanceState::InService {
-                let types = running.entry(instance.record.variant.clone()).or_default();
-                let kind = instance.record.instance_type.clone();
-                *types.entry(kind).or_default() += u64::from(*count);
+        for held in live.flat_map(|proxy| &proxy.held).filter(|held| held.requests > 0) {
+            let instance = self.fleet.in_slot(held.slot);
+            let serving = instance.filter(|instance| instance.state() == InstanceState::InService);
+            if let Some(instance) = serving {
+                requests[instance.crew as usize] += u64::from(held.requests);
             }
         }
-        running
+        requests
     }
 
     /// Takes in what has been counted since `before`, what the last report of the same run of that proxy told.

@@ -4,13 +4,13 @@
 
 use std::time::Duration;
 
-use crate::types::report::ProxyReport;
+use crate::types::report::BackendReport;
 use crate::types::scaling::Metric;
 use crate::types::signals::Signals;
 use crate::types::{Generation, InstanceId, InstanceState, Timestamp, VariantKey};
 
 use super::Controller;
-use super::fleet::Instance;
+use super::fleet::{Instance, Slot};
 
 /// A scraped value counts for so many intervals, and for a while more, so that a scrape that fails or comes late
 /// leaves no gap.
@@ -58,13 +58,12 @@ impl Controller {
     }
 
     /// Takes in what instances sent along with their answers.
-    pub(super) fn note_loads(&mut self, now: Timestamp, report: &ProxyReport) {
-        for backend in &report.backends {
+    pub(super) fn note_loads(&mut self, now: Timestamp, known: &[(Slot, &BackendReport)]) {
+        for (slot, backend) in known {
             let Some(load) = backend.load else { continue };
-            let Some(instance) = self.fleet.get_mut(&backend.instance) else { continue };
+            let Some(instance) = self.fleet.in_slot_mut(*slot) else { continue };
             let at = Timestamp(now.0.saturating_sub(load.age_ms));
-            let is_news = instance.told.sent.is_none_or(|(before, _)| before <= at);
-            if instance.record.generation == backend.generation && is_news {
+            if instance.told.sent.is_none_or(|(before, _)| before <= at) {
                 instance.told.sent = Some((at, load.signals.checked()));
                 if let Some(variant) = self.variants.get_mut(&instance.record.variant) {
                     variant.tells = true;

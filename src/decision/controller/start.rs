@@ -17,6 +17,7 @@ use super::fleet::{Fleet, Instance, Launch};
 use super::jitter::Jitter;
 use super::journal::Journal;
 use super::machine::Trigger;
+use super::sweeps::Sweeps;
 use super::timers::{Timers, Waiter};
 use super::variant::Variant;
 use super::{Controller, PROXY_LEASE, RECONNECT_GRACE};
@@ -49,6 +50,7 @@ impl Controller {
             next_generation: stored.next_generation.max(1),
             journal: Journal::restored(stored.events),
             timers: Timers::default(),
+            sweeps: Sweeps::default(),
             sample_every: FINE,
             dirty: BTreeSet::new(),
             touched: Vec::new(),
@@ -79,7 +81,7 @@ impl Controller {
         if record.state != InstanceState::Pending {
             instance.launch = Launch::Answered;
         }
-        instance.probe.next_at = now;
+        instance.probe.next_at = Some(now);
         instance.stop.next_at = now;
         let key = record.variant.clone();
         self.variants.entry(key.clone()).or_insert_with(|| {
@@ -108,6 +110,7 @@ impl Controller {
             self.adopt_variant(now, endpoint, variant);
         }
         self.adopt_members();
+        self.sweep_anew(now);
         let kinds = spec.instance_types.values().map(|t| t.provider.clone());
         let used: BTreeSet<_> =
             kinds.chain(self.fleet.iter().map(|i| i.record.provider.clone())).collect();
@@ -183,7 +186,6 @@ impl Controller {
         for instance in self.fleet.iter_mut() {
             instance.spec =
                 self.variants.get(&instance.record.variant).and_then(|v| v.spec.clone());
-            instance.probe.probe = None;
             let record = &mut instance.record;
             let pools = spec.variant(&record.variant).into_iter().flat_map(|v| &v.pools);
             let Some(pool) = pools.into_iter().find(|p| p.instance_type == record.instance_type)

@@ -1,7 +1,7 @@
 //! What is due when: one entry for each thing that waits, replaced whenever its owner is looked at. A
 //! timer carries no data; whatever is woken looks at its own state.
 //!
-//! Those of instances, of which there are many and which are set twice for every probe, are never searched for: one
+//! Those of instances, of which there are many, are never searched for: one
 //! that is set anew leaves its old entry behind, which is passed over later. So the first may be due later than
 //! [`Timers::next`] says, seldom.
 
@@ -10,6 +10,7 @@ use std::collections::{BTreeSet, HashMap};
 use smallvec::SmallVec;
 
 use super::fleet::Slot;
+use super::sweeps::Phase;
 use crate::decision::agenda::Agenda;
 use crate::types::{ProviderName, ProxyId, Timestamp, VariantKey};
 
@@ -25,6 +26,8 @@ pub(super) enum Waiter {
     /// For the end of a period of a variant's scaling policies.
     Scaling(VariantKey),
     Instance(Slot),
+    /// For the turn of a sweep of probes.
+    Sweep(Phase),
     Variant(VariantKey),
     Provider(ProviderName),
     Proxy(ProxyId),

@@ -34,7 +34,7 @@ impl Controller {
                     applied: p.applied,
                     reported_at: p.reported_at,
                     silent: !p.live,
-                    outstanding: p.outstanding.values().map(|(n, _)| u64::from(*n)).sum(),
+                    outstanding: p.held.iter().map(|held| u64::from(held.requests)).sum(),
                     draining_until: p.draining_until,
                 })
                 .collect(),
@@ -229,7 +229,7 @@ impl Controller {
 /// What its last probe found, where that is nothing good.
 fn probe_failed(instance: &Instance) -> Option<String> {
     let probed = !instance.record.state.is_leaving();
-    let last = instance.probe.last.as_ref().filter(|_| probed)?;
+    let last = instance.complaint.as_ref().filter(|_| probed)?;
     Some(format!("its last probe failed: {last}"))
 }
 

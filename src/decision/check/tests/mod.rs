@@ -196,12 +196,12 @@ fn answer_list(ledger: &mut Ledger, names: &[&str]) {
 
 fn probed(ledger: &mut Ledger, name: &str, result: Result<(), String>) {
     let generation = record(name, InstanceState::Starting).generation;
-    ledger.note_event(NOW, &Event::Probed { probe: probe(name, generation), result });
+    ledger.note_event(NOW, &Event::Probed { probes: probe(name, generation), result });
 }
 
-fn probe(name: &str, generation: Generation) -> Arc<Probe> {
+fn probe(name: &str, generation: Generation) -> Arc<[Probe]> {
     let instance = record(name, InstanceState::InService);
-    Probe::to(instance.id, generation, instance.address.expect("in service"))
+    [Probe::to(instance.id, generation, instance.address.expect("in service"))].into()
 }
 
 fn table(revision: u64, names: &[&str]) -> RoutingTable {

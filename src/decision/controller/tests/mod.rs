@@ -6,6 +6,7 @@ mod crash;
 mod look;
 mod machine;
 mod people;
+mod probes;
 mod races;
 mod reload;
 mod scaling;

@@ -308,14 +308,14 @@ impl World {
                 let result = there.map(drop).ok_or(ProviderError::NotFound);
                 self.answer(epoch, Event::Terminated { instance, result });
             }
-            Action::Probe(probe) => {
+            Action::Probe(probes) => probes.iter().for_each(|probe| {
                 let result = match self.running.get(&probe.instance) {
                     Some(r) if r.healthy && !self.sick.contains(&r.instance_type) => Ok(()),
                     Some(_) => Err("status 500".to_owned()),
                     None => Err("connection refused".to_owned()),
                 };
-                self.answer(epoch, Event::Probed { probe, result });
-            }
+                self.answer(epoch, Event::Probed { probes: [probe.clone()].into(), result });
+            }),
         }
     }
 
