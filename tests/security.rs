@@ -661,12 +661,15 @@ fn admin_tls(dir: &std::path::Path, client_ca: bool) -> String {
     format!("[admin.tls]\n{ca}[[admin.tls.certificate]]\nchain = {chain:?}\nkey = {key:?}\n")
 }
 
-/// What `forebay status` says, and its exit code.
+/// What `forebay status` says once the manager has begun, and its exit code.
 fn status_over_tls(forebay: &Forebay, args: &[&str]) -> (Option<i32>, String) {
     let url = format!("https://{}", forebay.admin);
-    let output = forebay.cli(&[&["status", "--json", "--admin", &url], args].concat());
-    let text = [output.stdout, output.stderr].concat();
-    (output.status.code(), String::from_utf8_lossy(&text).into_owned())
+    eventually("an answer of a manager that has begun", || {
+        let output = forebay.cli(&[&["status", "--json", "--admin", &url], args].concat());
+        let text = [output.stdout, output.stderr].concat();
+        let text = String::from_utf8_lossy(&text).into_owned();
+        (!text.contains("it has not begun")).then_some((output.status.code(), text))
+    })
 }
 
 #[test]

@@ -51,16 +51,15 @@ pub(super) struct WaitingRoom {
 #[derive(Debug)]
 pub(super) struct Reservation {
     pub(super) backend: Arc<Backend>,
-    room: Arc<WaitingRoom>,
 }
 
 impl Reservation {
     /// How a request at it has ended, for the backend's vitals.
     pub(super) fn note_outcome(&self, outcome: Outcome) {
         if self.backend.vitals.minds(outcome)
-            && let Some(router) = self.room.router.upgrade()
+            && let Some(router) = self.backend.room.router.upgrade()
         {
-            router.judge(&self.room.key, &self.backend, outcome);
+            router.judge(&self.backend.room.key, &self.backend, outcome);
         }
     }
 }
@@ -68,8 +67,8 @@ impl Reservation {
 impl Drop for Reservation {
     fn drop(&mut self) {
         self.backend.slot.give_back();
-        self.room.serve_pinned(&self.backend);
-        self.room.slot_freed();
+        self.backend.serve_pinned();
+        self.backend.room.slot_freed();
     }
 }
 
@@ -112,14 +111,6 @@ impl WaitingRoom {
         self.drain_rate.tick(seconds);
     }
 
-    /// Slots of one backend for those whose session lives there: they have nowhere else to go.
-    pub(super) fn serve_pinned(self: &Arc<Self>, backend: &Arc<Backend>) {
-        if backend.pinned.waiting() > 0 {
-            let reserve = || self.reservation(Arc::clone(backend));
-            backend.pinned.hand_out(&backend.slot, reserve);
-        }
-    }
-
     fn slot_freed(self: &Arc<Self>) {
         self.drain_rate.freed();
         if self.waiting() > 0 {
@@ -144,7 +135,7 @@ impl WaitingRoom {
                 let Some(backend) = variant.take_slot(&[], rng::draw) else { return };
                 let waiter = queue.pop(clock::uptime_ms());
                 self.waiting.store(queue.len());
-                waiter.map(|waiter| (waiter, self.reservation(backend)))
+                waiter.map(|waiter| (waiter, Reservation { backend }))
             };
             // Outside the lock: if the waiter has left, the reservation comes back and its drop comes
             // here again.
@@ -163,9 +154,15 @@ impl WaitingRoom {
         }
         self.waiting.store(0);
     }
+}
 
-    fn reservation(self: &Arc<Self>, backend: Arc<Backend>) -> Reservation {
-        Reservation { backend, room: Arc::clone(self) }
+impl Backend {
+    /// Its slots for those whose session lives here: they have nowhere else to go.
+    fn serve_pinned(self: &Arc<Self>) {
+        if self.pinned.waiting() > 0 {
+            let reserve = || Reservation { backend: Arc::clone(self) };
+            self.pinned.hand_out(&self.slot, reserve);
+        }
     }
 }
 
@@ -194,7 +191,7 @@ impl Variant {
         if (self.room.waiting() == 0 || !tried.is_empty())
             && let Some(backend) = self.take_slot(tried, rng::draw)
         {
-            return Ok(self.room.reservation(backend));
+            return Ok(Reservation { backend });
         }
         if !tried.is_empty() && !self.backends.is_empty() {
             return self.wait_elsewhere(tried).await;
@@ -210,7 +207,7 @@ impl Variant {
     /// Slots have come free: for those who wait at one instance, and for those who wait for any.
     pub(super) fn serve_waiters(&self) {
         for backend in &self.backends {
-            self.room.serve_pinned(backend);
+            backend.serve_pinned();
         }
         self.room.hand_out();
     }
@@ -240,7 +237,7 @@ impl Variant {
             Affinity::None => None,
             Affinity::Key(key) => {
                 let backend = (self.room.waiting() == 0).then(|| self.take_slot_by_key(key))??;
-                Some(Ok(self.room.reservation(backend)))
+                Some(Ok(Reservation { backend }))
             }
             Affinity::Home(generation, key) => {
                 let home = self.backends.iter().find(|b| b.route.generation == generation);
@@ -258,7 +255,7 @@ impl Variant {
             retry_after: self.room.retry_after(),
         };
         let Some(turn) = home.pinned.enter(self.queue_limit) else { return Some(Err(full())) };
-        self.room.serve_pinned(home);
+        home.serve_pinned();
         match tokio::time::timeout(self.queue_timeout, turn).await {
             Ok(Ok(Turn::Taken(reservation))) => Some(Ok(reservation)),
             // The session moves.

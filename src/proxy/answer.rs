@@ -7,15 +7,15 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 use thiserror::Error;
-use tokio_util::task::TaskTracker;
 
 use super::attempt::Sender;
-use super::deadline::{Deadline, Late, Watch};
+use super::deadline::{Late, Watch};
 use super::draft::Draft;
 use super::exchange::Exchange;
 use super::head;
 use super::refusal::Refusal;
-use super::upstream::{Connection, Pool, UpstreamError};
+use super::snapshot::Signature;
+use super::upstream::{Connection, UpstreamError};
 use crate::decision::engine;
 use crate::decision::outcome::Outcome;
 use crate::types::spec::OnClientAbort;
@@ -41,12 +41,11 @@ pub(super) struct UpstreamBody {
     request: Option<Box<Draft>>,
     /// Where the worker broke off, not told yet.
     failure: Option<AnswerError>,
-    deadline: Deadline,
-    /// There is none while nothing had to be waited for: most answers come in one with their heads.
-    watch: Option<Box<Watch>>,
-    pool: Rc<Pool>,
-    tasks: TaskTracker,
+    watch: Watch,
+    sender: Rc<Sender>,
     has_begun: bool,
+    /// Nothing was waited for since something came.
+    is_fresh: bool,
 }
 
 /// What is needed until the last byte.
@@ -64,8 +63,8 @@ impl UpstreamBody {
     pub(super) fn new(
         connection: Connection,
         exchange: Exchange,
-        sender: &Sender,
-        deadline: Deadline,
+        sender: &Rc<Sender>,
+        watch: Watch,
     ) -> Self {
         let is_stream = connection.rest().is_none();
         let engine = exchange.backend().route.engine.map(engine::profile);
@@ -76,11 +75,10 @@ impl UpstreamBody {
             ahead: None,
             request: None,
             failure: None,
-            deadline,
-            watch: None,
-            pool: Rc::clone(&sender.pool),
-            tasks: sender.tasks.clone(),
+            watch,
+            sender: Rc::clone(sender),
             has_begun: false,
+            is_fresh: true,
         };
         body.finish_if_over();
         body
@@ -181,27 +179,23 @@ impl UpstreamBody {
         if let Some(frame) = self.ahead.take() {
             return Poll::Ready(Some(Ok(frame)));
         }
-        if self.watch.as_ref().is_some_and(|watch| watch.is_over()) {
+        if self.watch.is_over() {
             return Poll::Ready(Some(Err(self.cut(Late::Whole))));
         }
         let Some(rest) = &mut self.rest else { return Poll::Ready(None) };
         let Some(connection) = &mut rest.connection else { return Poll::Ready(None) };
         let Poll::Ready(frame) = connection.poll_frame(cx) else {
-            if self.watch.is_none() {
-                self.watch = self.deadline.watch();
-            }
-            let Some(watch) = &mut self.watch else { return Poll::Pending };
-            let late = std::task::ready!(watch.poll(cx));
+            self.is_fresh = false;
+            let late = std::task::ready!(self.watch.poll(cx));
             return Poll::Ready(Some(Err(self.cut(late))));
         };
-        if let Some(watch) = &mut self.watch {
-            watch.progressed();
-        }
+        self.watch.progressed();
         match &frame {
             Some(Ok(frame)) => {
                 let bytes = frame.data_ref().map_or(0, |data| data.len() as u64);
                 rest.exchange.record().passed_on(bytes);
-                rest.exchange.has_come(!std::mem::replace(&mut self.has_begun, true));
+                let is_first = !std::mem::replace(&mut self.has_begun, true);
+                rest.exchange.has_come(is_first, std::mem::replace(&mut self.is_fresh, true));
                 self.finish_if_over();
             }
             Some(Err(error)) => {
@@ -218,7 +212,7 @@ impl UpstreamBody {
 
     /// Time is up, for the client. Its worker may have to finish all the same.
     fn cut(&mut self, late: Late) -> AnswerError {
-        (self.deadline, self.watch) = (Deadline::default(), None);
+        self.watch = Watch::without_limit();
         if let Some(rest) = &mut self.rest {
             rest.exchange.cut(late);
         }
@@ -239,7 +233,8 @@ impl UpstreamBody {
             if let Some(mut connection) = rest.connection.take() {
                 self.request = connection.take_request();
                 if !rest.is_last {
-                    self.pool.give_back(rest.exchange.backend(), connection);
+                    let exchange = &rest.exchange;
+                    self.sender.pool.give_back(exchange.backend(), connection, exchange.heard_at());
                 }
             }
         }
@@ -259,6 +254,11 @@ impl UpstreamBody {
             Some(Some(rest)) => SizeHint::with_exact(ahead + rest),
             Some(None) => SizeHint::new(),
         }
+    }
+
+    /// What the client is told of the worker.
+    pub(super) fn signature(&self) -> Option<Signature<'_>> {
+        Some(self.rest.as_ref()?.exchange.backend().signature())
     }
 
     fn connection(&self) -> Option<&Connection> {
@@ -288,13 +288,12 @@ impl Drop for UpstreamBody {
             request: None,
             failure: None,
             // Nobody is left to be late for.
-            deadline: Deadline::default(),
-            watch: None,
-            pool: Rc::clone(&self.pool),
-            tasks: self.tasks.clone(),
+            watch: Watch::without_limit(),
+            sender: Rc::clone(&self.sender),
             has_begun: true,
+            is_fresh: false,
         };
-        self.tasks.spawn_local(async move {
+        self.sender.tasks.spawn_local(async move {
             while let Some(Ok(_)) = std::future::poll_fn(|cx| orphan.poll_frame(cx)).await {}
             // Read to its end or broken: either way nothing is left to finish.
             if let Some(rest) = &mut orphan.rest {

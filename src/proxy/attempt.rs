@@ -6,11 +6,12 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use http::header::{HeaderName, HeaderValue};
+use http::header::HeaderValue;
 use http::{Response, StatusCode, Version};
 use tokio_util::task::TaskTracker;
 
 use super::admission::Reservation;
+use super::alarm::Alarm;
 use super::answer::{AnswerError, UpstreamBody};
 use super::body::ResponseBody;
 use super::deadline::Deadline;
@@ -19,6 +20,7 @@ use super::exchange::Exchange;
 use super::headers;
 use super::names::Names;
 use super::refusal::{ERROR, Refusal};
+use super::snapshot::SIGNATURE;
 use super::sticky;
 use super::tunnel::Tunnel;
 use super::upstream::{Connection, Pool, SendError, Unseen, UpstreamError};
@@ -28,19 +30,15 @@ use crate::telemetry::request::RequestRecord;
 use crate::tls::{Fault, WorkerTlsError};
 use crate::types::spec::OnClientAbort;
 
-/// Which worker an answer came from.
-const INSTANCE: HeaderName = HeaderName::from_static("x-forebay-instance");
-const INSTANCE_TYPE: HeaderName = HeaderName::from_static("x-forebay-instance-type");
-
 /// How often a request goes on another connection to the same instance that leaves one without looking at it.
 const MOST_LEFT: u32 = 3;
 /// The same where it refuses it.
 const MOST_FULL: u32 = 2;
 
 /// What an attempt needs of its thread.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(super) struct Sender {
-    pub(super) pool: Rc<Pool>,
+    pub(super) pool: Pool,
     pub(super) connect_timeout: Duration,
     pub(super) tasks: TaskTracker,
 }
@@ -74,6 +72,8 @@ pub(super) struct Terms<'a> {
     /// Its answer is handed over only once its body has begun.
     pub(super) hold_head: bool,
     pub(super) deadline: Deadline,
+    /// The timer of the task that it is sent by.
+    pub(super) alarm: &'a Rc<Alarm>,
 }
 
 impl Failure {
@@ -95,7 +95,7 @@ impl Sender {
     /// # Errors
     /// [`Failure`].
     pub(super) async fn send(
-        &self,
+        self: &Rc<Self>,
         reservation: Reservation,
         request: Box<Draft>,
         terms: Terms<'_>,
@@ -105,12 +105,13 @@ impl Sender {
         }
         // Goes on without the client: whatever comes of it is read to its end.
         let (sender, receiver) = tokio::sync::oneshot::channel();
-        let (this, record, arrived_at) = (self.clone(), terms.record.clone(), terms.arrived_at);
+        let (this, record, arrived_at) = (Rc::clone(self), terms.record.clone(), terms.arrived_at);
         let (keep, hold_head, deadline) = (terms.keep, terms.hold_head, terms.deadline);
         self.tasks.spawn_local(async move {
             // Time that is up for the client does not cut it short.
-            let untimed = Deadline::default();
-            let terms = Terms { arrived_at, record: &record, keep, hold_head, deadline: untimed };
+            let (deadline, alarm) = (Deadline::default(), Rc::default());
+            let record = &record;
+            let terms = Terms { arrived_at, record, keep, hold_head, deadline, alarm: &alarm };
             let outcome = this.try_once(reservation, request, terms).await;
             // A client that has left hands the answer back, whose drop reads it to its end.
             if let Err(unwanted) = sender.send(outcome) {
@@ -118,12 +119,12 @@ impl Sender {
                 drop(unwanted);
             }
         });
-        let answer = deadline.head(clock::monotonic(), receiver).await;
+        let answer = deadline.head(terms.alarm, clock::monotonic(), receiver).await;
         answer.map_err(Failure::Counted)?.unwrap_or(Err(Failure::Broken(None)))
     }
 
     async fn try_once(
-        &self,
+        self: &Rc<Self>,
         reservation: Reservation,
         mut draft: Box<Draft>,
         terms: Terms<'_>,
@@ -154,7 +155,7 @@ impl Sender {
             }
             let sent = {
                 let sent = pin!(connection.send(draft));
-                terms.deadline.head(exchange.sent_at(), sent).await
+                terms.deadline.head(terms.alarm, exchange.sent_at(), sent).await
             };
             match sent.map_err(|refusal| {
                 exchange.timed_out(&refusal);
@@ -202,7 +203,7 @@ impl Sender {
     }
 
     async fn answer(
-        &self,
+        self: &Rc<Self>,
         response: Response<()>,
         mut connection: Connection,
         mut exchange: Exchange,
@@ -218,12 +219,12 @@ impl Sender {
         let says_length = connection.rest().is_some() && parts.status != StatusCode::NO_CONTENT;
         headers::fix_response_framing(&mut parts.headers, names, says_length);
         let backend = exchange.backend();
-        if names.may_have(ERROR) {
-            // What the proxy says itself nobody else may.
-            parts.headers.remove(ERROR);
+        // What the proxy says itself nobody else may.
+        for name in SIGNATURE.into_iter().chain([ERROR]) {
+            if names.may_have(&name) {
+                parts.headers.remove(name);
+            }
         }
-        parts.headers.insert(INSTANCE, backend.instance_header.clone());
-        parts.headers.insert(INSTANCE_TYPE, backend.instance_type_header.clone());
         parts.version = Version::HTTP_11;
         if parts.status == StatusCode::SWITCHING_PROTOCOLS {
             let agreed = asked.zip(upgrade).filter(|(asked, to)| headers::offers(asked, to));
@@ -234,7 +235,8 @@ impl Sender {
             };
             exchange.answered(parts.status.as_u16(), Outcome::Good);
             headers::set_upgrade(&mut parts.headers, protocol);
-            let tunnel = Tunnel { connection, exchange, deadline: terms.deadline };
+            let watch = terms.deadline.watch(Rc::clone(terms.alarm));
+            let tunnel = Tunnel { connection, exchange, watch };
             return Ok(Response::from_parts(parts, ResponseBody::Tunnel(Box::new(tunnel))));
         }
         let engine = backend.route.engine;
@@ -245,7 +247,8 @@ impl Sender {
         if not_run {
             exchange.was_full();
         }
-        let mut body = Box::new(UpstreamBody::new(connection, exchange, self, terms.deadline));
+        let watch = terms.deadline.watch(Rc::clone(terms.alarm));
+        let mut body = Box::new(UpstreamBody::new(connection, exchange, self, watch));
         if terms.hold_head
             && let Err(error) = body.read_ahead().await
         {

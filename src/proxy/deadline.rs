@@ -1,19 +1,21 @@
 //! How long a request may take. Its variant may say so (`request_timeout`, `first_byte_timeout`,
 //! `stream_idle_timeout`), and the client itself: `x-forebay-timeout-ms`, or `grpc-timeout`
 //! (<https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>); the earliest holds. A request for
-//! which none is set arms no timer.
+//! which none is set arms no timer, and few others do ([`super::alarm`]).
 
 use std::future::poll_fn;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use http::{HeaderMap, HeaderName};
-use tokio::time::Sleep;
 
+use super::alarm::Alarm;
 use super::headers;
 use super::names::Names;
 use super::refusal::Refusal;
+use crate::runtime::clock;
 use crate::types::spec::RequestPolicy;
 
 /// A client's own limit, in milliseconds from the request's arrival.
@@ -71,40 +73,43 @@ impl Deadline {
     /// the two ways to wait for it would have a place of its own for it in every request's future.
     pub(super) async fn bound<T>(
         self,
+        alarm: &Alarm,
         mut work: impl Future<Output = Result<T, Refusal>> + Unpin,
     ) -> Result<T, Refusal> {
-        let Some(end) = self.end else { return work.await };
-        // Most of it is done at once, and needs no timer.
-        let at_once = poll_fn(|cx| Poll::Ready(Pin::new(&mut work).poll(cx))).await;
-        if let Poll::Ready(done) = at_once {
-            return done;
-        }
-        tokio::time::timeout_at(end.into(), work).await.unwrap_or(Err(Refusal::DeadlineExceeded))
+        poll_fn(|cx| {
+            if let Poll::Ready(done) = Pin::new(&mut work).poll(cx) {
+                return Poll::Ready(done);
+            }
+            let Some(end) = self.end else { return Poll::Pending };
+            alarm.poll(cx, end).map(|()| Err(Refusal::DeadlineExceeded))
+        })
+        .await
     }
 
     /// The head of the answer to a request that is sent now, unless it comes too late.
     pub(super) async fn head<T>(
         self,
+        alarm: &Alarm,
         sent_at: Instant,
-        answer: impl Future<Output = T>,
+        mut answer: impl Future<Output = T> + Unpin,
     ) -> Result<T, Refusal> {
         let late = self.first_byte.map(|limit| (sent_at + limit, Refusal::FirstByteTimeout(limit)));
         let end = self.end.map(|end| (end, Refusal::DeadlineExceeded));
-        let Some((at, refusal)) = late.into_iter().chain(end).min_by_key(|(at, _)| *at) else {
-            return Ok(answer.await);
-        };
-        tokio::time::timeout_at(at.into(), answer).await.map_err(|_| refusal)
+        let mut first = late.into_iter().chain(end).min_by_key(|(at, _)| *at);
+        poll_fn(|cx| {
+            if let Poll::Ready(answer) = Pin::new(&mut answer).poll(cx) {
+                return Poll::Ready(Ok(answer));
+            }
+            let Some((at, _)) = &first else { return Poll::Pending };
+            ready!(alarm.poll(cx, *at));
+            first.take().map_or(Poll::Pending, |(_, refusal)| Poll::Ready(Err(refusal)))
+        })
+        .await
     }
 
-    /// Watches over an answer's body, or a tunnel; `None` where nothing limits it.
-    pub(super) fn watch(self) -> Option<Box<Watch>> {
-        (self.end.is_some() || self.idle.is_some()).then(|| {
-            Box::new(Watch {
-                end: self.end.map(|end| tokio::time::sleep_until(end.into())).map(Box::pin),
-                idle: self.idle.map(|limit| (limit, Box::pin(tokio::time::sleep(limit)))),
-                has_progressed: false,
-            })
-        })
+    /// Watches over an answer's body, or a tunnel.
+    pub(super) fn watch(self, alarm: Rc<Alarm>) -> Watch {
+        Watch { end: self.end, idle: self.idle, alarm, silent_since: None }
     }
 }
 
@@ -126,39 +131,44 @@ impl From<Late> for Refusal {
     }
 }
 
-/// The timers of an answer's body.
+/// Watches over an answer's body.
 #[derive(Debug)]
 pub(super) struct Watch {
-    end: Option<Pin<Box<Sleep>>>,
-    idle: Option<(Duration, Pin<Box<Sleep>>)>,
-    has_progressed: bool,
+    end: Option<Instant>,
+    idle: Option<Duration>,
+    alarm: Rc<Alarm>,
+    /// Since when there is nothing.
+    silent_since: Option<Instant>,
 }
 
 impl Watch {
+    /// One that waits for ever.
+    pub(super) fn without_limit() -> Self {
+        Deadline::default().watch(Rc::default())
+    }
+
     /// A piece has come.
     pub(super) fn progressed(&mut self) {
-        self.has_progressed = true;
+        self.silent_since = None;
     }
 
     /// Whether the whole has taken too long. To be asked before each piece: one that comes slowly but steadily
     /// must not get around it.
     pub(super) fn is_over(&self) -> bool {
-        self.end.as_ref().is_some_and(|end| end.is_elapsed())
+        self.end.is_some_and(|end| self.alarm.has_rung() && clock::monotonic() >= end)
     }
 
     /// Ready once the whole has taken too long, or the worker has been silent for too long. To be asked when it
     /// has nothing.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Late> {
-        if let Some(end) = &mut self.end
-            && end.as_mut().poll(cx).is_ready()
+        if let Some(end) = self.end
+            && self.alarm.poll(cx, end).is_ready()
         {
             return Poll::Ready(Late::Whole);
         }
-        let Some((limit, timer)) = &mut self.idle else { return Poll::Pending };
-        if std::mem::take(&mut self.has_progressed) {
-            timer.as_mut().reset(tokio::time::Instant::now() + *limit);
-        }
-        timer.as_mut().poll(cx).map(|()| Late::Idle(*limit))
+        let Some(limit) = self.idle else { return Poll::Pending };
+        let since = *self.silent_since.get_or_insert_with(clock::monotonic);
+        self.alarm.poll(cx, since + limit).map(|()| Late::Idle(limit))
     }
 }
 
@@ -191,7 +201,6 @@ fn grpc_timeout(text: &str) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::runtime::clock;
 
     #[test]
     fn the_earliest_limit_holds() {

@@ -1,6 +1,7 @@
 //! A request as workers get it, which may have to be sent more than once. It is moved as a box from one who sends
 //! it to the next: head and body in place take hundreds of bytes of each future that they pass through.
 
+use bytes::BytesMut;
 use http::header::{EXPECT, HOST, HeaderValue, TE};
 use http::request::Parts;
 use http::uri::PathAndQuery;
@@ -8,7 +9,9 @@ use http::{Uri, Version};
 
 use super::body::RequestBody;
 use super::headers;
+use super::http1::write_request;
 use super::names::Names;
+use super::origin::Mark;
 use super::snapshot::Backend;
 use super::told::LOAD_METRICS_FORMAT;
 use crate::types::Protocol;
@@ -20,6 +23,8 @@ pub(super) struct Draft {
     pub(super) body: RequestBody,
     /// Of the fields that it came with.
     pub(super) names: Names,
+    /// What its head has still to say.
+    mark: Option<Mark>,
     names_host: bool,
     takes_trailers: bool,
     asks_for_load: bool,
@@ -29,11 +34,12 @@ pub(super) struct Draft {
 
 impl Draft {
     /// As it came, its fields with these names.
-    pub(super) fn new(parts: Parts, names: Names, body: RequestBody) -> Self {
+    pub(super) fn new(parts: Parts, names: Names, mark: Option<Mark>, body: RequestBody) -> Self {
         Self {
             parts,
             body,
             names,
+            mark,
             names_host: false,
             takes_trailers: false,
             asks_for_load: false,
@@ -53,6 +59,8 @@ impl Draft {
         // HTTP/1.0 knows no switch (RFC 9110, 7.8).
         let switches = *version == Version::HTTP_11;
         self.upgrade = switches.then(|| headers::wanted_upgrade(headers, self.names)).flatten();
+        // One of HTTP/1.1 has been refused without it.
+        self.names_host = *version == Version::HTTP_11 || headers.contains_key(HOST);
         *version = Version::HTTP_11;
         self.takes_trailers = headers::takes_trailers(headers, self.names);
         headers::strip_hop_by_hop(headers, self.names);
@@ -60,8 +68,25 @@ impl Draft {
             // The body is read here, whether or not the worker would have wanted it.
             headers.remove(EXPECT);
         }
-        self.names_host = headers.contains_key(HOST);
         self.frame();
+    }
+
+    /// Has its head say all that it has to, for those who read it.
+    pub(super) fn say_mark(&mut self) {
+        if let Some(mark) = self.mark.take() {
+            mark.insert(&mut self.parts.headers);
+            self.names = Names::of(&self.parts.headers);
+        }
+    }
+
+    /// Writes its head for a worker that speaks HTTP/1.1.
+    pub(super) fn write_head(&self, into: &mut BytesMut) {
+        let Parts { method, uri, headers, .. } = &self.parts;
+        write_request(method, uri, headers, into);
+        if let Some(mark) = &self.mark {
+            mark.write(into);
+        }
+        into.extend_from_slice(b"\r\n");
     }
 
     /// Says how the body is told from what follows it, and what is to be switched to: HTTP/1.1 alone does.
@@ -75,6 +100,9 @@ impl Draft {
 
     /// Addresses it to this worker, and no longer to the one before.
     pub(super) fn address(&mut self, backend: &Backend) {
+        if backend.route.protocol != Protocol::Http1 {
+            self.say_mark();
+        }
         let headers = &mut self.parts.headers;
         if !self.names_host {
             headers.insert(HOST, backend.host_header.clone());

@@ -20,6 +20,8 @@ pub(super) const CLIENT_LEFT: u16 = 499;
 pub(super) struct Exchange {
     reservation: Reservation,
     sent_at: Instant,
+    /// When something of the answer came last, or it was sent.
+    heard_at: Instant,
     /// Requests at the instance when it was sent, itself included.
     company: u32,
     end: End,
@@ -52,7 +54,8 @@ impl Exchange {
         reservation.backend.traffic.sent(sent_at.duration_since(arrived_at));
         reservation.backend.slot.note_sent(clock::uptime_ms_at(sent_at));
         let company = reservation.backend.slot.outstanding();
-        Self { reservation, sent_at, company, end: End::Waiting, record: record.clone() }
+        let (heard_at, record) = (sent_at, record.clone());
+        Self { reservation, sent_at, heard_at, company, end: End::Waiting, record }
     }
 
     /// Notes where it is sent, and says so in the trace's header.
@@ -72,7 +75,13 @@ impl Exchange {
     pub(super) fn answered(&mut self, code: u16, outcome: Outcome) {
         self.end = End::Begun(code, outcome);
         self.record.answered(code);
-        self.backend().slot.note_work(clock::uptime_ms());
+        self.heard_at = clock::monotonic();
+        self.backend().slot.note_work(clock::uptime_ms_at(self.heard_at));
+    }
+
+    /// When something of the answer came last.
+    pub(super) fn heard_at(&self) -> Instant {
+        self.heard_at
     }
 
     /// The last byte of the answer is here.
@@ -158,12 +167,14 @@ impl Exchange {
         self.end = End::Elsewhere;
     }
 
-    /// A piece of the answer is here, maybe the first.
-    pub(super) fn has_come(&self, is_first: bool) {
-        let now = clock::monotonic();
-        self.backend().slot.note_work(clock::uptime_ms_at(now));
+    /// A piece of the answer is here, maybe the first; `together` with what came last.
+    pub(super) fn has_come(&mut self, is_first: bool, together: bool) {
+        if !together {
+            self.heard_at = clock::monotonic();
+            self.backend().slot.note_work(clock::uptime_ms_at(self.heard_at));
+        }
         if is_first {
-            self.backend().traffic.first_chunk(now.duration_since(self.sent_at));
+            self.backend().traffic.first_chunk(self.heard_at.duration_since(self.sent_at));
         }
     }
 

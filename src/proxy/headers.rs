@@ -82,12 +82,28 @@ pub(super) fn join_cookies(headers: &mut HeaderMap) {
     }
 }
 
-/// Whether the message is gRPC's (`application/grpc`, or with a suffix for its encoding).
-pub(super) fn is_grpc(headers: &HeaderMap) -> bool {
-    headers.get(CONTENT_TYPE).is_some_and(|kind| {
-        let rest = kind.as_bytes().strip_prefix(b"application/grpc");
-        rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
-    })
+/// What a message's body is, as far as that matters here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Content {
+    /// `application/grpc`, or with a suffix for its encoding.
+    Grpc,
+    /// JSON of some kind, or its sender did not say what it is.
+    Json,
+    Other,
+}
+
+impl Content {
+    pub(super) fn of(headers: &HeaderMap) -> Self {
+        let Some(kind) = headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes) else {
+            return Self::Json;
+        };
+        let rest = kind.strip_prefix(b"application/grpc");
+        if rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';'))) {
+            return Self::Grpc;
+        }
+        let is_json = kind.windows(4).any(|word| word.eq_ignore_ascii_case(b"json"));
+        if is_json { Self::Json } else { Self::Other }
+    }
 }
 
 /// Whether the body is a stream of server-sent events.

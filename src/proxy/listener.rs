@@ -18,7 +18,7 @@ use super::ending::Ending;
 use super::keys::ApiKeys;
 use super::limits::{ClientLimits, Clients};
 use super::request::Thread;
-use super::router::Router;
+use super::router::{Newest, Router};
 use super::upstream::Pool;
 use crate::telemetry::request::Observers;
 use crate::tls::{Connectors, Tls};
@@ -215,12 +215,13 @@ fn run_thread(
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build_local(tokio::runtime::LocalOptions::default())?;
-    let sender = Sender {
-        pool: Rc::new(Pool::new(options.worker_tls.clone())),
+    let sender = Rc::new(Sender {
+        pool: Pool::new(options.worker_tls.clone()),
         connect_timeout: options.connect_timeout,
         tasks: TaskTracker::new(),
-    };
+    });
     let thread = Rc::new(Thread {
+        newest: Newest::of(&router),
         router,
         sender,
         clients,
@@ -232,13 +233,13 @@ fn run_thread(
             .into_iter()
             .map(|door| Ok((TcpListener::from_std(door.listener)?, door.tls)))
             .collect::<io::Result<Vec<_>>>()?;
-        let pool = Rc::clone(&thread.sender.pool);
+        let sender = Rc::clone(&thread.sender);
         let idle = options.pool_idle_timeout;
         let sweeper = tokio::task::spawn_local(async move {
             loop {
                 // Engines may want theirs closed sooner than `idle`; zero must not keep the thread busy.
                 tokio::time::sleep((idle / 4).clamp(SWEEP.0, SWEEP.1)).await;
-                pool.close_idle(idle);
+                sender.pool.close_idle(idle);
             }
         });
         let accepting =

@@ -21,13 +21,14 @@
 //!   its connections before it writes ([`http1`]); the binary's memory is mimalloc's.
 //! * **pingora's smaller crates** were looked at one by one. `pingora-runtime`'s no-steal runtime is what
 //!   `LocalRuntime` gives without a dependency, and more strictly. `pingora-timeout`'s coarse timers pay
-//!   where every request arms several timers; a request here arms one only when it has to connect or wait.
+//!   where every request arms several timers; here a task has one for all its requests ([`alarm`]).
 //!   `pingora-limits` estimates what we must count exactly. `pingora-ketama` is for sticky routing, when that
 //!   comes. So none of them is taken yet.
 //! * **Who parses is kept apart from what a request is**: [`request`] and [`exchange`] deal in heads, body
 //!   frames, tunnels and ends; only [`downstream`] and [`upstream`] know connections.
 
 mod admission;
+mod alarm;
 mod answer;
 mod attempt;
 pub mod bench;

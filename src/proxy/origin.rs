@@ -4,11 +4,13 @@
 //! removed. `x-request-id` is kept, or made, and `Via` names us (RFC 9110, 7.6.3).
 
 use std::net::SocketAddr;
+use std::rc::Rc;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::header::{FORWARDED, HeaderName, HeaderValue, VIA};
 use http::{HeaderMap, Version};
 
+use super::http1::write_field;
 use super::names::Names;
 use crate::runtime::rng;
 use crate::types::Network;
@@ -27,6 +29,7 @@ const OURS: [&str; 8] = [
     "x-request-id",
     "via",
 ];
+const OURS_AMONG: Names = Names::among(&OURS);
 /// Longer ids are no ids.
 const LONGEST_ID: usize = 128;
 
@@ -63,20 +66,19 @@ impl Origin {
         }
     }
 
-    /// Writes it into the head of a request that came in this version of HTTP, whose fields have these names.
-    pub(super) fn mark(&self, headers: &mut HeaderMap, names: Names, version: Version) {
-        let via = HeaderValue::from_static(match version {
-            Version::HTTP_10 => "1.0 forebay",
-            Version::HTTP_2 => "2.0 forebay",
-            _ => "1.1 forebay",
-        });
-        if !names.may_have_any(const { Names::among(&OURS) }) {
-            headers.insert(FOR, self.address.clone());
-            headers.insert(PROTO, self.proto.clone());
-            headers.insert(REQUEST_ID, new_id());
-            headers.insert(VIA, via);
-            return;
+    /// Says it in the head of a request that came in this version of HTTP, whose fields have these names; or leaves it to
+    /// whoever writes that head, which is most often the case.
+    pub(super) fn mark(
+        self: &Rc<Self>,
+        headers: &mut HeaderMap,
+        names: Names,
+        version: Version,
+    ) -> Option<Mark> {
+        if !names.may_have_any(OURS_AMONG) {
+            let (origin, via, id) = (Rc::clone(self), via(version), new_id());
+            return Some(Mark { origin, names, via, id });
         }
+        let via = HeaderValue::from_static(via(version));
         add(headers, &VIA, &via);
         if self.is_trusted {
             add(headers, &FOR, &self.address);
@@ -94,8 +96,50 @@ impl Origin {
         let mut said = headers.get_all(REQUEST_ID).iter();
         let (first, is_one) = (said.next().filter(|id| is_id(id)).cloned(), said.next().is_none());
         if first.is_none() || !is_one {
-            headers.insert(REQUEST_ID, first.unwrap_or_else(new_id));
+            headers.insert(REQUEST_ID, first.unwrap_or_else(|| id_value(&new_id())));
         }
+        None
+    }
+}
+
+/// What a head has still to say of where its request comes from.
+#[derive(Debug)]
+pub(super) struct Mark {
+    origin: Rc<Origin>,
+    /// Of the fields that the head has so far.
+    pub(super) names: Names,
+    via: &'static str,
+    id: [u8; 32],
+}
+
+impl Mark {
+    /// Whether a field of this name may be among what it says.
+    pub(super) fn may_have(name: &str) -> bool {
+        OURS_AMONG.may_have(name)
+    }
+
+    /// Says it in `headers`.
+    pub(super) fn insert(self, headers: &mut HeaderMap) {
+        headers.insert(FOR, self.origin.address.clone());
+        headers.insert(PROTO, self.origin.proto.clone());
+        headers.insert(REQUEST_ID, id_value(&self.id));
+        headers.insert(VIA, HeaderValue::from_static(self.via));
+    }
+
+    /// Writes it, each field a line.
+    pub(super) fn write(&self, into: &mut BytesMut) {
+        write_field(FOR.as_str(), self.origin.address.as_bytes(), into);
+        write_field(PROTO.as_str(), self.origin.proto.as_bytes(), into);
+        write_field(REQUEST_ID.as_str(), &self.id, into);
+        write_field(VIA.as_str(), self.via.as_bytes(), into);
+    }
+}
+
+fn via(version: Version) -> &'static str {
+    match version {
+        Version::HTTP_10 => "1.0 forebay",
+        Version::HTTP_2 => "2.0 forebay",
+        _ => "1.1 forebay",
     }
 }
 
@@ -119,18 +163,33 @@ fn is_id(value: &HeaderValue) -> bool {
 }
 
 /// Thirty-two hexadecimal digits.
-fn new_id() -> HeaderValue {
+fn new_id() -> [u8; 32] {
     let drawn = u128::from(rng::draw()) << 64 | u128::from(rng::draw());
-    let id: [u8; 32] = std::array::from_fn(|place| {
+    std::array::from_fn(|place| {
         let digit = (drawn >> (4 * place)) & 15;
         b"0123456789abcdef"[digit as usize]
-    });
-    HeaderValue::from_maybe_shared(Bytes::copy_from_slice(&id)).expect("digits and letters")
+    })
+}
+
+fn id_value(id: &[u8; 32]) -> HeaderValue {
+    HeaderValue::from_bytes(id).expect("digits and letters")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn marked(origin: &Rc<Origin>, headers: &mut HeaderMap, version: Version) {
+        let names = Names::of(headers);
+        if let Some(mark) = origin.mark(headers, names, version) {
+            let mut written = BytesMut::new();
+            mark.write(&mut written);
+            mark.insert(headers);
+            let mut inserted = BytesMut::new();
+            crate::proxy::http1::write_fields(headers, &mut inserted);
+            assert!(inserted.ends_with(&written), "{inserted:?}");
+        }
+    }
 
     fn told(peer: &str, tls: bool, said: &[(&'static str, &'static str)]) -> Vec<String> {
         let trusted = ["10.0.0.0/8".parse().expect("a network")];
@@ -139,8 +198,7 @@ mod tests {
         for (name, value) in said {
             headers.append(HeaderName::from_static(name), HeaderValue::from_static(value));
         }
-        let names = Names::of(&headers);
-        Origin::new(peer, tls, &trusted).mark(&mut headers, names, Version::HTTP_11);
+        marked(&Rc::new(Origin::new(peer, tls, &trusted)), &mut headers, Version::HTTP_11);
         let id = headers.remove(REQUEST_ID).expect("an id");
         assert!(is_id(&id));
         assert_eq!(headers.remove(VIA).expect("one"), "1.1 forebay");
@@ -192,33 +250,34 @@ mod tests {
         let ours = [FOR, PROTO, FORWARDED, REQUEST_ID, VIA];
         assert!(ours.iter().chain(&hosts).all(is_ours));
         assert!(!is_ours(&HeaderName::from_static("x-stainless-lang")));
+        assert!(OURS.iter().all(|name| Mark::may_have(name)));
+        // Where callers are told apart by default.
+        assert!(!Mark::may_have("authorization"));
     }
 
     #[test]
     fn via_names_each_hop() {
-        let origin = Origin::new("192.0.2.7:1".parse().expect("an address"), false, &[]);
+        let origin = Rc::new(Origin::new("192.0.2.7:1".parse().expect("an address"), false, &[]));
         let mut headers = HeaderMap::new();
         for (version, via) in [
             (Version::HTTP_10, "1.0 forebay"),
             (Version::HTTP_2, "1.0 forebay, 2.0 forebay"),
             (Version::HTTP_11, "1.0 forebay, 2.0 forebay, 1.1 forebay"),
         ] {
-            let names = Names::of(&headers);
-            origin.mark(&mut headers, names, version);
+            marked(&origin, &mut headers, version);
             assert_eq!(headers.get_all(VIA).iter().collect::<Vec<_>>(), [via]);
         }
     }
 
     #[test]
     fn an_id_is_kept_or_made() {
-        let origin = Origin::new("192.0.2.7:1".parse().expect("an address"), false, &[]);
+        let origin = Rc::new(Origin::new("192.0.2.7:1".parse().expect("an address"), false, &[]));
         let id = |said: Option<&'static str>| {
             let mut headers = HeaderMap::new();
             if let Some(said) = said {
                 headers.insert(REQUEST_ID, HeaderValue::from_static(said));
             }
-            let names = Names::of(&headers);
-            origin.mark(&mut headers, names, Version::HTTP_11);
+            marked(&origin, &mut headers, Version::HTTP_11);
             headers[REQUEST_ID].to_str().expect("text").to_owned()
         };
         assert_eq!(id(Some("abc-1")), "abc-1");

@@ -2,6 +2,7 @@
 //! admitted, send, and send elsewhere what harms nobody there. Every request to a worker, whatever its
 //! path or protocol, goes through [`serve`] and holds an exchange while it is out.
 
+use std::cell::{Cell, OnceCell};
 use std::convert::Infallible;
 use std::pin::pin;
 use std::rc::Rc;
@@ -10,9 +11,11 @@ use std::task::Poll;
 use std::time::Instant;
 
 use http::header::{EXPECT, HeaderValue};
-use http::{Request, Response, Version};
+use http::request::Parts;
+use http::{Response, Version};
 
 use super::admission::{Affinity, Reservation};
+use super::alarm::Alarm;
 use super::attempt::{Failure, Sender, Terms};
 use super::body::{Incoming, RequestBody, ResponseBody};
 use super::deadline::Deadline;
@@ -23,11 +26,12 @@ use super::headers::Length;
 use super::keys::{ApiKeys, Key};
 use super::limits::Clients;
 use super::names::Names;
+use super::origin::Mark;
 use super::own::Own;
 use super::refusal::{Dialect, Refusal};
 use super::resolve::Target;
 use super::retry::Retry;
-use super::router::Router;
+use super::router::{Newest, Router};
 use super::snapshot::Variant;
 use super::sticky;
 use crate::decision::admit::Caller;
@@ -44,7 +48,8 @@ const USUAL_PRIORITY: u8 = 5;
 #[derive(Debug)]
 pub(super) struct Thread {
     pub(super) router: Arc<Router>,
-    pub(super) sender: Sender,
+    pub(super) newest: Newest,
+    pub(super) sender: Rc<Sender>,
     pub(super) clients: Arc<Clients>,
     pub(super) keys: Arc<ApiKeys>,
     pub(super) observers: Rc<Observers>,
@@ -56,12 +61,18 @@ pub(super) struct Thread {
 /// is read, the future is dropped without ever being polled, and its request must count all the same.
 pub(super) fn serve(
     thread: Rc<Thread>,
-    request: Request<Incoming>,
+    alarm: Rc<Alarm>,
+    mut mark: Option<Mark>,
+    (mut parts, body): (Parts, Incoming),
 ) -> impl Future<Output = Result<Response<ResponseBody>, Infallible>> {
-    let (mut parts, body) = request.into_parts();
     let arrived_at = clock::monotonic();
+    if thread.observers.are_any()
+        && let Some(mark) = mark.take()
+    {
+        mark.insert(&mut parts.headers);
+    }
     let record = thread.observers.begin(&mut parts, arrived_at);
-    let names = Names::of(&parts.headers);
+    let names = mark.as_ref().map_or_else(|| Names::of(&parts.headers), |mark| mark.names);
     let target = Target::of(&parts, names);
     let asked = head::check(&parts);
     let asked = asked.and_then(|()| Deadline::asked(&parts.headers, names, arrived_at));
@@ -75,19 +86,21 @@ pub(super) fn serve(
         Err(refusal) => (None, None, Some(Err(refusal))),
         Ok((key, Some(own))) => (key, Some(own), None),
         Ok((key, None)) => {
-            let by_head = target.resolve_by_head(&parts, &thread.router.current());
+            let newest = &thread.newest;
+            let by_head = newest.look(|snapshot| target.resolve_by_head(&parts, snapshot));
             let by_head = by_head.map(|found| allowed(found?, key.as_deref()));
             (key, None, by_head)
         }
     };
-    let mut accountable = None;
-    if let Some(Ok(variant)) = &by_head {
-        accountable = Some(Arc::clone(&variant.unserved));
+    let (variant, accountable) = (OnceCell::new(), Cell::default());
+    let refusal = by_head.and_then(|found| found.map(|found| variant.set(found)).err());
+    if let Some(variant) = variant.get() {
+        accountable.set(Accountable::Nobodys);
         variant.room.arrived();
         record.resolved(&variant.key, &variant.model);
     }
     let body = RequestBody::new(body, record.body_meter(), &thread.clients);
-    let mut draft = Box::new(Draft::new(parts, names, body));
+    let mut draft = Box::new(Draft::new(parts, names, mark, body));
     if draft.parts.version == Version::HTTP_2 {
         if target.dialect == Dialect::Grpc {
             draft.body.may_be_silent();
@@ -100,12 +113,13 @@ pub(super) fn serve(
         arrived_at,
         deadline,
         key,
-        variant: None,
+        variant,
         accountable,
-        at_instance: false,
-        may_have_run: false,
-        tls_fault: None,
+        at_instance: Cell::new(false),
+        may_have_run: Cell::new(false),
+        tls_fault: Cell::new(None),
         thread,
+        alarm,
         record,
     };
     async move {
@@ -114,7 +128,7 @@ pub(super) fn serve(
             life.record.own_answer(answer.status().as_u16(), full_length(&answer));
             answer
         } else {
-            life.answer(target, draft, by_head).await
+            life.answer(target, draft, refusal).await
         })
     }
 }
@@ -132,40 +146,54 @@ fn allowed(variant: Arc<Variant>, key: Option<&Key>) -> Result<Arc<Variant>, Ref
 
 struct Life {
     thread: Rc<Thread>,
+    /// The timer of the task that serves it.
+    alarm: Rc<Alarm>,
     arrived_at: Instant,
-    /// The client's own, and the variant's once it is known.
+    /// The client's own.
     deadline: Deadline,
     /// Who asks, where keys are asked for.
     key: Option<Arc<Key>>,
-    variant: Option<Arc<Variant>>,
-    /// Where an answer of our own is counted: at the instance type that failed, or at none.
-    accountable: Option<Arc<Traffic>>,
+    variant: OnceCell<Arc<Variant>>,
+    accountable: Cell<Accountable>,
     /// A try is under way, and counts for itself.
-    at_instance: bool,
+    at_instance: Cell<bool>,
     /// A worker had it and broke off.
-    may_have_run: bool,
+    may_have_run: Cell<bool>,
     /// Why the last try did not get through TLS, where that was the reason.
-    tls_fault: Option<Fault>,
+    tls_fault: Cell<Option<Fault>>,
     record: RequestRecord,
+}
+
+/// Where an answer of our own is counted.
+#[derive(Debug, Default)]
+enum Accountable {
+    /// Nowhere: it is for no variant, or counted already.
+    #[default]
+    No,
+    /// With what no instance was involved in.
+    Nobodys,
+    /// With the instance type that failed.
+    Of(Arc<Traffic>),
 }
 
 impl Life {
     async fn answer(
-        mut self,
+        self,
         target: Target,
         draft: Box<Draft>,
-        by_head: Option<Result<Arc<Variant>, Refusal>>,
+        refusal: Option<Refusal>,
     ) -> Response<ResponseBody> {
         let dialect = target.dialect;
-        let refusal = match self.run(target, draft, by_head).await {
+        let answer = match refusal {
+            Some(refusal) => Err(refusal),
+            None => self.run(target, draft).await,
+        };
+        let refusal = match answer {
             Ok(response) => return response,
             Err(refusal) => refusal,
         };
-        if let Some(traffic) = self.accountable.take() {
-            traffic.answered(refusal.code());
-        }
-        let kind = refusal.kind();
-        let code = refusal.code();
+        let (kind, code) = (refusal.kind(), refusal.code());
+        self.count(code);
         let response = refusal.into_response(dialect);
         // To gRPC every answer is a 200.
         let told = if dialect == Dialect::Grpc { code } else { response.status().as_u16() };
@@ -173,24 +201,38 @@ impl Life {
         response
     }
 
+    /// Counts an answer of our own, once.
+    fn count(&self, code: u16) {
+        match self.accountable.take() {
+            Accountable::No => {}
+            Accountable::Nobodys => {
+                self.variant.get().inspect(|variant| variant.unserved.answered(code));
+            }
+            Accountable::Of(traffic) => traffic.answered(code),
+        }
+    }
+
     async fn run(
-        &mut self,
+        &self,
         target: Target,
         mut draft: Box<Draft>,
-        by_head: Option<Result<Arc<Variant>, Refusal>>,
     ) -> Result<Response<ResponseBody>, Refusal> {
-        let by_head = by_head.transpose()?;
         draft.body.check_length().map_err(|error| Refusal::of_body(&error))?;
-        let variant = match by_head {
-            Some(variant) => variant,
-            None => self.deadline.bound(pin!(self.resolve_by_body(&target, &mut draft))).await?,
+        let variant = if let Some(variant) = self.variant.get() {
+            variant
+        } else {
+            let found = pin!(self.resolve_by_body(&target, &mut draft));
+            let found = self.deadline.bound(&self.alarm, found).await?;
+            self.variant.get_or_init(|| found)
         };
-        self.accountable = Some(Arc::clone(&variant.unserved));
-        self.deadline = self.deadline.with(&variant.requests, self.arrived_at);
-        self.variant = Some(variant);
-        self.deadline.bound(pin!(self.read_small_body(&mut draft.body))).await?;
+        self.accountable.set(Accountable::Nobodys);
+        let deadline = self.deadline.with(&variant.requests, self.arrived_at);
+        deadline.bound(&self.alarm, pin!(self.read_small_body(&mut draft.body))).await?;
         draft.prepare(target.worker_path);
-        self.send_somewhere(draft).await
+        if reads_mark(&variant.requests) {
+            draft.say_mark();
+        }
+        self.send_somewhere(variant, draft, deadline).await
     }
 
     async fn resolve_by_body(
@@ -198,10 +240,8 @@ impl Life {
         target: &Target,
         draft: &mut Draft,
     ) -> Result<Arc<Variant>, Refusal> {
-        let snapshot = self.thread.router.current().clone();
-        let most = self.thread.clients.limits.body;
-        let variant =
-            target.resolve_by_body(&draft.parts, &mut draft.body, &snapshot, most).await?;
+        let (newest, most) = (&self.thread.newest, self.thread.clients.limits.body);
+        let variant = target.resolve_by_body(&draft.parts, &mut draft.body, newest, most).await?;
         let variant = allowed(variant, self.key.as_deref())?;
         variant.room.arrived();
         self.record.resolved(&variant.key, &variant.model);
@@ -229,53 +269,55 @@ impl Life {
     /// Once a worker has broken off with the request, whatever else goes wrong must not be told as
     /// something that is safe to send again.
     async fn send_somewhere(
-        &mut self,
+        &self,
+        variant: &Variant,
         draft: Box<Draft>,
+        deadline: Deadline,
     ) -> Result<Response<ResponseBody>, Refusal> {
-        let answer = self.try_somewhere(draft).await;
+        let answer = self.try_somewhere(variant, draft, deadline).await;
         answer.map_err(|refusal| match refusal {
             // It says so itself.
             Refusal::DeadlineExceeded => refusal,
-            _ if self.may_have_run => Refusal::UpstreamBroken,
-            Refusal::NoOtherInstance => self.tls_fault.map_or(refusal, Refusal::TlsFailed),
+            _ if self.may_have_run.get() => Refusal::UpstreamBroken,
+            Refusal::NoOtherInstance => self.tls_fault.get().map_or(refusal, Refusal::TlsFailed),
             _ => refusal,
         })
     }
 
     async fn try_somewhere(
-        &mut self,
+        &self,
+        variant: &Variant,
         mut draft: Box<Draft>,
+        deadline: Deadline,
     ) -> Result<Response<ResponseBody>, Refusal> {
-        let Some(variant) = self.variant.clone() else { return Err(Refusal::NoInstance) };
-        let deadline = self.deadline;
         let caller = caller(&draft, &variant.requests, self.key.as_deref());
         let names = draft.names;
         let affinity = sticky::affinity(&mut draft.parts.headers, names, &variant.requests);
-        let mut retry = Retry::new(&variant, draft.parts.uri.path());
+        let mut retry = Retry::new(variant, draft.parts.uri.path());
         loop {
-            let admitted = self.admit(caller, affinity, &retry, &mut draft.body);
-            let reservation = deadline.bound(pin!(admitted)).await?;
+            let admitted = self.admit(variant, caller, affinity, &retry, &mut draft.body);
+            let reservation = deadline.bound(&self.alarm, pin!(admitted)).await?;
             retry.trying(&reservation.backend);
-            self.accountable = Some(Arc::clone(&reservation.backend.traffic));
+            self.accountable.set(Accountable::Of(Arc::clone(&reservation.backend.traffic)));
             let keep = retry.may_follow();
             let hold_head = keep && retry.replays() && draft.body.is_complete();
-            self.at_instance = true;
-            let (arrived_at, record) = (self.arrived_at, &self.record);
-            let terms = Terms { arrived_at, record, keep, hold_head, deadline };
+            self.at_instance.set(true);
+            let (arrived_at, record, alarm) = (self.arrived_at, &self.record, &self.alarm);
+            let terms = Terms { arrived_at, record, keep, hold_head, deadline, alarm };
             let outcome = self.thread.sender.send(reservation, draft, terms).await;
-            self.at_instance = false;
+            self.at_instance.set(false);
             match outcome {
                 Ok(response) => {
-                    self.accountable = None;
+                    self.accountable.take();
                     return Ok(response);
                 }
                 Err(Failure::Counted(refusal)) => {
                     // The try has counted it.
-                    self.accountable = None;
+                    self.accountable.take();
                     return Err(refusal);
                 }
                 Err(Failure::NotSent(unsent, fault)) => {
-                    self.tls_fault = fault;
+                    self.tls_fault.set(fault);
                     if !retry.after_not_sent() {
                         return Err(Refusal::NoOtherInstance);
                     }
@@ -283,7 +325,7 @@ impl Life {
                 }
                 Err(Failure::NotRun(answer, kept)) => {
                     let Some(kept) = kept.filter(|_| retry.after_not_run()) else {
-                        self.accountable = None;
+                        self.accountable.take();
                         return Ok(*answer);
                     };
                     answer.into_body().supersede();
@@ -294,7 +336,7 @@ impl Life {
                     draft = kept.ok_or(Refusal::NoOtherInstance)?;
                 }
                 Err(Failure::Broken(kept)) => {
-                    self.may_have_run = true;
+                    self.may_have_run.set(true);
                     let kept = kept.filter(|_| retry.after_broken());
                     draft = kept.ok_or(Refusal::UpstreamBroken)?;
                 }
@@ -305,15 +347,20 @@ impl Life {
     /// A slot, by the newest table. Meanwhile a body of unknown length is read on up to the limit, so
     /// that a client that leaves is noticed.
     async fn admit(
-        &mut self,
+        &self,
+        variant: &Variant,
         caller: Caller,
         affinity: Affinity,
-        retry: &Retry,
+        retry: &Retry<'_>,
         body: &mut RequestBody,
     ) -> Result<Reservation, Refusal> {
-        let key = self.variant.as_ref().map(|variant| &variant.key).ok_or(Refusal::NoInstance)?;
-        let variant = self.thread.router.current().variant(key).cloned();
-        let variant = variant.ok_or(Refusal::VariantRemoved)?;
+        let newest = if variant.is_current() {
+            None
+        } else {
+            let newest = self.thread.router.current().variant(&variant.key).cloned();
+            Some(newest.ok_or(Refusal::VariantRemoved)?)
+        };
+        let variant = newest.as_deref().unwrap_or(variant);
         if variant.backends.is_empty() {
             self.thread.router.want_report();
         }
@@ -334,10 +381,17 @@ impl Life {
 impl Drop for Life {
     /// A client that left while its request was read or waited.
     fn drop(&mut self) {
-        if let Some(traffic) = self.accountable.take().filter(|_| !self.at_instance) {
-            traffic.answered(CLIENT_LEFT);
+        if !self.at_instance.get() {
+            self.count(CLIENT_LEFT);
         }
     }
+}
+
+/// Whether the policy looks at fields that may be among those that we write.
+fn reads_mark(policy: &RequestPolicy) -> bool {
+    let RequestPolicy { caller_header, priority_header, sticky_header, .. } = policy;
+    Mark::may_have(caller_header)
+        || [priority_header, sticky_header].into_iter().flatten().any(|name| Mark::may_have(name))
 }
 
 /// Who asks, to the queue: whoever has the key, or without keys by the configured header, of which nothing but

@@ -3,16 +3,17 @@
 
 use std::sync::Arc;
 
-use http::header::{CONTENT_TYPE, HeaderName};
+use http::header::HeaderName;
 use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Method};
 
 use super::body::RequestBody;
-use super::headers::{self, Length};
+use super::headers::{self, Content, Length};
 use super::model_field::{Finder, ModelField};
 use super::names::Names;
 use super::refusal::{Dialect, Refusal};
+use super::router::Newest;
 use super::snapshot::{Endpoint, Snapshot, Variant};
 use crate::runtime::rng;
 
@@ -30,15 +31,16 @@ pub(super) struct Target {
     pub(super) dialect: Dialect,
     /// Of its fields.
     names: Names,
+    content: Content,
 }
 
 impl Target {
     /// `POST /endpoints/{endpoint}/invocations` and `…/invocations-response-stream` become
     /// `POST /invocations`; every other path stays as it is.
     pub(super) fn of(parts: &Parts, names: Names) -> Self {
-        let dialect =
-            if headers::is_grpc(&parts.headers) { Dialect::Grpc } else { Dialect::OpenAi };
-        let none = Self { endpoint: None, worker_path: None, dialect, names };
+        let content = Content::of(&parts.headers);
+        let dialect = if content == Content::Grpc { Dialect::Grpc } else { Dialect::OpenAi };
+        let none = Self { endpoint: None, worker_path: None, dialect, names, content };
         let Some(rest) = parts.uri.path().strip_prefix("/endpoints/") else { return none };
         let Some((endpoint, "invocations" | "invocations-response-stream")) = rest.split_once('/')
         else {
@@ -52,7 +54,7 @@ impl Target {
             None => Some(PathAndQuery::from_static("/invocations")),
         };
         let (endpoint, dialect) = (Some(endpoint.to_owned()), Dialect::SageMaker);
-        Self { endpoint, worker_path, dialect, names }
+        Self { endpoint, worker_path, dialect, ..none }
     }
 
     /// The variant, where the head alone decides: the endpoint is named there, or there is only one
@@ -87,17 +89,17 @@ impl Target {
         &self,
         parts: &Parts,
         body: &mut RequestBody,
-        snapshot: &Snapshot,
+        newest: &Newest,
         most: u64,
     ) -> Result<Arc<Variant>, Refusal> {
-        let finder =
-            if may_name_a_model(parts, body) { read_model(body, most).await? } else { None };
+        let may_name = self.content == Content::Json && body.length() != Length::None;
+        let finder = if may_name { read_model(body, most).await? } else { None };
         let model = match finder.as_ref().and_then(Finder::found) {
             Some(ModelField::Named(name)) => Some(name.as_str()),
             Some(ModelField::Twice) => return Err(Refusal::ModelTwice),
             Some(ModelField::Absent) | None => None,
         };
-        let variant = self.resolve_by_model(parts, model, snapshot);
+        let variant = newest.look(|snapshot| self.resolve_by_model(parts, model, snapshot));
         if let Some(finder) = finder {
             body.watch_model(finder);
         }
@@ -146,14 +148,6 @@ impl Target {
         };
         Ok(Arc::clone(variant))
     }
-}
-
-/// JSON bodies name a model; so do those whose sender did not say what they are.
-fn may_name_a_model(parts: &Parts, body: &RequestBody) -> bool {
-    let json = parts.headers.get(CONTENT_TYPE).is_none_or(|value| {
-        value.as_bytes().windows(4).any(|word| word.eq_ignore_ascii_case(b"json"))
-    });
-    json && body.length() != Length::None
 }
 
 /// Whoever has found what the body says of its model.

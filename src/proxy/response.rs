@@ -7,6 +7,7 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 
 use super::answer::{AnswerError, UpstreamBody};
+use super::snapshot::Signature;
 use super::tunnel::Tunnel;
 
 /// What a client gets: the proxy's own words, or a worker's, passed on as they come.
@@ -25,6 +26,15 @@ impl ResponseBody {
     pub(super) fn supersede(mut self) {
         if let Self::Upstream(body) = &mut self {
             body.supersede();
+        }
+    }
+
+    /// What the client is told of the worker whose answer it is.
+    pub(super) fn signature(&self) -> Option<Signature<'_>> {
+        match self {
+            Self::Full(_) => None,
+            Self::Upstream(body) => body.signature(),
+            Self::Tunnel(tunnel) => Some(tunnel.exchange.backend().signature()),
         }
     }
 

@@ -8,8 +8,6 @@
 //! * what was not sent, or says that it was not run, always; what may have run only where the variant's
 //!   [`Replay`] policy says that this harms nobody, and no byte of an answer has gone to the client.
 
-use std::sync::Arc;
-
 use smallvec::SmallVec;
 
 use super::snapshot::{Backend, Variant};
@@ -52,23 +50,23 @@ impl Budgets {
 
 /// What has been tried for one request.
 #[derive(Debug)]
-pub(super) struct Retry {
-    variant: Arc<Variant>,
+pub(super) struct Retry<'a> {
+    variant: &'a Variant,
     tried: SmallVec<[Generation; MOST_TRIES]>,
     /// Requests that the last of them takes at once.
     slots: u32,
     replays: bool,
 }
 
-impl Retry {
-    pub(super) fn new(variant: &Arc<Variant>, path: &str) -> Self {
+impl<'a> Retry<'a> {
+    pub(super) fn new(variant: &'a Variant, path: &str) -> Self {
         variant.shared.budgets.first_try(variant.requests.retry_percent);
         let replays = match variant.requests.replay {
             Replay::BeforeFirstByte => true,
             Replay::NeverSent => false,
             Replay::ByPath => HARMLESS_PATHS.contains(&path),
         };
-        Self { variant: Arc::clone(variant), tried: SmallVec::new(), slots: 0, replays }
+        Self { variant, tried: SmallVec::new(), slots: 0, replays }
     }
 
     /// Starts of instances that it must not go to again.

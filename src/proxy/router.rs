@@ -1,9 +1,11 @@
 //! The published snapshot and what outlives it: applying a new table, and reporting what is counted.
 
+use std::cell::RefCell;
+use std::ops::Deref;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use arc_swap::{ArcSwap, Guard};
+use arc_swap::{ArcSwap, Cache, Guard};
 use tokio::sync::Notify;
 
 use super::admission::WaitingRoom;
@@ -29,6 +31,33 @@ pub struct Router {
     /// Somebody should report now rather than at the next tick.
     report_now: Notify,
     draining_until: OnceLock<Timestamp>,
+}
+
+/// A thread's own hold of the newest snapshot: it need not count itself in and out for each request.
+#[derive(Debug)]
+pub(super) struct Newest(RefCell<Cache<SnapshotOf, Arc<Snapshot>>>);
+
+impl Newest {
+    pub(super) fn of(router: &Arc<Router>) -> Self {
+        Self(RefCell::new(Cache::new(SnapshotOf(Arc::clone(router)))))
+    }
+
+    /// What `look` finds in it.
+    pub(super) fn look<T>(&self, look: impl FnOnce(&Snapshot) -> T) -> T {
+        look(self.0.borrow_mut().load())
+    }
+}
+
+/// Where that is published.
+#[derive(Debug)]
+struct SnapshotOf(Arc<Router>);
+
+impl Deref for SnapshotOf {
+    type Target = ArcSwap<Snapshot>;
+
+    fn deref(&self) -> &ArcSwap<Snapshot> {
+        &self.0.snapshot
+    }
 }
 
 impl Router {
@@ -70,7 +99,7 @@ impl Router {
             Arc::new(WaitingRoom::new(key.clone(), Arc::downgrade(self), traffic))
         });
         let next = Arc::new(next);
-        previous.variants().for_each(|variant| variant.choice.retire());
+        previous.variants().for_each(|variant| variant.retire());
         // One that comes back counts on from where it was.
         for variant in next.variants() {
             variant.choice.seat();

@@ -4,10 +4,11 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use http::HeaderValue;
+use http::{HeaderName, HeaderValue};
 
 use super::admission::WaitingRoom;
 use super::choice::Choice;
@@ -36,18 +37,36 @@ pub(super) struct Backend {
     pub(super) traffic: Arc<Traffic>,
     pub(super) times: Arc<ServiceTimes>,
     pub(super) pinned: Arc<Pinned>,
-    pub(super) instance_header: HeaderValue,
-    pub(super) instance_type_header: HeaderValue,
+    /// Its variant's.
+    pub(super) room: Arc<WaitingRoom>,
+    instance_header: HeaderValue,
+    instance_type_header: HeaderValue,
     pub(super) host_header: HeaderValue,
 }
 
+/// Fields that say which worker an answer is from.
+pub(super) type Signature<'a> = [(HeaderName, &'a HeaderValue); 2];
+
+/// The names of a [`Signature`]'s fields.
+pub(super) const SIGNATURE: [HeaderName; 2] = [
+    HeaderName::from_static("x-forebay-instance"),
+    HeaderName::from_static("x-forebay-instance-type"),
+];
+
 impl Backend {
+    /// What its answers say of it.
+    pub(super) fn signature(&self) -> Signature<'_> {
+        let [instance, instance_type] = SIGNATURE;
+        [(instance, &self.instance_header), (instance_type, &self.instance_type_header)]
+    }
+
     pub(super) fn id(&self) -> BackendId {
         (self.route.instance.clone(), self.route.generation)
     }
 
     fn new(
         route: &BackendRoute,
+        room: &Arc<WaitingRoom>,
         standing: Standing,
         (traffic, times): (Arc<Traffic>, Arc<ServiceTimes>),
     ) -> Self {
@@ -60,6 +79,7 @@ impl Backend {
             slot: standing.slot,
             vitals: standing.vitals,
             pinned: standing.pinned,
+            room: Arc::clone(room),
             traffic,
             times,
             instance_header: header(route.instance.as_str()),
@@ -100,6 +120,8 @@ pub(super) struct Variant {
     pub(super) queue_timeout: Duration,
     pub(super) requests: RequestPolicy,
     pub(super) room: Arc<WaitingRoom>,
+    /// No newer snapshot has another in its place.
+    is_current: AtomicBool,
     pub(super) shared: Arc<Shared>,
     /// Counts what no instance was involved in.
     pub(super) unserved: Arc<Traffic>,
@@ -117,6 +139,17 @@ pub(super) struct Shared {
 }
 
 impl Variant {
+    /// Whether requests are still routed by it, as far as this thread knows.
+    pub(super) fn is_current(&self) -> bool {
+        self.is_current.load(Ordering::Relaxed)
+    }
+
+    /// From now on another, or none, is routed by in its place.
+    pub(super) fn retire(&self) {
+        self.is_current.store(false, Ordering::Relaxed);
+        self.choice.retire();
+    }
+
     /// Chooses a copy outside the instances in `except` and takes a slot of it ([`Choice::take`]).
     pub(super) fn take_slot(
         &self,
@@ -320,16 +353,19 @@ impl Builder {
         route: &VariantRoute,
         new_room: &impl Fn(&VariantKey, &VariantRoute) -> Arc<WaitingRoom>,
     ) -> Variant {
-        let backends: Box<[_]> = route.backends.iter().map(|b| self.backend(&key, b)).collect();
         let known = self.variants.get(&key).cloned();
         let known = known.as_ref();
+        let room = known.map_or_else(|| new_room(&key, route), |v| Arc::clone(&v.room));
+        let backends = route.backends.iter().map(|b| self.backend(&key, &room, b));
+        let backends: Box<[_]> = backends.collect();
         Variant {
             model: route.model.clone(),
             weight: route.weight,
             queue_limit: route.queue_limit,
             queue_timeout: Duration::from_millis(route.queue_timeout_ms),
             requests: route.requests.clone(),
-            room: known.map_or_else(|| new_room(&key, route), |v| Arc::clone(&v.room)),
+            room,
+            is_current: AtomicBool::new(true),
             shared: known.map_or_else(
                 || Arc::new(Shared::new(&key, &route.model)),
                 |v| Arc::clone(&v.shared),
@@ -341,10 +377,16 @@ impl Builder {
         }
     }
 
-    fn backend(&mut self, variant: &VariantKey, route: &BackendRoute) -> Arc<Backend> {
+    fn backend(
+        &mut self,
+        variant: &VariantKey,
+        room: &Arc<WaitingRoom>,
+        route: &BackendRoute,
+    ) -> Arc<Backend> {
         let known = self.backends.get(&(route.instance.clone(), route.generation)).cloned();
         if let Some(backend) = &known
             && backend.route == *route
+            && Arc::ptr_eq(&backend.room, room)
         {
             return Arc::clone(backend);
         }
@@ -360,7 +402,7 @@ impl Builder {
         let traffic = self.traffic(variant, &route.model, Some(&route.instance_type));
         let kind = (variant.clone(), route.model.clone(), Some(route.instance_type.clone()));
         let times = Arc::clone(self.times.entry(kind).or_default());
-        Arc::new(Backend::new(route, standing, (traffic, times)))
+        Arc::new(Backend::new(route, room, standing, (traffic, times)))
     }
 
     fn traffic(

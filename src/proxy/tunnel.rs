@@ -10,7 +10,7 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf, copy_bidirectional};
 
-use super::deadline::{Deadline, Late};
+use super::deadline::{Late, Watch};
 use super::downstream::ClientIo;
 use super::exchange::Exchange;
 use super::refusal::Refusal;
@@ -21,7 +21,7 @@ use super::upstream::Connection;
 pub(super) struct Tunnel {
     pub(super) connection: Connection,
     pub(super) exchange: Exchange,
-    pub(super) deadline: Deadline,
+    pub(super) watch: Watch,
 }
 
 impl Tunnel {
@@ -37,7 +37,7 @@ impl Tunnel {
                 worker.write_all(&from_client).await?;
                 copy_bidirectional(&mut client, &mut worker).await
             };
-            late = within(self.deadline, copying, || up.get() + down.get()).await;
+            late = within(self.watch, copying, || up.get() + down.get()).await;
         }
         self.exchange.record().tunnelled(up.get(), down.get());
         match late {
@@ -51,15 +51,11 @@ impl Tunnel {
 
 /// Copies until that ends, or why it was not waited for. `taken` are the bytes that have got across.
 async fn within(
-    deadline: Deadline,
+    mut watch: Watch,
     copying: impl Future<Output = io::Result<(u64, u64)>>,
     taken: impl Fn() -> u64,
 ) -> Option<Late> {
     let mut copying = pin!(copying);
-    let Some(mut watch) = deadline.watch() else {
-        let _ = copying.await;
-        return None;
-    };
     poll_fn(|cx| {
         if watch.is_over() {
             return Poll::Ready(Some(Late::Whole));

@@ -31,6 +31,12 @@ pub struct Observers {
 }
 
 impl Observers {
+    /// Whether there is one.
+    #[must_use]
+    pub fn are_any(&self) -> bool {
+        self.access.is_some() || self.tracer.is_some()
+    }
+
     /// A request with this head has arrived. Where traces are recorded its trace is continued or started,
     /// and `head` says so to the worker.
     #[must_use]

@@ -6,25 +6,26 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use http::header::CONNECTION;
-use http::{Method, Request, Response, Version};
-use http_body::Body;
-use tokio::time::Sleep;
+use http::request::Parts;
+use http::{Method, Response, Version};
 
 use super::client::{Client, Seen};
 use super::client_io::ClientIo;
 use super::leaving::Leaving;
 use super::outgoing::{Answer, Asked, Shape, write_head};
+use crate::proxy::alarm::Alarm;
 use crate::proxy::body::{Incoming, ResponseBody};
 use crate::proxy::ending::Ending;
 use crate::proxy::headers;
-use crate::proxy::http1::{Framing, HeadError, RequestHead, write_fields, write_status};
-use crate::proxy::origin::Origin;
+use crate::proxy::http1::{
+    Framing, HeadError, RequestHead, write_field, write_fields, write_status,
+};
+use crate::proxy::origin::{Mark, Origin};
 use crate::proxy::refusal::{Dialect, Refusal};
 use crate::proxy::request::{Thread, serve};
 use crate::proxy::socket::Socket;
@@ -47,13 +48,13 @@ enum Next {
 /// Serves all requests of a connection, until the proxy ends.
 pub(super) async fn serve_connection(
     socket: Socket,
-    origin: Origin,
+    origin: Rc<Origin>,
     thread: Rc<Thread>,
     ending: Ending,
 ) {
     let client = Client::new(ClientIo::new(socket, &thread.clients), &thread.clients);
     let leaving = Leaving::new(ending);
-    let mut driver = Driver { client, origin, thread, leaving, patience: None };
+    let mut driver = Driver { client, origin, thread, leaving, alarm: Rc::default() };
     if let Err(error) = driver.run().await {
         tracing::debug!(%error, "a client's connection ended early");
     }
@@ -62,17 +63,16 @@ pub(super) async fn serve_connection(
 /// Whoever drives a connection. Its drop is the connection's end.
 struct Driver {
     client: Client,
-    origin: Origin,
+    origin: Rc<Origin>,
     thread: Rc<Thread>,
     leaving: Leaving,
-    /// How long a head is waited for.
-    patience: Option<Pin<Box<Sleep>>>,
+    alarm: Rc<Alarm>,
 }
 
 impl Driver {
     async fn run(&mut self) -> io::Result<()> {
         loop {
-            let (request, asked) = match self.next_request().await {
+            let (request, mark, asked) = match self.next_request().await {
                 Ok(Some(next)) => next,
                 Ok(None) => break,
                 Err(error) => {
@@ -80,7 +80,7 @@ impl Driver {
                     break;
                 }
             };
-            let Some(response) = self.answer(request).await else { return Ok(()) };
+            let Some(response) = self.answer(request, mark).await else { return Ok(()) };
             match self.pass_on(response, &asked).await? {
                 Next::Request => {}
                 Next::Close => break,
@@ -91,15 +91,17 @@ impl Driver {
     }
 
     /// `None` where none will come.
-    async fn next_request(&mut self) -> Result<Option<(Request<Incoming>, Asked)>, HeadError> {
+    async fn next_request(
+        &mut self,
+    ) -> Result<Option<((Parts, Incoming), Option<Mark>, Asked)>, HeadError> {
         let since = clock::monotonic();
         let head = poll_fn(|cx| {
             self.client.state().driven_by(cx.waker());
             self.poll_head(cx, since)
         });
         let Some(head) = head.await? else { return Ok(None) };
-        let (mut parts, ()) = head.request.into_parts();
-        self.origin.mark(&mut parts.headers, head.names, parts.version);
+        let mut parts = head.parts;
+        let mark = self.origin.mark(&mut parts.headers, head.names, parts.version);
         let asked = Asked {
             version: parts.version,
             is_head: parts.method == Method::HEAD,
@@ -114,7 +116,7 @@ impl Driver {
             self.client.state().expect_body(head.framing, head.expects_continue);
             Incoming::Http1(self.client.body())
         };
-        Ok(Some((Request::from_parts(parts, body), asked)))
+        Ok(Some(((parts, body), mark, asked)))
     }
 
     /// The next head; `None` where none will come.
@@ -135,7 +137,7 @@ impl Driver {
                 if is_idle && self.leaving.poll(cx).is_ready() {
                     return Poll::Ready(Ok(None));
                 }
-                ready!(self.poll_patience(cx, since));
+                ready!(self.alarm.poll(cx, since + self.thread.clients.limits.idle_timeout));
                 return Poll::Ready(Ok(None));
             };
             if !matches!(filled, Ok(1..)) {
@@ -144,29 +146,15 @@ impl Driver {
         }
     }
 
-    /// Ready once a head has been waited for too long. The timer is set anew only when it runs out: most heads
-    /// come long before that.
-    fn poll_patience(&mut self, cx: &mut Context<'_>, since: Instant) -> Poll<()> {
-        let due = since + self.thread.clients.limits.idle_timeout;
-        let patience = match &mut self.patience {
-            // It wakes this task, which is always the same, when it runs out.
-            Some(patience) if !patience.is_elapsed() => return Poll::Pending,
-            Some(patience) => patience,
-            None => self.patience.insert(Box::pin(tokio::time::sleep_until(due.into()))),
-        };
-        while patience.as_mut().poll(cx).is_ready() {
-            if clock::monotonic() >= due {
-                return Poll::Ready(());
-            }
-            patience.as_mut().reset(due.into());
-        }
-        Poll::Pending
-    }
-
     /// The answer to a request; `None` if its client leaves before.
-    async fn answer(&mut self, request: Request<Incoming>) -> Option<Response<ResponseBody>> {
+    async fn answer(
+        &mut self,
+        request: (Parts, Incoming),
+        mark: Option<Mark>,
+    ) -> Option<Response<ResponseBody>> {
+        let (thread, alarm) = (Rc::clone(&self.thread), Rc::clone(&self.alarm));
         // In a place of its own, which is given back before the answer is passed on.
-        let mut answer = Box::pin(serve(Rc::clone(&self.thread), request));
+        let mut answer = Box::pin(serve(thread, alarm, mark, request));
         let client = &self.client;
         poll_fn(|cx| {
             loop {
@@ -192,6 +180,9 @@ impl Driver {
             self.client.state().out.write_with(|into| {
                 write_status(asked.version, parts.status, into);
                 write_fields(&parts.headers, into);
+                for (name, value) in tunnel.exchange.backend().signature() {
+                    write_field(name.as_str(), value.as_bytes(), into);
+                }
                 into.extend_from_slice(b"\r\n");
             });
             poll_fn(|cx| self.client.state().poll_send(cx)).await?;
@@ -216,9 +207,8 @@ impl Driver {
         {
             let mut client = self.client.state();
             client.end_by_reset(shape == Shape::UntilClose);
-            let length = body.size_hint().exact();
             client.out.write_with(|into| {
-                write_head(into, (asked.version, &parts), (shape, length), connection);
+                write_head(into, (asked.version, &parts), (shape, &body), connection);
             });
         }
         drop(parts);

@@ -45,7 +45,7 @@ const LEAVE: Duration = Duration::from_secs(2);
 /// Serves all requests of a connection, until the proxy ends.
 pub(super) async fn serve_connection(
     socket: Socket,
-    origin: Origin,
+    origin: Rc<Origin>,
     thread: Rc<Thread>,
     ending: Ending,
 ) {
@@ -76,15 +76,21 @@ pub(super) async fn serve_connection(
             let is_head = request.method() == Method::HEAD;
             let answer = taken.map(|()| {
                 let names = Names::of(request.headers());
-                origin.mark(request.headers_mut(), names, Version::HTTP_2);
+                let mark = origin.mark(request.headers_mut(), names, Version::HTTP_2);
+                let (parts, body) = request.into_parts();
+                let request = (parts, Incoming::Http2(body));
                 // In a place of its own: hyper moves what answers a stream several times.
-                Box::pin(serve(Rc::clone(&thread), request.map(Incoming::Http2)))
+                Box::pin(serve(Rc::clone(&thread), Rc::default(), mark, request))
             });
             async move {
-                let answer = match answer {
+                let mut answer = match answer {
                     Ok(answer) => answer.await?,
                     Err(refusal) => refusal.into_response(Dialect::OpenAi),
                 };
+                if let Some(signature) = answer.body().signature() {
+                    let fields = signature.map(|(name, value)| (name, value.clone()));
+                    answer.headers_mut().extend(fields);
+                }
                 let (answer, is_empty) = without_what_has_no_place(answer, is_head);
                 Ok::<_, Infallible>(answer.map(|body| taking.watch(body, is_empty, presence)))
             }

@@ -51,7 +51,7 @@ pub(super) async fn serve_connection(
             &TcpKeepalive::new().with_time(KEEP_ALIVE).with_interval(KEEP_ALIVE),
         ),
     );
-    let origin = Origin::new(peer, tls.is_some(), &thread.clients.limits.trusted);
+    let origin = Rc::new(Origin::new(peer, tls.is_some(), &thread.clients.limits.trusted));
     let begins = begin(stream, tls.as_deref());
     let begins = tokio::time::timeout(thread.clients.limits.idle_timeout, begins);
     let begun = tokio::select! {

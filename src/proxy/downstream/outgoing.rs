@@ -15,7 +15,7 @@ use http_body::{Body, Frame};
 use super::client::{Client, Seen};
 use super::date;
 use crate::proxy::body::ResponseBody;
-use crate::proxy::http1::{USUAL_HEAD, WriteBuffer, write_fields, write_status};
+use crate::proxy::http1::{USUAL_HEAD, WriteBuffer, write_field, write_status};
 
 /// Bytes that wait for the client in our memory, about.
 const MOST_OUTGOING: usize = 64 << 10;
@@ -73,29 +73,36 @@ impl Shape {
 pub(super) fn write_head(
     into: &mut BytesMut,
     (version, parts): (Version, &Parts),
-    (shape, length): (Shape, Option<u64>),
+    (shape, body): (Shape, &ResponseBody),
     connection: Option<&str>,
 ) {
-    let headers = &parts.headers;
     into.reserve(USUAL_HEAD);
     write_status(version, parts.status, into);
-    write_fields(headers, into);
-    match (shape, length) {
+    let (mut has_length, mut has_date) = (false, false);
+    for (name, value) in &parts.headers {
+        has_length |= *name == CONTENT_LENGTH;
+        has_date |= *name == DATE;
+        write_field(name.as_str(), value.as_bytes(), into);
+    }
+    for (name, value) in body.signature().into_iter().flatten() {
+        write_field(name.as_str(), value.as_bytes(), into);
+    }
+    match (shape, body.size_hint().exact()) {
         (Shape::Chunked { .. }, _) => into.extend_from_slice(b"transfer-encoding: chunked\r\n"),
         // A HEAD's answer has the length of what a GET would get, if it says so itself.
         (Shape::Nothing, Some(0)) => {}
         // RFC 9110, 8.6.
         _ if parts.status == StatusCode::NO_CONTENT => {}
-        (Shape::Plain | Shape::Nothing, Some(length)) if !headers.contains_key(CONTENT_LENGTH) => {
+        (Shape::Plain | Shape::Nothing, Some(length)) if !has_length => {
             let _ = write!(into, "content-length: {length}\r\n");
         }
         _ => {}
     }
-    if !headers.contains_key(DATE) {
+    if !has_date {
         date::write(into);
     }
     if let Some(connection) = connection {
-        let _ = write!(into, "connection: {connection}\r\n");
+        write_field("connection", connection.as_bytes(), into);
     }
     into.extend_from_slice(b"\r\n");
 }

@@ -9,7 +9,8 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf, Bytes, BytesMut};
 use http::HeaderMap;
 use smallvec::SmallVec;
-use tokio::io::AsyncWrite;
+use tokio::io::{AsyncWrite, Interest};
+use tokio::net::TcpStream;
 use tokio_util::io::poll_read_buf;
 
 use super::head::write_fields;
@@ -33,11 +34,13 @@ pub(in crate::proxy) fn copied(length: usize) -> usize {
 pub(in crate::proxy) struct ReadBuffer {
     pub(in crate::proxy) bytes: BytesMut,
     next: usize,
+    /// Which task the socket wakes, unless it has something already: it need not be asked to again.
+    wakes: Option<usize>,
 }
 
 impl Default for ReadBuffer {
     fn default() -> Self {
-        Self { bytes: BytesMut::new(), next: LEAST_READ }
+        Self { bytes: BytesMut::new(), next: LEAST_READ, wakes: None }
     }
 }
 
@@ -49,13 +52,17 @@ impl ReadBuffer {
         socket: &mut Socket,
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<usize>> {
-        if self.bytes.is_empty()
-            && let Socket::Plain(socket) = socket
-            && socket.poll_read_ready(cx)?.is_pending()
+        // The socket keeps the waker that it is given, so that no other can be where that is.
+        let task = cx.waker().data().addr();
+        if let Socket::Plain(socket) = socket
+            && !has_come(socket)
+            && (self.wakes == Some(task) || socket.poll_read_ready(cx)?.is_pending())
         {
+            self.wakes = Some(task);
             self.rest();
             return Poll::Pending;
         }
+        self.wakes = None;
         if self.bytes.capacity() == 0 && self.next == LEAST_READ {
             self.bytes = spare::take();
         }
@@ -78,6 +85,11 @@ impl ReadBuffer {
         Poll::Ready(Ok(read))
     }
 
+    /// Whether nothing has come, not even the end, as far as that is known without a look at the connection below.
+    pub(in crate::proxy) fn is_silent(&self, socket: &Socket) -> bool {
+        self.bytes.is_empty() && matches!(socket, Socket::Plain(socket) if !has_come(socket))
+    }
+
     /// Whether as much waits to be taken as is read without being asked for.
     pub(in crate::proxy) fn is_full(&self) -> bool {
         self.bytes.len() >= LEAST_READ
@@ -89,6 +101,11 @@ impl ReadBuffer {
             spare::keep(std::mem::take(&mut self.bytes));
         }
     }
+}
+
+/// Whether the kernel has told of something to read since all was read.
+fn has_come(socket: &TcpStream) -> bool {
+    socket.try_io(Interest::READABLE, || Ok(())).is_ok()
 }
 
 /// A thread's buffers that nobody reads into just now: each piece of a stream needs one for a moment, and they are

@@ -1,15 +1,14 @@
 //! Heads of requests and answers: read once all of one is here, and written.
 
 use std::mem::MaybeUninit;
-use std::ops::Range;
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, BytesMut};
 use http::header::{
     CONNECTION, CONTENT_LENGTH, EXPECT, HeaderName, HeaderValue, TRANSFER_ENCODING,
 };
+use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, Request, StatusCode, Uri, Version};
-use smallvec::SmallVec;
 
 use super::body::{Framing, has_bare_feed};
 use super::{MOST_FIELDS, Malformed};
@@ -19,7 +18,7 @@ use crate::proxy::names::Names;
 /// The longest head of an answer.
 const LONGEST_ANSWER: usize = 64 << 10;
 
-/// Writes a request's head.
+/// Writes a request's first line, and fields.
 pub(in crate::proxy) fn write_request(
     method: &Method,
     target: &Uri,
@@ -31,7 +30,6 @@ pub(in crate::proxy) fn write_request(
         into.extend_from_slice(part.as_bytes());
     }
     write_fields(headers, into);
-    into.extend_from_slice(b"\r\n");
 }
 
 /// Writes the first line of an answer.
@@ -46,12 +44,17 @@ pub(in crate::proxy) fn write_status(version: Version, status: StatusCode, into:
 /// Writes fields, each a line.
 pub(in crate::proxy) fn write_fields(fields: &HeaderMap, into: &mut BytesMut) {
     for (name, value) in fields {
-        into.reserve(name.as_str().len() + value.len() + 4);
-        into.extend_from_slice(name.as_str().as_bytes());
-        into.extend_from_slice(b": ");
-        into.extend_from_slice(value.as_bytes());
-        into.extend_from_slice(b"\r\n");
+        write_field(name.as_str(), value.as_bytes(), into);
     }
+}
+
+/// Writes one of them.
+pub(in crate::proxy) fn write_field(name: &str, value: &[u8], into: &mut BytesMut) {
+    into.reserve(name.len() + value.len() + 4);
+    into.extend_from_slice(name.as_bytes());
+    into.extend_from_slice(b": ");
+    into.extend_from_slice(value);
+    into.extend_from_slice(b"\r\n");
 }
 
 /// Why there is no request's head.
@@ -66,7 +69,7 @@ pub(in crate::proxy) enum HeadError {
 /// A request's head.
 #[derive(Debug)]
 pub(in crate::proxy) struct RequestHead {
-    pub(in crate::proxy) request: Request<()>,
+    pub(in crate::proxy) parts: Parts,
     /// Of its fields.
     pub(in crate::proxy) names: Names,
     pub(in crate::proxy) framing: Framing,
@@ -104,42 +107,46 @@ pub(in crate::proxy) fn read_request(
         Ok(_) | Err(httparse::Error::TooManyHeaders) => return Err(HeadError::TooLarge),
         Err(error) => return Err(HeadError::Malformed(what_is_wrong(error))),
     };
-    let method = Method::from_bytes(parsed.method.unwrap_or_default().as_bytes());
+    let head = request_head(&bytes[..length], &parsed).map_err(HeadError::Malformed)?;
+    bytes.advance(length);
+    Ok(Some(head))
+}
+
+/// What it keeps are copies: small ones cost less than to share the buffer with what comes behind them.
+fn request_head(
+    bytes: &[u8],
+    parsed: &httparse::Request<'_, '_>,
+) -> Result<RequestHead, Malformed> {
     let is_1_1 = parsed.version == Some(1);
-    let target = place(bytes, parsed.path.unwrap_or_default().as_bytes());
-    let places = places(bytes, parsed.headers);
-    let head = bytes.split_to(length).freeze();
-    let of_head = || -> Result<RequestHead, Malformed> {
-        let (headers, names) = fields_of(&head, places)?;
-        let target = head.slice(target);
-        if target.contains(&b'#') {
-            // RFC 9112, 3.2; the type for targets would cut it off.
-            return Err("the target has a fragment");
-        }
-        let mut request = Request::new(());
-        *request.method_mut() = method.map_err(|_| "the method is none")?;
-        *request.uri_mut() = uri(request.method(), target).ok_or("the target is none")?;
-        *request.version_mut() = if is_1_1 { Version::HTTP_11 } else { Version::HTTP_10 };
-        let framing = request_framing(&headers, names)?;
-        let keeps_alive = keeps_alive(&headers, names, is_1_1);
-        let expects_continue = is_1_1
-            && names.may_have(EXPECT)
-            && headers
-                .get(EXPECT)
-                .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
-        *request.headers_mut() = headers;
-        Ok(RequestHead { request, names, framing, keeps_alive, expects_continue })
-    };
-    of_head().map(Some).map_err(HeadError::Malformed)
+    let (headers, names) = fields_of(bytes, parsed.headers)?;
+    let target = parsed.path.unwrap_or_default().as_bytes();
+    if target.contains(&b'#') {
+        // RFC 9112, 3.2; the type for targets would cut it off.
+        return Err("the target has a fragment");
+    }
+    let method = Method::from_bytes(parsed.method.unwrap_or_default().as_bytes());
+    let (mut parts, ()) = Request::new(()).into_parts();
+    parts.method = method.map_err(|_| "the method is none")?;
+    parts.uri = uri(&parts.method, target).ok_or("the target is none")?;
+    parts.version = if is_1_1 { Version::HTTP_11 } else { Version::HTTP_10 };
+    let framing = request_framing(&headers, names)?;
+    let keeps_alive = keeps_alive(&headers, names, is_1_1);
+    let expects_continue = is_1_1
+        && names.may_have(EXPECT)
+        && headers
+            .get(EXPECT)
+            .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+    parts.headers = headers;
+    Ok(RequestHead { parts, names, framing, keeps_alive, expects_continue })
 }
 
 /// The type for targets does not tell a missing path from `/`, which are two to an OPTIONS: what is not about a path is
 /// about the server (RFC 9112, 3.2.4).
-fn uri(method: &Method, target: Bytes) -> Option<Uri> {
+fn uri(method: &Method, target: &[u8]) -> Option<Uri> {
     let is_bare = *method == Method::OPTIONS
-        && memchr::memmem::find(&target, b"://")
+        && memchr::memmem::find(target, b"://")
             .is_some_and(|at| memchr::memchr2(b'/', b'?', &target[at + 3..]).is_none());
-    let uri = Uri::from_maybe_shared(target).ok()?;
+    let uri = Uri::try_from(target).ok()?;
     if !is_bare {
         return Some(uri);
     }
@@ -207,43 +214,29 @@ pub(in crate::proxy) fn read_response(
     };
     let (code, is_1_1) = (parsed.code.unwrap_or(0), parsed.version == Some(1));
     let status = StatusCode::from_u16(code).map_err(|_| "a status that is none")?;
-    let places = places(bytes, parsed.headers);
-    let head = bytes.split_to(length).freeze();
-    let (mut headers, names) = fields_of(&head, places)?;
-    let (framing, is_clear) = response_framing(status, &mut headers, is_1_1, answers_head)?;
+    let (mut headers, names) = fields_of(&bytes[..length], parsed.headers)?;
+    bytes.advance(length);
+    let (framing, is_clear) = response_framing(status, &mut headers, names, is_1_1, answers_head)?;
     let ends = matches!(framing, Framing::UntilClose);
     let keeps_alive = is_clear && !ends && keeps_alive(&headers, names, is_1_1);
     Ok(Some(Head { status, headers, framing, keeps_alive }))
 }
 
-/// Where the names and values of fields are.
-type Places = SmallVec<[(Range<usize>, Range<usize>); 16]>;
-
-fn places(bytes: &[u8], fields: &[httparse::Header<'_>]) -> Places {
-    let of = |field: &httparse::Header<'_>| {
-        (place(bytes, field.name.as_bytes()), place(bytes, field.value))
-    };
-    fields.iter().map(of).collect()
-}
-
-/// Where `part` is in `bytes`, of which it is a part.
-fn place(bytes: &[u8], part: &[u8]) -> Range<usize> {
-    let start = part.as_ptr() as usize - bytes.as_ptr() as usize;
-    start..start + part.len()
-}
-
-fn fields_of(head: &Bytes, places: Places) -> Result<(HeaderMap, Names), Malformed> {
+fn fields_of(
+    head: &[u8],
+    fields: &[httparse::Header<'_>],
+) -> Result<(HeaderMap, Names), Malformed> {
     if has_bare_feed(head) {
         return Err("a bare line feed");
     }
-    // Room for what is added on the way.
-    let mut headers = HeaderMap::with_capacity(places.len() + 4);
+    let mut headers = HeaderMap::with_capacity(fields.len());
     let mut names = Names::default();
-    for (name, value) in places {
-        let name = HeaderName::from_bytes(&head[name]).map_err(|_| "a field's name is none")?;
+    for field in fields {
+        let name = HeaderName::from_bytes(field.name.as_bytes());
+        let name = name.map_err(|_| "a field's name is none")?;
         names.note(&name);
-        let value = HeaderValue::from_maybe_shared(head.slice(value));
-        headers.append(name, value.map_err(|_| "a field's value is none")?);
+        let value = HeaderValue::from_bytes(field.value).map_err(|_| "a field's value is none")?;
+        headers.append(name, value);
     }
     Ok((headers, names))
 }
@@ -252,23 +245,25 @@ fn fields_of(head: &Bytes, places: Places) -> Result<(HeaderMap, Names), Malform
 fn response_framing(
     status: StatusCode,
     headers: &mut HeaderMap,
+    names: Names,
     is_1_1: bool,
     answers_head: bool,
 ) -> Result<(Framing, bool), Malformed> {
-    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
-    let coding = match (codings.next(), codings.next()) {
-        (None, _) => None,
-        (Some(coding), None) if is_1_1 => Some(coding),
-        _ => return Err("several transfer codings"),
+    let coding = if names.may_have(TRANSFER_ENCODING) {
+        let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+        match (codings.next(), codings.next()) {
+            (None, _) => None,
+            (Some(coding), None) if is_1_1 => Some(coding),
+            _ => return Err("several transfer codings"),
+        }
+    } else {
+        None
     };
     if coding.is_some_and(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"chunked")) {
         return Err("a transfer coding other than chunked");
     }
     let chunked = coding.is_some();
-    let length = content_length(headers)?;
-    if let Some(length) = length {
-        headers::set_length(headers, length);
-    }
+    let length = content_length(headers, names)?;
     let is_clear = !(chunked && length.is_some());
     let none = answers_head
         || status.is_informational()
@@ -284,20 +279,30 @@ fn response_framing(
     Ok((framing, is_clear))
 }
 
-/// The length that the head says, however often it says the same.
-fn content_length(headers: &HeaderMap) -> Result<Option<u64>, Malformed> {
-    let mut found = None;
+/// The length that the head says, however often it says the same; from here on it says it once, in plain digits.
+fn content_length(headers: &mut HeaderMap, names: Names) -> Result<Option<u64>, Malformed> {
+    if !names.may_have(CONTENT_LENGTH) {
+        return Ok(None);
+    }
+    let (mut found, mut times, mut is_plain) = (None, 0, true);
     for value in headers.get_all(CONTENT_LENGTH) {
+        is_plain &= headers::is_plain_number(value);
         for part in value.as_bytes().split(|byte| *byte == b',') {
             let digits = part.trim_ascii();
             let is_number = !digits.is_empty() && digits.iter().all(u8::is_ascii_digit);
             let number = std::str::from_utf8(digits).ok().and_then(|text| text.parse().ok());
             let number: u64 =
                 number.filter(|_| is_number).ok_or("a Content-Length that is no number")?;
+            times += 1;
             if found.replace(number).is_some_and(|other| other != number) {
                 return Err("lengths that differ");
             }
         }
+    }
+    if let Some(length) = found
+        && !(is_plain && times == 1)
+    {
+        headers.insert(CONTENT_LENGTH, length.into());
     }
     Ok(found)
 }
@@ -330,7 +335,7 @@ fn all_of(pieces: &[&[u8]], is_request: bool) -> Option<(String, Vec<u8>, bool)>
         if head.is_none() {
             head = if is_request {
                 let head = read_request(&mut bytes, seen, LONGEST_ANSWER).ok()?;
-                head.map(|head| (format!("{:?}", head.request), head.framing))
+                head.map(|head| (format!("{:?}", head.parts), head.framing))
             } else {
                 let head = read_response(&mut bytes, false).ok()?;
                 head.map(|head| (head.status.to_string(), head.framing))

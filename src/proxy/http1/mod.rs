@@ -11,8 +11,8 @@ pub(super) use body::Framing;
 pub(super) use buffers::{ReadBuffer, WriteBuffer, copied};
 pub(super) use burst::Burst;
 pub(super) use head::{
-    Head, HeadError, RequestHead, read_request, read_response, write_fields, write_request,
-    write_status,
+    Head, HeadError, RequestHead, read_request, read_response, write_field, write_fields,
+    write_request, write_status,
 };
 
 #[cfg(any(test, fuzzing))]

@@ -12,7 +12,7 @@ mod sent;
 
 use std::io;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::Response;
@@ -206,10 +206,10 @@ impl Pool {
         }
     }
 
-    /// Takes back a connection whose answer has been read to its end.
-    pub(super) fn give_back(&self, backend: &Backend, connection: Connection) {
+    /// Takes back a connection whose answer was read to its end `at` that time.
+    pub(super) fn give_back(&self, backend: &Backend, connection: Connection, at: Instant) {
         match connection {
-            Connection::Http1(connection) => self.http1.give_back(backend, connection),
+            Connection::Http1(connection) => self.http1.give_back(backend, connection, at),
             // The connection is the pool's already.
             Connection::Http2(_) => {}
         }

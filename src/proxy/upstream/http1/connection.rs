@@ -180,7 +180,9 @@ impl Connection {
     pub(super) fn is_usable(&mut self) -> bool {
         // Nobody waits for it while it is idle, so nobody needs to be woken. Whatever comes unasked, be it the
         // connection's end, is no answer to what is to be sent.
-        self.read.poll_fill(&mut self.socket, &mut Context::from_waker(Waker::noop())).is_pending()
+        let mut nobody = Context::from_waker(Waker::noop());
+        self.read.is_silent(&self.socket)
+            || self.read.poll_fill(&mut self.socket, &mut nobody).is_pending()
     }
 
     /// After the worker has agreed to switch protocols: the bare connection, and what the worker has said
@@ -254,7 +256,7 @@ impl Outgoing {
             Self { is_chunked: parts.headers.contains_key(TRANSFER_ENCODING), ..Self::default() };
         outgoing.bytes.write_with(|into| {
             into.reserve(http1::USUAL_HEAD + here);
-            http1::write_request(&parts.method, &parts.uri, &parts.headers, into);
+            draft.write_head(into);
         });
         if draft.body.is_end_stream() {
             // Its head may promise chunks all the same: one without the last would take the next request's bytes.
@@ -374,7 +376,7 @@ mod tests {
     fn outgoing(request: http::request::Builder) -> Outgoing {
         let (parts, ()) = request.body(()).expect("a request").into_parts();
         let names = Names::of(&parts.headers);
-        Outgoing::new(Box::new(Draft::new(parts, names, RequestBody::empty())))
+        Outgoing::new(Box::new(Draft::new(parts, names, None, RequestBody::empty())))
     }
 
     #[test]

@@ -63,8 +63,13 @@ impl Pool {
         None
     }
 
-    /// Keeps a connection whose answer has been read to its end.
-    pub(super) fn give_back(&self, backend: &Backend, mut connection: Box<Connection>) {
+    /// Keeps a connection whose answer was read to its end at `since`.
+    pub(super) fn give_back(
+        &self,
+        backend: &Backend,
+        mut connection: Box<Connection>,
+        since: Instant,
+    ) {
         if !connection.is_reusable() {
             return;
         }
@@ -73,7 +78,7 @@ impl Pool {
         let connections = idle.entry(backend.route.generation).or_default();
         if connections.len() < MOST_IDLE {
             let most = engine::pool_idle(backend.route.engine);
-            connections.push(Idle { connection, since: clock::monotonic(), most });
+            connections.push(Idle { connection, since, most });
         }
     }
 
