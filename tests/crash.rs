@@ -339,6 +339,21 @@ fn live_through(armed: &str) -> BTreeSet<Phase> {
 }
 
 #[test]
+fn a_panic_of_the_manager_is_a_failure_of_the_process_and_workers_end_as_the_config_says() {
+    for (command, keeps) in [("serve", false), ("manager", true)] {
+        let mut fleet = Fleet::start(command, Some("after_in_service:1:panic"));
+        assert_eq!(fleet.manager.wait().code(), Some(1), "{command}: {}", fleet.log());
+        let log = fleet.log();
+        let told = "forebay: the manager ended: it panicked: crash point after_in_service reached";
+        assert!(log.lines().any(|line| line.starts_with(told)), "{command}: {log}");
+        assert_eq!(fleet.processes().is_empty(), !keeps, "{command}: {log}");
+        fleet.succeed(None);
+        fleet.settle(3, "", command);
+        fleet.end(command);
+    }
+}
+
+#[test]
 fn a_manager_that_dies_at_any_point_leaves_neither_orphan_nor_double() {
     let passes = number("FOREBAY_CRASH_PASSES").unwrap_or(2);
     let cases: Vec<_> = CrashPoint::ALL

@@ -63,19 +63,14 @@ impl ManagerHalf {
         Ok(Self { handle, providers, worker_tls, has_ended, outcome })
     }
 
-    /// Resolves once the manager has ended, whoever asked it to.
-    pub(super) async fn ended(&self) {
-        let mut has_ended = self.has_ended.clone();
-        // An error means that its task is gone, which is an end too.
-        drop(has_ended.wait_for(|ended| *ended).await);
-    }
-
     /// Tells it to end and waits for that.
-    pub(super) async fn stop(self, on_exit: OnExit) -> Result<(), AppError> {
+    pub(super) async fn stop(mut self, on_exit: OnExit) -> Result<(), AppError> {
         self.handle.stop(on_exit);
-        self.ended().await;
+        // An error means that its task is gone, which is an end too.
+        drop(self.has_ended.wait_for(|ended| *ended).await);
         let outcome = self.outcome.lock().unwrap_or_else(PoisonError::into_inner).take();
-        Ok(outcome.unwrap_or(Ok(()))?)
+        let gone = || Err(ManagerError::Panicked("its task is gone".to_owned()));
+        Ok(outcome.unwrap_or_else(gone)?)
     }
 }
 

@@ -324,7 +324,7 @@ async fn wait(
     loop {
         let manager_ended = async {
             match manager {
-                Some(half) => half.ended().await,
+                Some(half) => half.handle.over().await,
                 None => std::future::pending().await,
             }
         };

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::types::Timestamp;
 use crate::types::status::{
-    EndpointStatus, Explanation, FleetStatus, InstanceStatus, VariantStatus,
+    EndpointStatus, Explanation, FleetStatus, InstanceStatus, PolicyStatus, VariantStatus,
 };
 
 /// Endpoints, pools and instances, each as a table, then what capacity is waited for.
@@ -93,12 +93,19 @@ fn policies(status: &FleetStatus) -> String {
                     format!("{}/{}", endpoint.name, variant.name),
                     policy.value.map_or("-".into(), |value| format!("{value:.2}")),
                     policy.wants.map_or("-".into(), |size| size.to_string()),
-                    policy.because.clone(),
+                    because(policy),
                 ]
             })
         })
         .collect();
     table(&["POLICY", "OF", "VALUE", "WANTS", "BECAUSE"], rows)
+}
+
+fn because(policy: &PolicyStatus) -> String {
+    match &policy.held_back {
+        Some(why) => format!("{}; {why}", policy.because),
+        None => policy.because.clone(),
+    }
 }
 
 fn pools(status: &FleetStatus) -> String {
@@ -220,7 +227,9 @@ mod tests {
             r#"{"endpoints":[{"name":"my-endpoint","status":"Updating","variants":[{"name":"primary",
             "desired_instance_count":3,"in_service_instance_count":1,"queued":4,
             "waiting_for":"capacity of ml.p5.48xlarge","price_per_hour":98.3,
-            "scaling":[{"name":"busy","value":0.885,"wants":4,"because":"0.89 is above 0.77 for 3 periods"}],
+            "scaling":[{"name":"busy","value":0.885,"wants":4,"because":"0.89 is above 0.77 for 3 periods"},
+            {"name":"queue","value":9.0,"wants":6,"because":"9.00 is above 5 for 3 periods",
+            "held_back":"it wants 6, but 3 is the maximum"}],
             "pools":[{"instance_type":"ml.p5.48xlarge","priority":1,"current_instance_count":1,
             "in_service_instance_count":1},{"instance_type":"ml.g6","priority":2,
             "current_instance_count":1,"in_service_instance_count":0}],

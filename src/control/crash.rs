@@ -2,7 +2,8 @@
 //! can be told to die, so that a test can show that a restart finds every worker again.
 //!
 //! `FOREBAY_CRASH_AT=after_launch` aborts the process the first time that it passes the point,
-//! `FOREBAY_CRASH_AT=after_launch:3` the third time. Unset, a point costs one comparison.
+//! `FOREBAY_CRASH_AT=after_launch:3` the third time. `FOREBAY_CRASH_AT=after_publish:1:panic` panics there instead,
+//! which ends the task that passes it and not the process. Unset, a point costs one comparison.
 
 use std::fmt;
 use std::str::FromStr;
@@ -88,11 +89,12 @@ points! {
 #[derive(Debug, Default)]
 pub struct CrashPoints {
     armed: Option<(CrashPoint, AtomicU32)>,
+    panics: bool,
 }
 
 /// A value of [`VARIABLE`] that names no point.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[error("{VARIABLE}=\"{0}\" is no crash point; it is POINT or POINT:N with one of {points}", points = names())]
+#[error("{VARIABLE}=\"{0}\" is no crash point; it is POINT, POINT:N or POINT:N:panic with one of {points}", points = names())]
 pub struct UnknownCrashPoint(String);
 
 impl CrashPoints {
@@ -108,8 +110,12 @@ impl CrashPoints {
     }
 
     /// Aborts the process if `point` is armed and its time has come.
+    ///
+    /// # Panics
+    /// Where it is armed for that.
     pub fn pass(&self, point: CrashPoint) {
         if self.is_due(point) {
+            assert!(!self.panics, "crash point {point} reached");
             tracing::error!(point = point.name(), "crash point reached, aborting");
             std::process::abort();
         }
@@ -144,10 +150,14 @@ impl FromStr for CrashPoints {
 
     fn from_str(text: &str) -> Result<Self, UnknownCrashPoint> {
         let unknown = || UnknownCrashPoint(text.to_owned());
-        let (name, nth) = text.split_once(':').unwrap_or((text, "1"));
+        let (place, panics) = match text.strip_suffix(":panic") {
+            Some(place) => (place, true),
+            None => (text, false),
+        };
+        let (name, nth) = place.split_once(':').unwrap_or((place, "1"));
         let point = *CrashPoint::ALL.iter().find(|p| p.name() == name).ok_or_else(unknown)?;
         let nth: u32 = nth.parse().ok().filter(|nth| *nth > 0).ok_or_else(unknown)?;
-        Ok(Self { armed: Some((point, AtomicU32::new(nth))) })
+        Ok(Self { armed: Some((point, AtomicU32::new(nth))), panics })
     }
 }
 

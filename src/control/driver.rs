@@ -192,6 +192,18 @@ impl Driver {
         }
     }
 
+    /// Refuses whatever is asked until `told`.
+    pub(super) async fn refuse_until<T>(&mut self, told: impl Future<Output = T>) -> T {
+        tokio::pin!(told);
+        loop {
+            tokio::select! {
+                biased;
+                told = &mut told => return told,
+                Some(command) = self.commands.recv() => command.refuse(HandleError::Ended),
+            }
+        }
+    }
+
     /// Records `changes`, for as long as it takes: a disk that is full for a while pauses the manager.
     async fn persist(&mut self, changes: Vec<Change>) -> Result<(), ManagerError> {
         self.crash.before(&changes);

@@ -83,7 +83,12 @@ impl Command {
 #[derive(Debug, Clone)]
 pub(super) enum Phase {
     Waiting(String),
-    Acting { lease: Lease, unlisted: BTreeSet<ProviderName> },
+    Acting {
+        lease: Lease,
+        unlisted: BTreeSet<ProviderName>,
+    },
+    /// It decides nothing any more, and waits to be told how to end.
+    Failed,
     Ended,
 }
 
@@ -142,8 +147,15 @@ impl ManagerHandle {
                 Some(provider) => Err(format!("provider {provider} has not been listed yet")),
                 None => Ok(()),
             },
-            Phase::Ended => Err("the manager has ended".into()),
+            Phase::Failed | Phase::Ended => Err("the manager has ended".into()),
         }
+    }
+
+    /// Resolves once it decides nothing any more, whoever asked it to end.
+    pub async fn over(&self) {
+        let mut phase = self.phase.clone();
+        // An error means that its task is gone, which is an end too.
+        drop(phase.wait_for(|phase| matches!(phase, Phase::Failed | Phase::Ended)).await);
     }
 
     /// Hands in a proxy's picture. A later one of the same proxy replaces one that waits.
@@ -154,7 +166,8 @@ impl ManagerHandle {
     #[allow(clippy::unused_async, reason = "all that a handle does may come to wait")]
     pub async fn report(&self, report: ProxyReport) -> Result<(), HandleError> {
         match &*self.phase.borrow() {
-            Phase::Acting { .. } => self.reports.put(report),
+            // Of a manager that has failed it is wanted too: whether requests still run.
+            Phase::Acting { .. } | Phase::Failed => self.reports.put(report),
             Phase::Waiting(reason) => Err(HandleError::Standby { reason: reason.clone() }),
             Phase::Ended => Err(HandleError::Ended),
         }

@@ -2,9 +2,11 @@
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
@@ -48,7 +50,8 @@ impl Manager {
     /// # Errors
     /// [`ManagerError::LeaseLost`] when another manager has taken over, [`ManagerError::Store`] when the
     /// records cannot be read. Everything that was under way has been dropped then, as in a crash; the
-    /// process should end with a failure.
+    /// process should end with a failure. [`ManagerError::Panicked`] once it has been told how to end
+    /// ([`ManagerHandle::over`] tells that it is time to), and has done so.
     pub async fn run(self) -> Result<(), ManagerError> {
         let Self { options, store, mut ends } = self;
         let phase = ends.phase.clone();
@@ -98,7 +101,7 @@ async fn refuse(
     while let Some(command) = commands.recv().await {
         let reason = match &*phase.borrow() {
             Phase::Waiting(reason) => reason.clone(),
-            Phase::Acting { .. } | Phase::Ended => "it is about to begin".into(),
+            Phase::Acting { .. } | Phase::Failed | Phase::Ended => "it is about to begin".into(),
         };
         command.refuse(HandleError::Standby { reason });
     }
@@ -141,23 +144,42 @@ async fn act(
         managed.provider.adopt(&stored.instances);
     }
     let limits = options.limits.clone();
-    let stop = stop_requested(ends.stop.clone());
+    let requested = ends.stop.clone();
     let mut driver = driver(options, store, ends, lease, stored);
+    // What is left behind by a panic is only ended.
+    let drive = AssertUnwindSafe(driver.drive()).catch_unwind();
     let end = tokio::select! {
-        on_exit = stop => Ok(on_exit),
+        on_exit = stop_requested(requested.clone()) => Ok(on_exit),
         error = lease.lost() => Err(error),
-        error = driver.drive() => Err(error),
+        error = drive => Err(error.unwrap_or_else(|panic| ManagerError::Panicked(said(&*panic)))),
     };
     driver.calls.stop().await;
     driver.prober.stop().await;
     driver.scraper.stop().await;
-    match end? {
-        OnExit::Keep => Ok(()),
+    let (on_exit, result) = match end {
+        Ok(on_exit) => (on_exit, Ok(())),
+        Err(error @ ManagerError::Panicked(_)) => {
+            tracing::error!(%error, "stopped acting");
+            driver.phase.send_replace(Phase::Failed);
+            (driver.refuse_until(stop_requested(requested)).await, Err(error))
+        }
+        Err(error) => return Err(error),
+    };
+    match on_exit {
+        OnExit::Keep => result,
         OnExit::Stop => tokio::select! {
-            () = driver.end_everything(&limits) => Ok(()),
-            error = lease.lost() => Err(error),
+            () = driver.end_everything(&limits) => result,
+            error = lease.lost() => result.and(Err(error)),
         },
     }
+}
+
+/// What a panic says.
+fn said(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+    // An error is one line.
+    text.map_or_else(|| "without a word".to_owned(), |text| text.replace('\n', " "))
 }
 
 fn driver(

@@ -194,4 +194,9 @@ pub enum ManagerError {
     /// The store cannot be used.
     #[error(transparent)]
     Store(StoreError),
+    /// A mistake of ours: it came upon what it has no answer to.
+    #[error(
+        "it panicked: {0}; this is a bug of forebay, and a restart goes on from what is recorded"
+    )]
+    Panicked(String),
 }

@@ -189,12 +189,13 @@ pub enum Adjustment {
     ExactCapacity,
 }
 
-/// What is done while the signal is so far from the threshold.
+/// What is done while the signal is so far from the threshold. Of its bounds the one that is nearer to the threshold
+/// belongs to it: `from` where the breach is above, `to` where it is below.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Step {
-    /// From this distance on; none: from any below the other bound.
+    /// The lower bound; none: from any below the other one.
     pub from: Option<f64>,
-    /// Up to this distance, itself not included.
+    /// The upper bound; none: to any above the other one.
     pub to: Option<f64>,
     /// The change.
     pub change: f64,

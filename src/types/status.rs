@@ -74,6 +74,9 @@ pub struct PolicyStatus {
     pub wants: Option<u32>,
     /// Why, with the figures.
     pub because: String,
+    /// Why there is another size than it wants, where something is in its way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held_back: Option<String>,
 }
 
 /// A pool.

@@ -41,8 +41,24 @@ impl Sub<Duration> for Timestamp {
     }
 }
 
+/// The first millisecond of the year 10000, which RFC 3339 has no way to write.
+const YEAR_10000: u64 = 253_402_300_800_000;
+
+impl Timestamp {
+    /// Whether it can be written as RFC 3339 has it.
+    #[must_use]
+    pub fn is_writable(self) -> bool {
+        self.0 < YEAR_10000
+    }
+}
+
 impl fmt::Display for Timestamp {
+    /// As RFC 3339 has it, up to its last year. Whatever a file or a sum makes of time is shown somehow: to fail
+    /// here would be a panic in whoever shows it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.is_writable() {
+            return f.write_str("after the year 9999");
+        }
         let time = std::time::UNIX_EPOCH + Duration::from_millis(self.0);
         humantime::format_rfc3339_millis(time).fmt(f)
     }
@@ -62,7 +78,12 @@ mod tests {
     }
 
     #[test]
-    fn shows_as_rfc3339() {
+    fn shows_as_rfc3339_and_beyond_its_last_year_as_well() {
+        let last = Timestamp(YEAR_10000 - 1);
+        assert_eq!(last.to_string(), "9999-12-31T23:59:59.999Z");
+        for beyond in [last + Duration::from_millis(1), Timestamp(u64::MAX)] {
+            assert_eq!(format!("{beyond}"), "after the year 9999");
+        }
         assert_eq!(Timestamp(1_500).to_string(), "1970-01-01T00:00:01.500Z");
     }
 }

@@ -128,7 +128,7 @@ impl fmt::Display for At {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self(at, now) = *self;
         let full = at.to_string();
-        let time = full.get(11..19).unwrap_or(&full);
+        let time = full.get(11..19).filter(|_| at.is_writable()).unwrap_or(&full);
         match now.until(at) {
             Duration::ZERO => write!(f, "{time} UTC"),
             span => write!(f, "{time} UTC (in {})", Span(span)),

@@ -6,6 +6,7 @@
 
 use std::time::Duration;
 
+use crate::decision::scale::held::{self, Standing};
 use crate::decision::scale::policy::{self, Known, Verdict};
 use crate::decision::scale::series::{FINE, Periods};
 use crate::decision::scale::signal::TypeFacts;
@@ -136,9 +137,9 @@ impl Controller {
             spec.scaling.iter().map(|policy| policy::ask(policy, &known, now)).collect();
         // From zero it is demand that wakes, and to zero only its absence leads.
         let may_change = desired > 0 && !variant.waking;
-        let bounds = (variant.bounds.min.max(1), variant.bounds.max);
-        // What a silent proxy has is not known: it may be busy.
-        let all_heard = self.proxies.values().all(|proxy| proxy.live);
+        let bounds = held::followed(variant.bounds);
+        let bounds = (bounds.min, bounds.max);
+        let all_heard = self.all_heard();
         let decision = may_change
             .then(|| policy::decide(&spec.scaling, &verdicts, &due, desired, bounds, last, now))
             .flatten()
@@ -174,17 +175,51 @@ impl Controller {
     }
 
     /// A line for each policy, and what is wrong with it.
-    pub(super) fn explain_policies(&self, variant: &Variant) -> Vec<String> {
+    pub(super) fn explain_policies(&self, now: Timestamp, variant: &Variant) -> Vec<String> {
         let facts = variant.spec.as_deref().map(|spec| self.type_facts(spec)).unwrap_or_default();
         let mut lines = Vec::new();
         for (number, policy) in variant.policies().iter().enumerate() {
             let because = variant.verdicts.get(number).map(|verdict| verdict.because.as_str());
             let because = because.unwrap_or("its first period is not over yet");
             lines.push(format!("policy {}: {because}", policy.name));
+            let held = self.standing(variant).held_back(number, now);
+            lines.extend(held.map(|held| format!("policy {}: {held}", policy.name)));
             let warning = policy::out_of_reach(policy, &facts);
             lines.extend(warning.map(|warning| format!("policy {}: {warning}", policy.name)));
         }
         lines
+    }
+
+    /// What people see of them.
+    pub(super) fn policy_status(&self, now: Timestamp, variant: &Variant) -> Vec<PolicyStatus> {
+        let standing = self.standing(variant);
+        let asked = standing.policies.iter().zip(standing.verdicts).enumerate();
+        asked
+            .map(|(number, (policy, verdict))| PolicyStatus {
+                name: policy.name.clone(),
+                value: verdict.value,
+                wants: verdict.wants.map(|size| standing.bounds.clamp(size)),
+                because: verdict.because.clone(),
+                held_back: standing.held_back(number, now),
+            })
+            .collect()
+    }
+
+    /// What keeps the variant's policies from having what they want.
+    fn standing<'a>(&self, variant: &'a Variant) -> Standing<'a> {
+        Standing {
+            policies: variant.policies(),
+            verdicts: &variant.verdicts,
+            desired: variant.record.desired,
+            bounds: held::followed(variant.bounds),
+            last: variant.record.scaled,
+            all_heard: self.all_heard(),
+        }
+    }
+
+    /// What a silent proxy has is not known: it may be busy.
+    fn all_heard(&self) -> bool {
+        self.proxies.values().all(|proxy| proxy.live)
     }
 
     fn type_facts(&self, spec: &VariantSpec) -> Vec<TypeFacts> {
@@ -204,19 +239,6 @@ impl Variant {
     /// The policies of the config.
     fn policies(&self) -> &[ScalingPolicy] {
         self.spec.as_deref().filter(|_| self.configured).map_or(&[], |spec| &spec.scaling)
-    }
-
-    /// What people see of them.
-    pub(super) fn policy_status(&self) -> Vec<PolicyStatus> {
-        let asked = self.policies().iter().zip(&self.verdicts);
-        asked
-            .map(|(policy, verdict)| PolicyStatus {
-                name: policy.name.clone(),
-                value: verdict.value,
-                wants: verdict.wants.map(|size| self.bounds.clamp(size)),
-                because: verdict.because.clone(),
-            })
-            .collect()
     }
 }
 

@@ -115,7 +115,7 @@ impl Controller {
             queued: self.demand(key).0,
             waiting_for: variant.waiting.clone(),
             price_per_hour,
-            scaling: variant.policy_status(),
+            scaling: self.policy_status(now, variant),
             pools: self.view_pools(key, variant.spec.as_deref()),
             instances: instances.into_iter().map(|i| self.view_instance(now, i)).collect(),
         }
@@ -187,7 +187,7 @@ impl Controller {
             shares.join(", ")
         )];
         lines.extend(variant.waiting.as_ref().map(|w| format!("{key} {w}")));
-        lines.extend(self.explain_policies(variant));
+        lines.extend(self.explain_policies(now, variant));
         lines.extend(variant.explain_schedule(now));
         lines.extend(self.explain_signals(key));
         for pool in variant.spec.iter().flat_map(|s| &s.pools) {

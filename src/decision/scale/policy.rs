@@ -102,7 +102,7 @@ pub fn ask(policy: &ScalingPolicy, known: &Known<'_>, now: Timestamp) -> Verdict
                     "{value:.2} is {} {threshold} for {wanted} periods",
                     if *above { "at or above" } else { "at or below" }
                 );
-                let step = steps.iter().find(|step| step.holds(value - threshold));
+                let step = steps.iter().find(|step| step.holds(value - threshold, *above));
                 let from = |base: u32| step.map(|s| adjusted(base, *adjustment, s.change, *least));
                 let out = from(base).filter(|size| *size > known.desired);
                 let inward = || from(known.desired).filter(|size| *size < known.desired);
@@ -156,8 +156,13 @@ pub fn out_of_reach(policy: &ScalingPolicy, types: &[TypeFacts]) -> Option<Strin
 }
 
 impl Step {
-    fn holds(&self, distance: f64) -> bool {
-        self.from.is_none_or(|from| distance >= from) && self.to.is_none_or(|to| distance < to)
+    /// The bound that is nearer to the threshold belongs to a step, the other to the next one.
+    fn holds(&self, distance: f64, above: bool) -> bool {
+        if above {
+            self.from.is_none_or(|from| distance >= from) && self.to.is_none_or(|to| distance < to)
+        } else {
+            self.from.is_none_or(|from| distance > from) && self.to.is_none_or(|to| distance <= to)
+        }
     }
 }
 
@@ -234,7 +239,7 @@ pub fn decide(
 }
 
 /// Whether a policy can only ever add: one half of a pair of step policies has no say in the other's matter.
-fn is_outward_only(policy: &ScalingPolicy) -> bool {
+pub(super) fn is_outward_only(policy: &ScalingPolicy) -> bool {
     matches!(policy.rule, Rule::Step { above: true, .. })
 }
 

@@ -218,6 +218,24 @@ fn steps_are_chosen_by_the_distance_from_the_threshold() {
     let fewer = policy(false, Adjustment::ChangeInCapacity, 0, &[step(None, Some(0.1), -6.0)]);
     assert_eq!(wants(&fewer, 3.0, 4), Some(0), "never fewer than none");
     assert_eq!(wants(&fewer, 11.0, 4), None);
+    // Below the threshold the bounds are the other way round: each step has its upper one.
+    let down = [
+        step(None, Some(-4.0), -5.0),
+        step(Some(-4.0), Some(-2.0), -3.0),
+        step(Some(-2.0), Some(0.0), -1.0),
+    ];
+    let fewer = policy(false, Adjustment::ChangeInCapacity, 0, &down);
+    for (requests, size) in [
+        (10.5, None),
+        (10.0, Some(8)),
+        (8.5, Some(8)),
+        (8.0, Some(6)),
+        (6.5, Some(6)),
+        (6.0, Some(4)),
+        (0.0, Some(4)),
+    ] {
+        assert_eq!(wants(&fewer, requests, 9), size, "{requests}");
+    }
     let exact = policy(true, Adjustment::ExactCapacity, 0, &[step(Some(0.0), None, 9.0)]);
     assert_eq!(wants(&exact, 12.0, 4), Some(9));
     for (desired, percent, least, size) in [

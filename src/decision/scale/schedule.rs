@@ -13,7 +13,7 @@
 //! of the same moment the later one in the config. So a restart changes nothing, and a clock that jumps ends
 //! where it should. Before the first moment of all, the variant's own bounds are in force.
 
-use chrono::{DateTime, NaiveDateTime, TimeDelta, TimeZone, Utc};
+use chrono::{DateTime, Datelike, NaiveDateTime, TimeDelta, TimeZone, Utc};
 use chrono_tz::Tz;
 use croner::parser::{CronParser, Seconds, Year};
 
@@ -23,6 +23,8 @@ use crate::types::spec::VariantSpec;
 
 /// How `at` is written.
 const AT: &str = "%Y-%m-%dT%H:%M:%S";
+/// Why a time is refused that RFC 3339 cannot write in UTC.
+const BEYOND: &str = "names a time beyond the year 9999";
 
 /// Reads `text`, whose times are those of `zone`.
 ///
@@ -33,11 +35,15 @@ pub fn parse(text: &str, zone: Tz) -> Result<Schedule, String> {
     if let Some(time) = within("at") {
         let wrong = |_| "must have a time such as at(2026-12-24T18:00:00)".to_owned();
         let time = NaiveDateTime::parse_from_str(time.trim(), AT).map_err(wrong)?;
+        if !(1_900..=9_999).contains(&time.year()) {
+            let before = "names a time before 1970";
+            return Err(if time.year() < 1_970 { before } else { BEYOND }.to_owned());
+        }
         let there = zone.from_local_datetime(&time).earliest();
         let there = there.ok_or_else(|| format!("names a time that {zone} leaves out: {time}"))?;
         let millis = u64::try_from(there.timestamp_millis());
-        let millis = millis.map_err(|_| "names a time before 1970".to_owned())?;
-        return Ok(Schedule::At(Timestamp(millis)));
+        let at = Timestamp(millis.map_err(|_| "names a time before 1970".to_owned())?);
+        return if at.is_writable() { Ok(Schedule::At(at)) } else { Err(BEYOND.to_owned()) };
     }
     if let Some(fields) = within("cron") {
         let count = fields.split_whitespace().count();
@@ -54,7 +60,12 @@ pub fn parse(text: &str, zone: Tz) -> Result<Schedule, String> {
             .build();
         let pattern = parser.parse(&format!("0 {fields}"));
         let pattern = Box::new(pattern.map_err(|error| format!("is no pattern: {error}"))?);
-        return Ok(Schedule::Cron { pattern, zone });
+        let schedule = Schedule::Cron { pattern, zone };
+        // Whoever asks for its moments would walk through all years there are each time.
+        return match schedule.next(Timestamp(0)) {
+            Some(_) => Ok(schedule),
+            None => Err("is a moment that never comes".to_owned()),
+        };
     }
     if within("rate").is_some() {
         // It has no beginning of its own, and would set the same bounds each time.
@@ -271,6 +282,32 @@ mod tests {
         ] {
             let error = parse(text, chrono_tz::Europe::Berlin).expect_err(text);
             assert!(error.contains(says), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn times_that_nobody_can_write_are_no_schedule() {
+        let new_york = chrono_tz::America::New_York;
+        assert!(parse("at(9999-12-31T18:59:59)", new_york).is_ok());
+        for (text, zone) in [
+            ("at(9999-12-31T23:59:59)", new_york),
+            ("at(+12000-01-01T00:00:00)", Tz::UTC),
+            ("at(+262142-12-31T23:59:59)", new_york),
+        ] {
+            let error = parse(text, zone).expect_err(text);
+            assert_eq!(error, BEYOND, "{text}");
+        }
+        assert!(parse("at(-262143-01-01T00:00:00)", chrono_tz::Asia::Tokyo).is_err());
+    }
+
+    #[test]
+    fn what_never_happens_is_no_schedule() {
+        for text in ["cron(0 0 30 2 ? *)", "cron(0 0 29 2 ? 2027)", "cron(0 0 31 4,6,9,11 ? *)"] {
+            let error = parse(text, Tz::UTC).expect_err(text);
+            assert!(error.contains("never comes"), "{text}: {error}");
+        }
+        for text in ["cron(0 0 29 2 ? *)", "cron(0 0 31 4,5 ? *)", "cron(0 0 1 1 ? 2020)"] {
+            assert!(parse(text, Tz::UTC).is_ok(), "{text}");
         }
     }
 

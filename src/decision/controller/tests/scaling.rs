@@ -102,6 +102,30 @@ fn it_stays_within_the_bounds_and_never_goes_to_zero() {
     let mut world = World::new(fleet(&[("e", idle)]));
     world.run(secs(1_800));
     assert_eq!(desired(&mut world), 1);
+    let now = world.now;
+    let policy = &world.controller().status(now).endpoints[0].variants[0].scaling[0];
+    assert_eq!(policy.wants, Some(1), "as few as policies go");
+    let held = policy.held_back.as_deref();
+    assert_eq!(held, Some("it wants 0, but policies leave one at least"));
+}
+
+#[test]
+fn what_holds_a_policy_back_is_told() {
+    let mut world = scaled(vec![busy()]);
+    // There is no third: two have all the load the whole time.
+    world.capacity.insert(kind(G6), 1);
+    load(&mut world, 1.0);
+    world.run(secs(240));
+    assert_eq!(desired(&mut world), 3);
+    world.scale("e", 2);
+    world.run(secs(70));
+    assert_eq!(desired(&mut world), 2);
+    let now = world.now;
+    let why = world.controller().explain(now, "e").expect("known").summary.join("\n");
+    assert!(why.contains("policy busy: it wants 3, but it was scaled out to 3 at "), "{why}");
+    assert!(why.contains("(scale_out_cooldown)"), "{why}");
+    world.run(secs(300));
+    assert_eq!(desired(&mut world), 3, "the cooldown is over");
 }
 
 #[test]
