@@ -72,6 +72,64 @@ told_as_before! {
     zone_loss: "zone-loss.toml",
 }
 
+/// The load grows elevenfold at once, for instances that start in five minutes. A full fleet shows what is asked of
+/// it, so all that is needed is decided on at once, and not a fleet's third at a time.
+#[test]
+fn a_step_of_load_is_one_decision_or_two() {
+    for (metric, target) in [("utilization", 0.7), ("concurrency_per_copy", 2.8)] {
+        let text = format!(
+            r#"
+[provider.cloud]
+kind = "process"
+command = ["true"]
+
+[instance_type.big]
+provider = "cloud"
+max_concurrency = 4
+
+[[endpoint]]
+name = "e"
+  [[endpoint.variant]]
+  name = "primary"
+  model = "m"
+  initial_instance_count = 2
+  min_instance_count = 2
+  max_instance_count = 60
+    [[endpoint.variant.pool]]
+    instance_type = "big"
+    priority = 1
+    [[endpoint.variant.scaling]]
+    name = "busy"
+    metric = "{metric}"
+    target = {target}
+
+[simulation]
+duration = "1h"
+provider_latency = ["1s", "2s"]
+startup_delay = ["5m", "5m"]
+
+[simulation.service]
+mean = "5s"
+sigma = 0.6
+
+[[simulation.arrivals]]
+steps = [["20m", 1.0], ["40m", 11.0]]
+"#
+        );
+        for seed in [1, 2, 3] {
+            let report = run(&text, seed);
+            let told = report.to_string();
+            let out: Vec<&str> =
+                told.lines().filter(|line| line.contains("autoscaled: ")).collect();
+            // 11 in a second for 5 s each at 0.7 of 4 slots: 19.6.
+            assert!((1..=2).contains(&out.len()), "{metric}, seed {seed}: {out:#?}");
+            let size = out.last().and_then(|line| line.split_once(" to ")?.1.split(' ').next());
+            let size: u32 = size.and_then(|size| size.parse().ok()).expect("a size");
+            assert!((19..=24).contains(&size), "{metric}, seed {seed}: {out:#?}");
+        }
+    }
+}
+
 #[test]
 fn other_seeds_break_no_rule_and_a_seed_is_one_world() {
     for name in
@@ -351,7 +409,7 @@ fn what_the_config_warns_of_and_what_is_not_played_is_told() {
         let scenario = Scenario::parse(&text, "test.toml", &nothing);
         scenario.unwrap_or_else(|error| panic!("{error}")).warnings.join("\n")
     };
-    assert!(told("metric = \"utilization\"\ntarget = 0.95").contains("never passes"));
+    assert!(told("metric = \"utilization\"\ntarget = 0.95").contains("only while still more"));
     assert!(told("metric = \"first_chunk_p99\"\ntarget = 2.0").contains("does nothing here"));
     assert_eq!(told("metric = \"queue_depth\"\ntarget = 2.0"), "");
 }

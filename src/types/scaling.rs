@@ -36,10 +36,12 @@ pub enum Metric {
     RunningRequests,
     /// Requests that wait in an engine, as it tells itself.
     WaitingRequests,
+    /// Requests that have asked for the variant, served or not. It has no name: policies cannot ask for it.
+    Arrivals,
 }
 
 impl Metric {
-    /// All of them, by name.
+    /// All that have a name, by it.
     pub const ALL: [(&'static str, Self); 11] = [
         ("ConcurrentRequestsPerModel", Self::ConcurrentRequestsPerModel),
         ("InstanceCount", Self::InstanceCount),
@@ -58,6 +60,28 @@ impl Metric {
     #[must_use]
     pub fn name(self) -> &'static str {
         Self::ALL.iter().find(|(_, metric)| *metric == self).map_or("", |(name, _)| name)
+    }
+
+    /// Whether it is looked at now and then. The others are counted: none of what happens is missed.
+    #[must_use]
+    pub fn is_sampled(self) -> bool {
+        !matches!(
+            self,
+            Self::Invocations | Self::ModelLatency | Self::FirstChunkLatency | Self::Arrivals
+        )
+    }
+
+    /// Whether instances tell it of themselves.
+    #[must_use]
+    pub fn is_told(self) -> bool {
+        matches!(
+            self,
+            Self::GpuUtilization
+                | Self::GpuMemoryUtilization
+                | Self::KvCacheUtilization
+                | Self::RunningRequests
+                | Self::WaitingRequests
+        )
     }
 
     /// Whether percentiles of it are known.
@@ -99,11 +123,12 @@ pub struct MetricQuery {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum BuiltIn {
-    /// Requests over slots of each type, averaged over the instances in service.
+    /// Requests over slots of each type, averaged over the instances in service. Of a full fleet, what the arrivals
+    /// ask for.
     Utilization,
     /// The same averaged over the types, each counting as much as another.
     UtilizationByType,
-    /// Requests over model copies in service.
+    /// Requests over model copies in service. Of a full fleet, what the arrivals ask for.
     ConcurrencyPerCopy,
     /// Requests that wait.
     QueueDepth,
@@ -150,6 +175,14 @@ pub struct ScalingPolicy {
     pub scale_in: bool,
     /// What it does.
     pub rule: Rule,
+}
+
+impl ScalingPolicy {
+    /// How many periods it looks at.
+    #[must_use]
+    pub fn looks_back(&self) -> u32 {
+        self.scale_out_periods.max(self.scale_in_periods).max(1)
+    }
 }
 
 /// What a policy does about its signal.

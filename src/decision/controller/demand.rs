@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::types::report::{DemandReport, ProxyReport};
+use crate::types::scaling::Metric;
 use crate::types::spec::VariantSpec;
 use crate::types::{Timestamp, VariantKey};
 
@@ -35,6 +36,12 @@ impl Controller {
             // Of a proxy heard for the first time, since a restart say, nobody knows when its requests came:
             // perhaps just now. That keeps a variant awake; it wakes none.
             let unknown = base.is_none() && demand.arrivals > 0;
+            // Of those of a longer time nobody knows the rate.
+            let counted_from = if all_new { Some(0) } else { base.filter(|_| since.is_some()) };
+            if let Some(before) = counted_from {
+                let more = demand.arrivals.saturating_sub(before);
+                variant.measured.count(now, Metric::Arrivals, None, more);
+            }
             let here = u64::from(demand.queued) + u64::from(demand.outstanding);
             if here > 0 || grew || unknown {
                 variant.last_busy_at = now;

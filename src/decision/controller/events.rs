@@ -40,6 +40,8 @@ kinds! {
     DesiredChanged = "desired_changed",
     /// A scaling policy has changed the desired number.
     Autoscaled = "autoscaled",
+    /// A bound of what is kept of what was measured is reached.
+    MeasuredLimit = "measured_limit",
     /// A scheduled action brings other bounds.
     Scheduled = "scheduled",
     /// Demand woke a variant that was at zero.

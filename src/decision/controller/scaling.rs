@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::decision::scale::held::{self, Standing};
 use crate::decision::scale::policy::{self, Known, Verdict};
-use crate::decision::scale::series::{FINE, Periods};
+use crate::decision::scale::series::{FINE, Limit, MOST_SERIES, Periods, SAMPLES};
 use crate::decision::scale::signal::TypeFacts;
 use crate::types::report::DemandReport;
 use crate::types::scaling::{Metric, ScalingPolicy};
@@ -22,8 +22,6 @@ use super::events::EventKind;
 use super::timers::Waiter;
 use super::variant::Variant;
 
-/// Samples of each period, at least.
-const SAMPLES: u32 = 5;
 /// Nothing is measured more often.
 const LEAST_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -37,11 +35,11 @@ impl Controller {
         let variants = self.variants.len();
         for (key, variant) in &mut self.variants {
             variant.measured.share_with(variants);
-            let periods = variant.policies().iter().map(|policy| policy.period).min();
-            // Each by its own policies: another variant's short periods cost it nothing.
-            let own = periods.map_or(FINE, |shortest| shortest / SAMPLES);
-            variant.measured.set_fine(own.clamp(LEAST_INTERVAL, FINE));
-            let at = periods.map(|period| next(now, period));
+            let looks = |policy: &ScalingPolicy| (policy.period, policy.looks_back());
+            let periods: Vec<_> = variant.policies().iter().map(looks).collect();
+            variant.measured.set_periods(periods.iter().copied());
+            let shortest = periods.iter().map(|(period, _)| *period).min();
+            let at = shortest.map(|period| next(now, period));
             self.timers.set(Waiter::Scaling(key.clone()), at);
             if at.is_none() {
                 variant.verdicts.clear();
@@ -54,7 +52,11 @@ impl Controller {
         self.timers.set(Waiter::Sample, Some(next(now, self.sample_every)));
         let keys: Vec<VariantKey> = self.variants.keys().cloned().collect();
         for key in &keys {
+            if let Some(variant) = self.variants.get_mut(key) {
+                variant.measured.sampled(now);
+            }
             self.sample_signals(now, key);
+            self.tell_of_limits(now, key);
         }
         // What nobody has reported is not known to be nothing.
         if !self.proxies.values().any(|proxy| proxy.live) {
@@ -73,6 +75,21 @@ impl Controller {
                 measured.record(now, Metric::ConcurrentRequestsPerModel, of, each);
             }
         }
+    }
+
+    /// An event for each bound of what is kept, the first time that it is reached.
+    fn tell_of_limits(&mut self, now: Timestamp, key: &VariantKey) {
+        let Some(variant) = self.variants.get_mut(key) else { return };
+        let Some(limit) = variant.measured.take_news() else { return };
+        let message = match limit {
+            Limit::Minutes => format!(
+                "what was measured of {key} is kept for less than 15 days: its share of the memory for that is full"
+            ),
+            Limit::Series => format!(
+                "another metric of {key} is not kept: {MOST_SERIES} series are, one for each metric of each type"
+            ),
+        };
+        self.log(now, EventKind::MeasuredLimit, key, None, message);
     }
 
     /// Requests at the instances in service of each crew, over the proxies that are heard: goes by what they report,
@@ -109,7 +126,7 @@ impl Controller {
                 let measured = &mut variant.measured;
                 let latency = grown(&kind.latency, old.map(|old| &old.latency[..]));
                 let answered = latency.iter().map(|(_, count)| u64::from(*count)).sum();
-                measured.count(now, Metric::Invocations, name, answered);
+                measured.count(now, Metric::Invocations, Some(name), answered);
                 measured.durations(now, Metric::ModelLatency, name, &latency);
                 let first_chunk = grown(&kind.first_chunk, old.map(|old| &old.first_chunk[..]));
                 measured.durations(now, Metric::FirstChunkLatency, name, &first_chunk);

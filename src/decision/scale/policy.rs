@@ -2,17 +2,21 @@
 //! (<https://docs.aws.amazon.com/autoscaling/application/userguide/>), and what several policies agree on.
 //!
 //! * **Target tracking** scales out after `scale_out_periods` periods in a row above target × (1 +
-//!   tolerance), and in after `scale_in_periods` in a row below nine tenths of the target. The size is
+//!   tolerance), and in after `scale_in_periods` in a row below nine tenths of target × (1 - tolerance). The size is
 //!   ceil(n × value / target), n being the instances that were in service in that period: those that are
-//!   still coming have none of the load yet, and count as what they will take. So a step of load is one
-//!   decision, however long the new instances take.
+//!   still coming have none of the load yet, and count as what they will take. Only where the value would be
+//!   above with them as well there are to be more. So a step of load is one decision, however long the new
+//!   instances take.
 //! * **Step scaling** looks at as many periods, and changes the size by the step that the latest value's
 //!   distance from the threshold falls into. A step out is taken from the instances that were in service, and
 //!   within the cooldown of the last one from the size before that: those that are coming count, so the same step
 //!   is not taken again.
 //! * **A gap** is no period above or below: what is not known scales nothing. Nor does what an expression makes of
-//!   nothing (`FILL`) scale in.
-//! * **Periods** of different policies end at different moments: each may change the size at the end of its own.
+//!   nothing (`FILL`) scale in, nor one that counts as 0 what instances in service do not tell.
+//! * **A full fleet** serves as much as it can, whatever is asked of it: the built-ins of concurrency show then what
+//!   is asked, and do not scale in.
+//! * **Periods** of different policies end at different moments: each may change the size at the end of its own,
+//!   and what the others said of their latest periods counts then too.
 //! * **Several policies**: the largest size wins; a smaller one than there is needs the consent of all that
 //!   ever scale in.
 //! * **Cooldowns**: after scaling out only a larger size than was decided is taken for a while; after
@@ -27,7 +31,7 @@ use crate::types::Timestamp;
 use crate::types::record::LastChanges;
 use crate::types::scaling::{Adjustment, Rule, ScalingPolicy, Step};
 
-/// Below this share of the target it scales in.
+/// Below this share of the target, and of that what its tolerance leaves, it scales in.
 const LOW: f64 = 0.9;
 
 /// What is known when a policy is asked.
@@ -57,8 +61,7 @@ pub struct Verdict {
 /// Asks `policy` at `now`.
 #[must_use]
 pub fn ask(policy: &ScalingPolicy, known: &Known<'_>, now: Timestamp) -> Verdict {
-    let count = policy.scale_out_periods.max(policy.scale_in_periods).max(1);
-    let periods = Periods::complete(now, policy.period, count);
+    let periods = Periods::complete(now, policy.period, policy.looks_back());
     let values = signal::values(&policy.signal, known.measured, known.types, periods);
     let Some(value) = values.last().copied().flatten() else {
         let because = "there is no value for the latest period".to_owned();
@@ -71,21 +74,21 @@ pub fn ask(policy: &ScalingPolicy, known: &Known<'_>, now: Timestamp) -> Verdict
     };
     let (wants, because) = match &policy.rule {
         Rule::TargetTracking { target, tolerance } => {
-            let high = target * (1.0 + tolerance);
+            let (high, low) = (target * (1.0 + tolerance), target * LOW * (1.0 - tolerance));
             let served = signal::instances(known.measured, known.types, periods);
-            let size = proportional(served.last().copied().unwrap_or(0.0), value, *target);
+            let served = served.last().copied().unwrap_or(0.0);
+            let size = proportional(served, value, *target);
+            let coming = (served / f64::from(known.desired.max(1))).min(1.0);
             if in_a_row(policy.scale_out_periods, &|value| value > high) {
                 let because = format!(
                     "{value:.2} is above {high:.2} for {} periods",
                     policy.scale_out_periods
                 );
-                (size.filter(|size| *size > known.desired), because)
-            } else if in_a_row(policy.scale_in_periods, &|value| value < target * LOW) {
-                let because = format!(
-                    "{value:.2} is below {:.2} for {} periods",
-                    target * LOW,
-                    policy.scale_in_periods
-                );
+                let stays_above = value * coming > high;
+                (size.filter(|size| *size > known.desired && stays_above), because)
+            } else if in_a_row(policy.scale_in_periods, &|value| value < low) {
+                let because =
+                    format!("{value:.2} is below {low:.2} for {} periods", policy.scale_in_periods);
                 (size.filter(|size| *size < known.desired), because)
             } else {
                 (None, format!("{value:.2} is near {target} or not long enough away from it"))
@@ -112,9 +115,8 @@ pub fn ask(policy: &ScalingPolicy, known: &Known<'_>, now: Timestamp) -> Verdict
             }
         }
     };
-    let latest = Periods { count: 1, ..periods };
-    let is_measured = signal::has_data(&policy.signal, known.measured, latest);
-    let wants = wants.filter(|size| *size >= known.desired || (policy.scale_in && is_measured));
+    let fewer = || signal::allows_fewer(&policy.signal, known.measured, known.types, periods);
+    let wants = wants.filter(|size| *size >= known.desired || (policy.scale_in && fewer()));
     Verdict { value: Some(value), wants, because }
 }
 
@@ -137,9 +139,10 @@ pub fn out_of_reach(policy: &ScalingPolicy, types: &[TypeFacts]) -> Option<Strin
         Rule::Step { above: true, threshold, .. } => threshold.next_down(),
         Rule::Step { .. } => return None,
     };
-    if let Some(most) = signal::most(&policy.signal, types).filter(|most| *most <= high) {
+    if let Some(full) = signal::when_full(&policy.signal, types).filter(|full| *full <= high) {
         return Some(format!(
-            "this metric shows {most} at most and never passes {high:.2}, so the fleet does not grow"
+            "this metric shows {full} when every slot is taken, and passes {high:.2} only while still more is asked \
+             for: the fleet grows late, or never"
         ));
     }
     types.iter().find_map(|only| {
@@ -204,7 +207,8 @@ pub struct Decision {
 }
 
 /// What the verdicts of all policies come to, at a size of `desired` within `bounds`; `due` are those whose periods
-/// have just ended. In the order of the policies.
+/// have just ended. In the order of the policies. One that is due has to want a change; what it then comes to is
+/// up to all of them.
 #[must_use]
 pub fn decide(
     policies: &[ScalingPolicy],
@@ -216,16 +220,20 @@ pub fn decide(
     now: Timestamp,
 ) -> Option<Decision> {
     let within = |size: u32| size.clamp(bounds.0, bounds.1.max(bounds.0));
-    let may = |policy: &usize| due.get(*policy).copied().unwrap_or(true);
-    let all = verdicts.iter().enumerate().filter(|(policy, _)| may(policy));
-    let wanted = all.filter_map(|(policy, verdict)| {
+    let is_due = |one: &Decision| due.get(one.policy).copied().unwrap_or(true);
+    let all = policies.iter().zip(verdicts).enumerate();
+    let wanted = all.filter_map(|(policy, (_, verdict))| {
         verdict.wants.map(|size| Decision { size: within(size), policy })
     });
-    let largest = wanted.max_by_key(|decision| decision.size)?;
-    if largest.size > desired {
-        let cooldown = policies.get(largest.policy)?.scale_out_cooldown;
-        let cools = last.out.is_some_and(|(at, size)| now < at + cooldown && largest.size <= size);
-        return (!cools).then_some(largest);
+    let (out, rest): (Vec<_>, Vec<_>) = wanted.partition(|one| one.size > desired);
+    // After a restart with a clock that was set back, the last change may be to come: that holds up nothing.
+    let recent = |at: Timestamp, cooldown| at <= now && now < at + cooldown;
+    let warm = out.iter().filter(|one| {
+        let cooldown = policies[one.policy].scale_out_cooldown;
+        !last.out.is_some_and(|(at, size)| recent(at, cooldown) && one.size <= size)
+    });
+    if warm.clone().any(is_due) {
+        return warm.max_by_key(|one| one.size).cloned();
     }
     // All that ever scale in must want less; what is largest of that is taken.
     let consents = policies.iter().zip(verdicts).all(|(policy, verdict)| {
@@ -233,9 +241,12 @@ pub fn decide(
             || is_outward_only(policy)
             || verdict.wants.is_some_and(|size| within(size) < desired)
     });
-    let cooldown = policies.get(largest.policy)?.scale_in_cooldown;
-    let cools = last.inward.is_some_and(|at| now < at + cooldown);
-    (largest.size < desired && consents && !cools).then_some(largest)
+    let (mut inward, largest) = (rest.iter().filter(|one| one.size < desired), rest.iter());
+    let largest = largest.max_by_key(|one| one.size)?;
+    let cools =
+        last.inward.is_some_and(|at| recent(at, policies[largest.policy].scale_in_cooldown));
+    let decided = out.is_empty() && inward.any(is_due) && consents && !cools;
+    (decided && largest.size < desired).then(|| largest.clone())
 }
 
 /// Whether a policy can only ever add: one half of a pair of step policies has no say in the other's matter.

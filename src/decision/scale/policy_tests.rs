@@ -84,6 +84,19 @@ impl Fleet {
         self
     }
 
+    /// In its last minute this many requests came, and as many as this were answered, each within so many seconds.
+    fn asked(mut self, arrivals: u64, answered: u32, seconds: f64) -> Self {
+        let at = Timestamp(self.now().0 - 1_000);
+        self.measured.count(at, Metric::Arrivals, None, arrivals);
+        let took = crate::types::durations::bucket(Duration::from_secs_f64(seconds));
+        let (p5, buckets) = (kind("p5"), [(took, answered)]);
+        if answered > 0 {
+            self.measured.count(at, Metric::Invocations, Some(&p5), u64::from(answered));
+            self.measured.durations(at, Metric::ModelLatency, &p5, &buckets);
+        }
+        self
+    }
+
     fn now(&self) -> Timestamp {
         Timestamp(START + self.minutes * 60_000)
     }
@@ -115,6 +128,30 @@ fn the_published_table_scales_as_published() {
     assert_eq!(fleet.ask(&bare, 4).wants, Some(5));
 }
 
+/// 0.61 is below nine tenths of 0.7, of which a fleet of eight has one to spare: what the tolerance leaves of that holds.
+#[test]
+fn the_published_table_holds_at_every_size() {
+    for each in [1, 2, 4, 7, 25, 400] {
+        let size = 2 * each;
+        for (p5, g6, share) in [
+            (5.0, 2.0, Some(0.25)),
+            (12.0, 5.0, None),
+            (18.0, 7.0, Some(0.8875)),
+            (14.0, 6.0, None),
+        ] {
+            let fleet = Fleet::new().minutes(15, (each, p5), (each, g6));
+            let verdict = fleet.ask(&tracking(weighted()), size);
+            let wanted = share.and_then(|share| proportional(f64::from(size), share, 0.7));
+            assert_eq!(verdict.wants, wanted, "({p5}, {g6}) of {size}: {verdict:?}");
+        }
+    }
+    // Without a tolerance it is the bare nine tenths.
+    let mut bare = tracking(weighted());
+    bare.rule = Rule::TargetTracking { target: 0.7, tolerance: 0.0 };
+    let fleet = Fleet::new().minutes(15, (4, 12.0), (4, 5.0));
+    assert_eq!(fleet.ask(&bare, 8).wants, Some(7));
+}
+
 #[test]
 fn a_type_without_an_instance_is_left_out_of_the_built_ins_and_is_0_in_an_expression() {
     let alone = Fleet::new().minutes(15, (2, 20.0), (0, 0.0));
@@ -141,8 +178,10 @@ fn out_needs_three_periods_in_a_row_and_in_fifteen() {
     assert_eq!(wants(broken.minutes(2, high, (0, 0.0))), None);
     assert_eq!(wants(Fleet::new().minutes(14, low, (0, 0.0))), None);
     assert_eq!(wants(Fleet::new().minutes(15, low, (0, 0.0))), Some(1));
-    // Nine tenths of the target and more hold.
-    assert_eq!(wants(Fleet::new().minutes(15, (2, 12.7), (0, 0.0))), None);
+    // Nine tenths of nine tenths of the target and more hold.
+    assert_eq!(wants(Fleet::new().minutes(15, (20, 11.4), (0, 0.0))), None);
+    let below = Fleet::new().minutes(15, (20, 11.3), (0, 0.0));
+    assert_eq!(below.ask(&policy, 20).wants, Some(17));
 }
 
 #[test]
@@ -176,6 +215,16 @@ fn a_step_of_load_is_one_decision_however_slowly_instances_come() {
     // Three of them are there and share the load.
     let fleet = fleet.minutes(3, (5, 16.0), (0, 0.0));
     assert_eq!(fleet.ask(&policy, 6).wants, None);
+}
+
+#[test]
+fn what_is_coming_is_not_asked_for_again_for_a_little_more() {
+    let policy = tracking(Signal::BuiltIn(BuiltIn::Utilization));
+    // Of six that are wanted at 0.7 two are there: a tenth more still holds, as it would with all six.
+    for (requests, size) in [(40.0, None), (46.0, None), (46.4, Some(7)), (60.0, Some(9))] {
+        let fleet = Fleet::new().minutes(3, (2, requests), (0, 0.0));
+        assert_eq!(fleet.ask(&policy, 6).wants, size, "{requests}");
+    }
 }
 
 #[test]
@@ -255,46 +304,26 @@ fn steps_are_chosen_by_the_distance_from_the_threshold() {
 }
 
 #[test]
-fn a_type_that_leaves_has_no_requests_and_is_no_gap() {
-    let mut fleet = Fleet::new().minutes(3, (2, 18.0), (2, 7.0)).minutes(3, (2, 20.0), (0, 0.0));
-    let Signal::Expression { metrics, .. } = weighted() else { panic!("an expression") };
-    let sum = Signal::Expression { text: "p5 / 20 + g6 / 8".into(), metrics };
-    assert_eq!(fleet.ask(&tracking(sum.clone()), 2).value, None, "nobody was asked for the queue");
-    for second in (0..360).step_by(10) {
-        fleet.measured.record(Timestamp(START + second * 1_000), Metric::QueueDepth, None, 0.0);
-    }
-    let verdict = fleet.ask(&tracking(sum), 2);
-    assert_eq!((verdict.value, verdict.wants), (Some(1.0), Some(3)), "{verdict:?}");
-}
-
-#[test]
-fn what_is_made_of_nothing_scales_out_and_never_in() {
-    let filled = |text: &str| {
-        let metrics = [(
-            "kv".to_owned(),
-            MetricQuery {
-                metric: Metric::KvCacheUtilization,
-                instance_type: None,
-                statistic: Statistic::Average,
-            },
-        )];
-        tracking(Signal::Expression { text: text.to_owned(), metrics: metrics.into() })
-    };
-    let fleet = Fleet::new().minutes(15, (2, 18.0), (0, 0.0));
-    assert_eq!(fleet.ask(&filled("FILL(kv, 0)"), 2).wants, None);
-    assert_eq!(fleet.ask(&filled("FILL(kv, 1.4)"), 2).wants, Some(4));
-}
-
-#[test]
-fn each_policy_acts_at_the_end_of_its_own_period() {
+fn a_policy_acts_at_the_end_of_its_own_period_and_the_others_have_their_say() {
     let policies = vec![tracking(weighted()); 2];
-    let verdicts = [wants(Some(8)), wants(None)];
-    let decided = |due: &[bool]| {
-        let last = LastChanges::default();
-        decide(&policies, &verdicts, due, 5, (1, 10), last, Timestamp(START)).map(|d| d.size)
+    let decided = |wanted: [Option<u32>; 2], due: [bool; 2]| {
+        let (verdicts, last) = (wanted.map(wants), LastChanges::default());
+        let now = Timestamp(START);
+        decide(&policies, &verdicts, &due, 5, (1, 10), last, now).map(|d| (d.size, d.policy))
     };
-    assert_eq!(decided(&[true, true]), Some(8));
-    assert_eq!(decided(&[false, true]), None);
+    for (wanted, due, decision) in [
+        ([Some(8), None], [true, true], Some((8, 0))),
+        ([Some(8), None], [false, true], None),
+        // A scale-in is the largest that any of them wants, whoever's period has ended.
+        ([Some(2), Some(4)], [true, false], Some((4, 1))),
+        ([Some(2), Some(4)], [false, true], Some((4, 1))),
+        ([Some(2), Some(4)], [false, false], None),
+        ([Some(2), None], [true, false], None),
+        ([Some(2), Some(7)], [true, false], None),
+        ([Some(6), Some(7)], [true, false], Some((7, 1))),
+    ] {
+        assert_eq!(decided(wanted, due), decision, "{wanted:?} at the ends of {due:?}");
+    }
 }
 
 fn wants(size: Option<u32>) -> Verdict {
@@ -315,6 +344,16 @@ fn the_largest_wins_and_in_needs_the_consent_of_all() {
     assert_eq!(size(&[wants(None), wants(None)]), None);
     assert_eq!(size(&[wants(Some(99)), wants(None)]), Some((10, 0)), "the maximum holds");
     assert_eq!(size(&[wants(Some(0)), wants(Some(0))]), Some((1, 1)), "and the minimum");
+    // One that only ever adds is not asked for its consent to fewer, one that takes away is.
+    for (above, decision) in [(true, Some(2)), (false, None)] {
+        let mut steps = two.clone();
+        let adjustment = Adjustment::ChangeInCapacity;
+        steps[1].rule = Rule::Step { threshold: 1.0, above, adjustment, least: 0, steps: vec![] };
+        let verdicts = [wants(Some(2)), wants(None)];
+        let last = LastChanges::default();
+        let found = decide(&steps, &verdicts, &[], 5, (1, 10), last, Timestamp(START));
+        assert_eq!(found.map(|found| found.size), decision, "above: {above}");
+    }
     // One that never scales in is not asked.
     let mut one_way = two.clone();
     one_way[1].scale_in = false;
@@ -340,7 +379,13 @@ fn cooldowns_hold_back_what_is_not_more_urgent() {
     assert_eq!(size(3, 4, inward, at(299)), None);
     assert_eq!(size(3, 4, inward, at(300)), Some(3));
     assert_eq!(size(8, 4, inward, at(1)), Some(8), "scaling out waits for no scale-in");
+    // A clock that was set back while nobody was there.
+    let early = Timestamp(START - 1_000);
+    assert_eq!((size(6, 4, out, early), size(3, 4, inward, early)), (Some(6), Some(3)));
 }
+
+#[path = "signal_tests.rs"]
+mod signals;
 
 proptest! {
     #[test]

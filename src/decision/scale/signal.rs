@@ -18,6 +18,11 @@ pub struct TypeFacts {
     pub slots: u32,
 }
 
+/// With so much of its slots taken a fleet is full: what it works on does not tell what is asked of it.
+const FULL: f64 = 0.9;
+/// Over so many full periods in a row what is asked of it is averaged, so that chance is no demand.
+const AVERAGED: usize = 5;
+
 /// One type in one period.
 #[derive(Debug, Clone, Copy)]
 struct Share {
@@ -75,15 +80,29 @@ fn sampled(measured: &Measured, periods: Periods) -> Vec<bool> {
     queue.iter().map(Option::is_some).collect()
 }
 
-/// Whether anything that the signal is made of is known in any of these periods.
-pub(super) fn has_data(signal: &Signal, measured: &Measured, periods: Periods) -> bool {
-    let Signal::Expression { metrics, .. } = signal else { return true };
-    metrics.values().any(|query| {
-        let kind = query.instance_type.as_ref();
-        let found = measured.query(query.metric, kind, query.statistic, periods);
-        found.iter().any(Option::is_some)
-            || (counts_what_is_there(query.metric) && sampled(measured, periods).contains(&true))
-    })
+/// Whether the last of these periods allows to scale in: the fleet is not full, something of what the signal is made
+/// of is known, and so is whatever instances in service tell of themselves. One that does not tell may be busy.
+pub(super) fn allows_fewer(
+    signal: &Signal,
+    measured: &Measured,
+    types: &[TypeFacts],
+    periods: Periods,
+) -> bool {
+    let latest = Periods { count: 1, ..periods };
+    let Signal::Expression { metrics, .. } = signal else {
+        return when_full(signal, types).is_none() || !is_full(&shares(measured, types, latest)[0]);
+    };
+    let sampled = || sampled(measured, latest)[0];
+    let has = |metric, kind, of| measured.query(metric, kind, of, latest)[0].is_some();
+    let known = metrics.values().map(|query| {
+        let (metric, kind) = (query.metric, query.instance_type.as_ref());
+        let is_there = || has(Metric::InstanceCount, kind, Statistic::Maximum);
+        if has(metric, kind, query.statistic) || (counts_what_is_there(metric) && sampled()) {
+            return Some(true);
+        }
+        Some(false).filter(|_| !(metric.is_told() && is_there()))
+    });
+    known.collect::<Option<Vec<_>>>().is_some_and(|known| known.contains(&true))
 }
 
 fn built_in_values(
@@ -121,15 +140,64 @@ fn built_in_values(
     }
 }
 
-/// A value of each period in which some type has an instance in service and is measured.
+/// A value of each period in which some type has an instance in service and is measured, for what is asked of it.
 fn each(
     measured: &Measured,
     types: &[TypeFacts],
     periods: Periods,
     value: impl Fn(&[Share]) -> f64,
 ) -> Vec<Option<f64>> {
-    let all = shares(measured, types, periods).into_iter();
-    all.map(|shares| (!shares.is_empty()).then(|| value(&shares))).collect()
+    let traffic = traffic(measured, periods);
+    let seconds = periods.length.as_secs_f64();
+    let mut full = 0;
+    let all = shares(measured, types, periods).into_iter().enumerate().map(|(at, shares)| {
+        full = if is_full(&shares) { (full + 1).min(AVERAGED) } else { 0 };
+        let served = shares.iter().map(|s| s.instances * s.requests).sum();
+        let times = asked_over_served(&traffic[at + 1 - full..=at], seconds, served);
+        (!shares.is_empty()).then(|| value(&shares) * times)
+    });
+    all.collect()
+}
+
+fn is_full(shares: &[Share]) -> bool {
+    let sum = |each: fn(&Share) -> f64| shares.iter().map(each).sum::<f64>();
+    !shares.is_empty() && sum(|s| s.instances * s.requests) >= FULL * sum(|s| s.instances * s.slots)
+}
+
+/// What came and what was answered in one period.
+#[derive(Debug, Clone, Copy)]
+struct Traffic {
+    arrivals: f64,
+    answered: f64,
+    /// That the answered ones took, all together.
+    seconds: f64,
+}
+
+fn traffic(measured: &Measured, periods: Periods) -> Vec<Traffic> {
+    let of = |metric, statistic| measured.query(metric, None, statistic, periods).into_iter();
+    let arrivals = of(Metric::Arrivals, Statistic::Sum);
+    let answered = of(Metric::ModelLatency, Statistic::SampleCount);
+    let all = arrivals.zip(answered).zip(of(Metric::ModelLatency, Statistic::Sum));
+    let all = all.map(|((arrivals, answered), seconds)| {
+        let [arrivals, answered, seconds] = [arrivals, answered, seconds].map(|n| n.unwrap_or(0.0));
+        Traffic { arrivals, answered, seconds }
+    });
+    all.collect()
+}
+
+/// How much more, or less, is asked of a fleet that has been full for these periods than it serves at once. By
+/// Little's law slots for all would hold the arrivals of a second times the seconds that one takes: that does not
+/// grow with what waits already. Less is believed only while more is answered than comes: what waits is then being
+/// cleared.
+fn asked_over_served(full: &[Traffic], seconds: f64, served: f64) -> f64 {
+    let sum = |each: fn(&Traffic) -> f64| full.iter().map(each).sum::<f64>();
+    let (arrivals, answered) = (sum(|t| t.arrivals), sum(|t| t.answered));
+    if arrivals <= 0.0 || answered <= 0.0 {
+        return 1.0;
+    }
+    let asked = arrivals / (full.len() as f64 * seconds) * sum(|t| t.seconds) / answered;
+    let clears = full.last().is_some_and(|latest| latest.answered > latest.arrivals);
+    (asked / served).max(if clears { 0.0 } else { 1.0 })
 }
 
 /// The types that have an instance in service, for each period.
@@ -166,9 +234,10 @@ pub(super) fn instances(measured: &Measured, types: &[TypeFacts], periods: Perio
     all
 }
 
-/// The most that a built-in metric can show with these types; `None`: as much as there is.
+/// What a built-in metric shows of a full fleet of these types, for as long as no more is asked of it than it
+/// has slots for; `None`: as much as there is.
 #[must_use]
-pub fn most(signal: &Signal, types: &[TypeFacts]) -> Option<f64> {
+pub fn when_full(signal: &Signal, types: &[TypeFacts]) -> Option<f64> {
     match signal {
         Signal::BuiltIn(BuiltIn::Utilization | BuiltIn::UtilizationByType) => Some(1.0),
         Signal::BuiltIn(BuiltIn::ConcurrencyPerCopy) => {

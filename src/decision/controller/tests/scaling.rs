@@ -5,7 +5,9 @@ use super::world::*;
 use crate::decision::controller::CommandError;
 use crate::types::Timestamp;
 use crate::types::report::TypeReport;
-use crate::types::scaling::{BuiltIn, Rule, ScalingPolicy, Schedule, ScheduledAction, Signal};
+use crate::types::scaling::{
+    BuiltIn, Metric, MetricQuery, Rule, ScalingPolicy, Schedule, ScheduledAction, Signal, Statistic,
+};
 
 /// Tracks a utilisation of 0.7: out after three minutes, in after five.
 fn busy() -> ScalingPolicy {
@@ -301,4 +303,66 @@ fn a_dead_proxy_is_no_load_and_its_silence_no_reason_to_shrink() {
     let status = world.controller().status(now);
     let value = status.endpoints[0].variants[0].scaling[0].value;
     assert_eq!(value, Some(0.0));
+}
+
+/// Looks at what all samples of this add up to.
+fn sum(metric: Metric) -> ScalingPolicy {
+    let query = MetricQuery { metric, instance_type: None, statistic: Statistic::Sum };
+    let metrics = [("m".to_owned(), query)].into();
+    ScalingPolicy { signal: Signal::Expression { text: "m".into(), metrics }, ..busy() }
+}
+
+#[test]
+fn another_endpoints_short_periods_change_no_sum() {
+    let other = |period| {
+        let mut counts = variant(&[(P5, 1)], 2);
+        counts.scaling = vec![sum(Metric::InstanceCount)];
+        counts.scaling[0].rule = Rule::TargetTracking { target: 12.0, tolerance: 0.1 };
+        let mut quick = variant(&[(G6, 1)], 1);
+        quick.scaling = vec![ScalingPolicy { period, ..busy() }];
+        let mut world = World::new(fleet(&[("e", counts), ("quick", quick)]));
+        load(&mut world, 0.0);
+        world.run(secs(240));
+        let now = world.now;
+        world.controller().status(now).endpoints[0].variants[0].scaling[0].value
+    };
+    let (alone, beside) = (other(secs(60)), other(std::time::Duration::from_millis(500)));
+    assert_eq!(alone, Some(12.0), "two instances, six samples");
+    assert!((beside.expect("a value") - 12.0).abs() < 1e-6, "{beside:?}");
+}
+
+#[test]
+fn short_periods_scale_in_however_many_are_asked_for_and_whatever_is_asked_beside_them() {
+    let mut slow = busy();
+    slow.period = secs(5);
+    slow.scale_in_periods = 217;
+    let mut quick = busy();
+    quick.name = "quick".into();
+    quick.period = std::time::Duration::from_millis(500);
+    quick.scale_in_periods = 10;
+    for policies in [vec![slow.clone()], vec![slow, quick]] {
+        let mut world = scaled(policies);
+        load(&mut world, 0.7);
+        world.run(secs(30));
+        load(&mut world, 0.1);
+        world.run(secs(1_060));
+        assert_eq!(desired(&mut world), 2);
+        world.run(secs(90));
+        assert_eq!(desired(&mut world), 1);
+    }
+}
+
+#[test]
+fn a_bound_of_what_is_kept_is_told_of_once() {
+    let mut world = scaled(vec![busy()]);
+    let (key, now) = (key("e"), world.now);
+    let measured = &mut world.controller().variants.get_mut(&key).expect("known").measured;
+    measured.share_with(usize::MAX);
+    for minute in 0..3_u64 {
+        let at = Timestamp(now.0 + minute * 60_000);
+        measured.record(at, Metric::QueueDepth, None, minute as f64);
+    }
+    world.run(secs(600));
+    let told = world.events("measured_limit");
+    assert!(told.len() == 1 && told[0].contains("less than 15 days"), "{told:?}");
 }

@@ -12,8 +12,8 @@ pub type Series = Vec<Option<f64>>;
 pub struct Metrics {
     periods: usize,
     series: BTreeMap<String, Series>,
-    /// None of them has data in any period.
-    is_empty: bool,
+    /// In which periods any of them has data.
+    has_data: Vec<bool>,
 }
 
 impl Metrics {
@@ -26,14 +26,30 @@ impl Metrics {
             one.splice(0..0, std::iter::repeat_n(None, missing));
             one.drain(..one.len() - periods);
         }
-        let is_empty = series.values().flatten().all(Option::is_none);
-        Self { periods, series, is_empty }
+        let has_data = |period: usize| series.values().any(|one: &Series| one[period].is_some());
+        let has_data = (0..periods).map(has_data).collect();
+        Self { periods, series, has_data }
     }
+}
 
+/// How an expression sees its metrics.
+#[derive(Clone, Copy)]
+struct View<'a> {
+    metrics: &'a Metrics,
+    periods: usize,
+    /// Gaps are gaps, for somebody who fills them.
+    with_gaps: bool,
+}
+
+impl View<'_> {
+    /// In a period in which another one has data, one that has none is 0.
     fn get(&self, name: &str) -> Series {
-        let known = self.series.get(name).filter(|one| one.iter().any(Option::is_some));
-        // One that has no data at all is 0, as long as another has some.
-        known.cloned().unwrap_or_else(|| vec![Some(0.0).filter(|_| !self.is_empty); self.periods])
+        let Some(known) = self.metrics.series.get(name) else {
+            let zero = |has_data: &bool| Some(0.0).filter(|_| *has_data && !self.with_gaps);
+            return self.metrics.has_data.iter().map(zero).collect();
+        };
+        let all = known.iter().zip(&self.metrics.has_data);
+        all.map(|(one, has_data)| one.or((*has_data && !self.with_gaps).then_some(0.0))).collect()
     }
 }
 
@@ -166,6 +182,11 @@ enum Value {
 }
 
 pub(super) fn evaluate(node: &Node, metrics: &Metrics) -> Series {
+    let view = View { metrics, periods: metrics.periods, with_gaps: false };
+    series(node, view)
+}
+
+fn series(node: &Node, metrics: View<'_>) -> Series {
     value(node, metrics).into_series(metrics.periods)
 }
 
@@ -203,13 +224,13 @@ fn finite(number: f64) -> Option<f64> {
     Some(number).filter(|number| number.is_finite())
 }
 
-fn value(node: &Node, metrics: &Metrics) -> Value {
+fn value(node: &Node, metrics: View<'_>) -> Value {
     match &node.what {
         What::Number(number) => Value::Number(Some(*number)),
         What::Text(_) => Value::Number(None),
         What::Name(name) => Value::Series(metrics.get(name)),
         What::Negative(inner) => value(inner, metrics).map(|one| -one),
-        What::List(all) => Value::Several(all.iter().map(|one| evaluate(one, metrics)).collect()),
+        What::List(all) => Value::Several(all.iter().map(|one| series(one, metrics)).collect()),
         What::Binary(op, left, right) => {
             combine(*op, value(left, metrics), value(right, metrics), metrics.periods)
         }
@@ -252,7 +273,7 @@ fn apply(op: Op, a: f64, b: f64) -> Option<f64> {
     })
 }
 
-fn call(function: Function, arguments: &[Node], metrics: &Metrics) -> Value {
+fn call(function: Function, arguments: &[Node], metrics: View<'_>) -> Value {
     let argument = |number: usize| value(&arguments[number], metrics);
     match function {
         Function::Metrics => {
@@ -260,7 +281,7 @@ fn call(function: Function, arguments: &[Node], metrics: &Metrics) -> Value {
                 Some(What::Text(part)) => part.as_str(),
                 _ => "",
             };
-            let names = metrics.series.keys().filter(|name| name.contains(part));
+            let names = metrics.metrics.series.keys().filter(|name| name.contains(part));
             Value::Several(names.map(|name| metrics.get(name)).collect())
         }
         Function::Avg | Function::Min | Function::Max | Function::Sum => match argument(0) {
@@ -279,9 +300,9 @@ fn call(function: Function, arguments: &[Node], metrics: &Metrics) -> Value {
             let way = match &by.what {
                 What::Name(name) if name == "REPEAT" => Way::Repeat,
                 What::Name(name) if name == "LINEAR" => Way::Linear,
-                _ => Way::By(evaluate(by, metrics)),
+                _ => Way::By(series(by, metrics)),
             };
-            match argument(0) {
+            match value(&arguments[0], View { with_gaps: true, ..metrics }) {
                 Value::Several(all) => {
                     Value::Several(all.into_iter().map(|one| fill(one, &way)).collect())
                 }

@@ -26,9 +26,9 @@
 //! | `ABS` `CEIL` `FLOOR` | a series or several | as their names say |
 //!
 //! A comparison is 1 where it holds and 0 where it does not. Arithmetic on a gap, division by zero and
-//! whatever is no finite number are gaps. A metric that has no data in any period counts as 0 (as CloudWatch
-//! has it), unless none of the metrics has any: then all is a gap. `SEARCH` is not offered: a policy names its
-//! metrics, and takes them together by `METRICS`.
+//! whatever is no finite number are gaps. In each period a metric that has no data counts as 0 (as CloudWatch
+//! has it), unless none of the metrics has any: then all is a gap. What `FILL` fills has its gaps. `SEARCH` is
+//! not offered: a policy names its metrics, and takes them together by `METRICS`.
 //!
 //! Properties, each tested: P1 any text is parsed or refused with a place in it, without a panic; P2 what is
 //! parsed is shown as text that parses to the same; P3 evaluation never fails on what was checked; P4 the

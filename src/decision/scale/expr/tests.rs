@@ -71,18 +71,21 @@ fn operators_bind_as_usual() {
         assert_eq!(eval(text), some(&[value; 3]), "{text}");
     }
     assert_eq!(eval("1 / 0"), [None; 3]);
-    assert_eq!(eval("p5 / queue"), [None, None, Some(20.0)]);
+    assert_eq!(eval("g6 / queue"), [None, None, Some(8.0)]);
 }
 
 #[test]
 fn functions_are_what_the_table_says() {
     let gap = None;
-    assert_eq!(eval("p5 + g6"), [Some(12.0), gap, Some(28.0)]);
-    assert_eq!(eval("AVG(p5)"), some(&[15.0; 3]));
-    assert_eq!(eval("AVG([p5, g6])"), some(&[6.0, 4.0, 14.0]));
+    assert_eq!(eval("p5 + g6"), some(&[12.0, 4.0, 28.0]));
+    assert_eq!(eval("AVG(p5)"), some(&[10.0; 3]));
+    assert_eq!(eval("AVG([p5, g6])"), some(&[6.0, 2.0, 14.0]));
+    assert_eq!(eval("AVG(p5 / p5)"), some(&[1.0; 3]), "over what is there");
+    assert_eq!(eval("AVG([p5 / p5, g6])"), some(&[1.5, 4.0, 4.5]), "of those that are");
     assert_eq!(eval("MAX(METRICS())"), some(&[10.0, 4.0, 20.0]));
     assert_eq!(eval("MIN(METRICS('6'))"), some(&[2.0, 4.0, 8.0]));
     assert_eq!(eval("SUM([p5 / 20, g6 / 8]) / 2"), [Some(0.375), Some(0.25), Some(1.0)]);
+    assert_eq!(eval("FILL(p5 + g6, 7)"), some(&[12.0, 7.0, 28.0]));
     assert_eq!(eval("FILL(p5, 0)"), some(&[10.0, 0.0, 20.0]));
     assert_eq!(eval("FILL(p5, g6)"), some(&[10.0, 4.0, 20.0]));
     assert_eq!(eval("FILL(p5, REPEAT)"), some(&[10.0, 10.0, 20.0]));
@@ -91,6 +94,25 @@ fn functions_are_what_the_table_says() {
     assert_eq!(eval("IF(queue > 0, 100, g6)"), some(&[2.0, 4.0, 100.0]));
     assert_eq!(eval("IF(queue > 0, g6)"), [gap, gap, Some(8.0)]);
     assert_eq!(eval("ABS(-3) + CEIL(1.2) + FLOOR(1.8)"), some(&[6.0; 3]));
+}
+
+/// A type that has left is 0 from the period on in which it is missing, however far back is looked.
+#[test]
+fn what_is_missing_in_a_period_counts_as_0_in_it() {
+    let (p5, g6) = ([6.0, 5.0, 4.0, 3.0, 8.0], [Some(2.0), Some(4.0), None, None, None]);
+    for periods in 1..=5 {
+        let series = [("p5".to_owned(), some(&p5)), ("g6".to_owned(), g6.to_vec())];
+        let all = Metrics::new(periods, series.into());
+        for (text, value) in [("p5 + g6", 8.0), ("AVG(METRICS())", 4.0), ("IF(g6 > 0, 1, p5)", 8.0)]
+        {
+            let values = Expr::parse(text, &NAMES).expect("an expression").evaluate(&all);
+            assert_eq!(values.last(), Some(&Some(value)), "{text} over {periods}");
+            assert!(values.iter().all(Option::is_some), "{text} over {periods}");
+        }
+    }
+    let all = metrics(&[("p5", &[Some(1.0), None]), ("g6", &[None, None])]);
+    let sum = Expr::parse("p5 + g6", &NAMES).expect("an expression");
+    assert_eq!(sum.evaluate(&all), [Some(1.0), None], "nothing at all is no 0");
 }
 
 #[test]
