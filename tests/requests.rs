@@ -596,13 +596,13 @@ fn sessions_stick_close_and_move_when_their_instance_goes() {
 
 #[test]
 fn what_the_proxy_says_of_a_request_can_tell_it_from_others() {
-    let (first, _) = scripted(|_, stream| {
-        drop(stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"))
-    });
-    let (second, _) = scripted(|_, stream| {
-        drop(stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"))
-    });
-    let forebay = in_front_of(&[(first, 4), (second, 4)], "sticky_header = \"x-forwarded-for\"\n");
+    let empty = |_: &str, stream: &mut TcpStream| {
+        drop(stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"));
+    };
+    let (first, _) = scripted(empty);
+    let (second, _) = scripted(empty);
+    let extra = "sticky_header = \"x-forwarded-for\"\n";
+    let forebay = in_front_of(&[(first, 4), (second, 4)], extra);
     // All come from one address. Drawn, sixteen go to one instance once in thirty thousand runs.
     let instance = |_| chat(&forebay).header("x-forebay-instance").expect("one").to_owned();
     let instances: std::collections::BTreeSet<String> = (0..16).map(instance).collect();

@@ -5,6 +5,7 @@ use http::HeaderMap;
 use http::header::{HeaderName, HeaderValue};
 use http_body::Frame;
 
+use super::buffers::copied;
 use super::{MOST_FIELDS, Malformed};
 
 /// The longest line before a chunk, and all trailers together.
@@ -180,11 +181,17 @@ impl Chunks {
     }
 }
 
-/// Takes what is here of the `left` bytes that belong together.
+/// Takes what is here of the `left` bytes that belong together. What is small is copied: the buffer is read into again,
+/// and one that is shared with what is under way would have to be replaced.
 fn take(bytes: &mut BytesMut, left: &mut u64) -> Bytes {
     let here = usize::try_from(*left).unwrap_or(usize::MAX).min(bytes.len());
     *left -= here as u64;
-    bytes.split_to(here).freeze()
+    if copied(here) < here {
+        return bytes.split_to(here).freeze();
+    }
+    let data = Bytes::copy_from_slice(&bytes[..here]);
+    bytes.advance(here);
+    data
 }
 
 /// `1*HEXDIG [ ";" extensions ]`; nothing else before the semicolon, behind it nothing but text, and quotes in
@@ -205,7 +212,11 @@ fn chunk_size(line: &[u8]) -> Option<u64> {
 
 /// Whether a line ends in LF alone (RFC 9112, 2.2).
 pub(super) fn has_bare_feed(bytes: &[u8]) -> bool {
-    memchr::memchr_iter(b'\n', bytes).any(|at| at == 0 || bytes[at - 1] != b'\r')
+    // It looks at all of them, and so at many at once.
+    let pairs = bytes.iter().zip(bytes.get(1..).unwrap_or_default());
+    let bare = pairs.map(|(before, byte)| u8::from(*byte == b'\n' && *before != b'\r'));
+    let is_bare = bare.fold(0, |found, one| found | one) > 0;
+    is_bare || bytes.first() == Some(&b'\n')
 }
 
 fn trailers(bytes: &[u8]) -> Result<HeaderMap, Malformed> {
