@@ -3,7 +3,7 @@
 //! that it goes on being built.
 
 use crate::config;
-use crate::decision::scale::expr::{Expr, Metrics};
+use crate::decision::scale::expr::{self, Expr, Metrics};
 use crate::decision::scale::schedule as schedules;
 use crate::decision::signals;
 use crate::types::Timestamp;
@@ -18,24 +18,23 @@ const NAMES: [&str; 2] = ["p5", "g6"];
 /// or a gap for each period.
 pub fn expression(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
-    let expr = match Expr::parse(text, &NAMES) {
-        Ok(expr) => expr,
+    let parsed = match Expr::parse(text, &NAMES) {
+        Ok(parsed) => parsed,
         Err(error) => {
             assert!(error.start <= error.end && error.end <= text.len());
             assert!(text.is_char_boundary(error.start) && text.is_char_boundary(error.end));
             return;
         }
     };
-    let shown = expr.to_string();
-    if let Ok(again) = Expr::parse(&shown, &NAMES) {
-        assert_eq!(again, expr, "{shown}");
-    } else {
-        // Shown with all its parentheses, one for each sign too, it may be too long or too deep, and nothing else.
-        assert!(text.len() > 32, "{shown}");
+    let shown = parsed.to_string();
+    match Expr::parse(&shown, &NAMES) {
+        Ok(again) => assert_eq!(again, parsed, "{shown}"),
+        // With a blank on either side of each operator it may be too long, and nothing else.
+        Err(error) => assert!(shown.len() > expr::LONGEST, "{shown}: {error}"),
     }
     let series = [("p5", vec![Some(1.0), None, Some(-3.5)]), ("g6", vec![None, Some(0.0)])];
     let series = series.map(|(name, values)| (name.to_owned(), values));
-    let values = expr.evaluate(&Metrics::new(3, series.into_iter().collect()));
+    let values = parsed.evaluate(&Metrics::new(3, series.into_iter().collect()));
     assert!(values.len() == 3 && values.iter().flatten().all(|value| value.is_finite()));
 }
 

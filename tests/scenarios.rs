@@ -334,7 +334,7 @@ fn points(svg: &str, element: &str) -> Vec<Vec<f64>> {
 fn a_picture_shows_every_type_within_its_frame() {
     let report = run(&shipped("drought.toml"), 1);
     let svg = picture(&[("one & <only>", &report), ("again", &report)]);
-    assert!(svg.contains("one &amp; &lt;only>, seed 1"));
+    assert!(svg.contains("one &amp; &lt;only&gt;, seed 1"));
     for kind in report.types.keys() {
         assert_eq!(svg.matches(&format!(">{kind}</text>")).count(), 2, "in both legends");
     }

@@ -154,6 +154,7 @@ fn a_policy_scales_by_what_engines_tell() {
     drop(streams);
 }
 
+// Composed after what each documents, not recorded from one that runs.
 const VLLM: &str = include_str!("../src/decision/signals/testdata/vllm.txt");
 const SGLANG: &str = include_str!("../src/decision/signals/testdata/sglang.txt");
 const TGI: &str = include_str!("../src/decision/signals/testdata/tgi.txt");

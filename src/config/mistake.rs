@@ -7,6 +7,8 @@ use std::fmt;
 
 use thiserror::Error;
 
+use super::quoted;
+
 /// How bad it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Severity {
@@ -163,13 +165,7 @@ impl<'a> Sink<'a> {
     /// Where the byte `within` is of the text that is written at `at`, in quotes of whichever kind.
     pub(super) fn inside(&self, at: usize, within: usize) -> usize {
         let written = self.text.get(at..).unwrap_or_default();
-        let Some(opened) = ["'''", "\"\"\""].iter().find_map(|quotes| written.strip_prefix(quotes))
-        else {
-            return at + 1 + within;
-        };
-        // A line's end right behind three quotes is none of the text.
-        let text = opened.strip_prefix("\r\n").or_else(|| opened.strip_prefix('\n'));
-        at + written.len() - text.unwrap_or(opened).len() + within
+        at + quoted::place(written, within)
     }
 
     /// Everything found, in the file's order.

@@ -15,6 +15,7 @@ mod manager;
 mod mistake;
 mod provider;
 mod proxy;
+mod quoted;
 mod reader;
 mod requests;
 mod scaling;

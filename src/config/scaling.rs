@@ -9,7 +9,7 @@ use super::reader::{Located, Table};
 use super::values::Word;
 use crate::decision::scale::expr::Expr;
 use crate::decision::scale::policy;
-use crate::decision::scale::signal::{self, TypeFacts};
+use crate::decision::scale::signal::{self, Limits, TypeFacts};
 use crate::types::InstanceTypeName;
 use crate::types::scaling::{
     Adjustment, BuiltIn, Metric, MetricQuery, Rule, ScalingPolicy, Signal, Statistic, Step,
@@ -80,8 +80,10 @@ pub(super) fn read(
     variant: &Table<'_>,
     pools: &[PoolSpec],
     types: &InstanceTypes,
+    queue: u32,
 ) -> Vec<ScalingPolicy> {
     let facts = facts(pools, types);
+    let limits = Limits { types: &facts, queue };
     let tables = variant.tables("scaling", "[[endpoint.variant.scaling]]");
     if tables.len() > MOST_POLICIES {
         let rule =
@@ -90,7 +92,7 @@ pub(super) fn read(
     }
     let mut policies: Vec<ScalingPolicy> = Vec::new();
     for table in &tables {
-        let Some(policy) = read_policy(table, &facts) else { continue };
+        let Some(policy) = read_policy(table, &limits) else { continue };
         if policies.iter().any(|other| other.name == policy.name) {
             let rule = format!("there are two scaling policies called \"{}\"", policy.name);
             table.sink().error(table.at, rule);
@@ -109,18 +111,19 @@ fn facts(pools: &[PoolSpec], types: &InstanceTypes) -> Vec<TypeFacts> {
     facts.collect()
 }
 
-fn read_policy(table: &Table<'_>, facts: &[TypeFacts]) -> Option<ScalingPolicy> {
+fn read_policy(table: &Table<'_>, limits: &Limits<'_>) -> Option<ScalingPolicy> {
     let name = table.need::<String>("name", "which must be unique within the variant");
     let kind = table.or("kind", PolicyKind::TargetTracking);
-    let span =
-        |key, seconds| limits::duration_or(table, key, Span::Any, Duration::from_secs(seconds));
+    let span = |key, seconds| {
+        super::limits::duration_or(table, key, Span::Any, Duration::from_secs(seconds))
+    };
     let period = period(table);
     let out = table.number_or("scale_out_periods", PERIODS, 3);
     let inward = table.number_or("scale_in_periods", PERIODS, 15);
     let (scale_out_cooldown, scale_in_cooldown) =
         (span("scale_out_cooldown", 300), span("scale_in_cooldown", 300));
     let scale_in = table.or("scale_in", true);
-    let signal = read_signal(table, facts);
+    let signal = read_signal(table, limits.types);
     let rule = match kind {
         PolicyKind::TargetTracking => target_tracking(table),
         PolicyKind::Step => step_scaling(table),
@@ -136,7 +139,7 @@ fn read_policy(table: &Table<'_>, facts: &[TypeFacts]) -> Option<ScalingPolicy> 
         scale_in,
         rule: rule?,
     };
-    if let Some(rule) = policy::out_of_reach(&policy, facts) {
+    if let Some(rule) = policy::out_of_reach(&policy, limits) {
         table.warn_at("expression", rule.clone());
         table.warn_at("metric", rule);
     }

@@ -98,18 +98,24 @@ impl World {
         let variant = Some(key.variant.as_str());
         let taken = manager.controller.set_desired(now, key.endpoint.as_str(), variant, count);
         let life = manager.life;
+        let spec_alone = self.fleet.variant(key).is_none_or(|spec| spec.schedule.is_empty());
         let allowed = self.fleet.variant(key).is_some_and(|spec| {
             (spec.min_instance_count..=spec.max_instance_count).contains(&count)
         });
-        if taken.is_ok() != allowed {
+        // Other bounds may be in force just now.
+        if spec_alone && taken.is_ok() != allowed {
             self.blame(format!("setting {key} to {count} gives {taken:?}"));
         }
+        if let Err(error) = &taken {
+            self.tell_story(|| format!("it is refused: {error}"));
+        }
+        let taken = taken.is_ok();
         self.commanding = true;
         self.turn();
         self.commanding = false;
         let same_life = self.manager.as_ref().is_some_and(|manager| manager.life == life);
         let durable = self.store.variants.get(key).map(|record| record.desired);
-        if allowed && same_life && durable != Some(count) {
+        if taken && same_life && durable != Some(count) {
             self.blame(format!("{key} was set to {count} and {durable:?} is durable"));
         }
     }

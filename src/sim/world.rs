@@ -25,7 +25,8 @@ use crate::types::{InstanceId, ProxyId, Timestamp, VariantKey};
 /// are times since the start.
 pub(super) const START: Timestamp = Timestamp(1_735_689_600_000);
 
-/// Turns without the clock moving on before the manager is said to spin.
+/// Turns without the clock moving on before the manager is said to spin. What clients do is none of its turns: as
+/// many of them as will ask in the same millisecond.
 const SPIN_LIMIT: u32 = 2_000;
 
 /// All there is.
@@ -120,6 +121,19 @@ pub(super) enum Due {
     Happens(Box<Happening>),
 }
 
+impl Due {
+    /// Whether a client is the cause, or a slot for one.
+    fn is_of_clients(&self) -> bool {
+        matches!(
+            self,
+            Self::ClientAsks { .. }
+                | Self::RequestEnds { .. }
+                | Self::ClientGivesUp { .. }
+                | Self::SlotsFree { .. }
+        )
+    }
+}
+
 impl World {
     /// A world at its start; nothing has happened yet.
     pub(super) fn new(setup: Setup, seed: u64, trace: Trace) -> Self {
@@ -169,7 +183,9 @@ impl World {
             let Some(next) = due.into_iter().chain(timeout).min().filter(|at| *at <= until) else {
                 break;
             };
-            spins = if next > self.now { 0 } else { spins + 1 };
+            if next > self.now {
+                spins = 0;
+            }
             if spins > SPIN_LIMIT {
                 self.blame(format!("the manager spins: its next timeout is {timeout:?}"));
                 break;
@@ -178,9 +194,11 @@ impl World {
             self.tally.steps += 1;
             if due.is_some_and(|at| at <= next) {
                 if let Some((_, due)) = self.agenda.take() {
+                    spins += u32::from(!due.is_of_clients());
                     self.dispatch(due);
                 }
             } else {
+                spins += 1;
                 self.manager_timeout();
             }
         }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::decision::scale::held::{self, Standing};
 use crate::decision::scale::policy::{self, Known, Verdict};
 use crate::decision::scale::series::{FINE, Limit, MOST_SERIES, Periods, SAMPLES};
-use crate::decision::scale::signal::TypeFacts;
+use crate::decision::scale::signal::{Limits, TypeFacts};
 use crate::types::report::DemandReport;
 use crate::types::scaling::{Metric, ScalingPolicy};
 use crate::types::spec::VariantSpec;
@@ -194,6 +194,7 @@ impl Controller {
     /// A line for each policy, and what is wrong with it.
     pub(super) fn explain_policies(&self, now: Timestamp, variant: &Variant) -> Vec<String> {
         let facts = variant.spec.as_deref().map(|spec| self.type_facts(spec)).unwrap_or_default();
+        let queue = variant.spec.as_deref().map_or(0, |spec| spec.queue.limit);
         let mut lines = Vec::new();
         for (number, policy) in variant.policies().iter().enumerate() {
             let because = variant.verdicts.get(number).map(|verdict| verdict.because.as_str());
@@ -201,7 +202,7 @@ impl Controller {
             lines.push(format!("policy {}: {because}", policy.name));
             let held = self.standing(variant).held_back(number, now);
             lines.extend(held.map(|held| format!("policy {}: {held}", policy.name)));
-            let warning = policy::out_of_reach(policy, &facts);
+            let warning = policy::out_of_reach(policy, &Limits { types: &facts, queue });
             lines.extend(warning.map(|warning| format!("policy {}: {warning}", policy.name)));
         }
         lines

@@ -26,7 +26,7 @@
 //! Each rule is a test below.
 
 use super::series::{Measured, Periods};
-use super::signal::{self, TypeFacts};
+use super::signal::{self, Limits, TypeFacts};
 use crate::types::Timestamp;
 use crate::types::record::LastChanges;
 use crate::types::scaling::{Adjustment, Rule, ScalingPolicy, Step};
@@ -129,32 +129,49 @@ fn step_base(policy: &ScalingPolicy, known: &Known<'_>, periods: Periods, now: T
     known.desired.min(served).min(before)
 }
 
-/// Why `policy` may never scale out: an expression in which a type without instances counts as 0 may show
-/// little though all there is is full. `None` where it grows whatever its fleet is made of.
+/// Why `policy` may never scale out: its metric may show little though all there is is full, for one because a type
+/// without instances counts as 0 in an expression. `None` where it grows whatever its fleet is made of.
 #[must_use]
-pub fn out_of_reach(policy: &ScalingPolicy, types: &[TypeFacts]) -> Option<String> {
+pub fn out_of_reach(policy: &ScalingPolicy, limits: &Limits<'_>) -> Option<String> {
     let high = match policy.rule {
         Rule::TargetTracking { target, tolerance } => target * (1.0 + tolerance),
         // A step is taken at its threshold already.
         Rule::Step { above: true, threshold, .. } => threshold.next_down(),
         Rule::Step { .. } => return None,
     };
-    if let Some(full) = signal::when_full(&policy.signal, types).filter(|full| *full <= high) {
+    let of = &policy.signal;
+    let late = |full: f64| {
+        format!(
+            "shows {full} when every slot is taken, and passes {high:.2} only while still more is asked for: the \
+             fleet grows late, or never"
+        )
+    };
+    let full_of = |types: &[TypeFacts]| signal::when_full(of, types).filter(|full| *full <= high);
+    let most_of = |limits: &Limits<'_>| signal::most(of, limits).filter(|most| *most <= high);
+    if let Some(full) = full_of(limits.types) {
+        return Some(format!("this metric {}", late(full)));
+    }
+    if let Some(most) = most_of(limits) {
+        let queue = if signal::waits(of) {
+            format!(", with `queue_limit` = {} and one proxy", limits.queue)
+        } else {
+            String::new()
+        };
         return Some(format!(
-            "this metric shows {full} when every slot is taken, and passes {high:.2} only while still more is asked \
-             for: the fleet grows late, or never"
+            "this metric shows {most} at most and never passes {high:.2}{queue}, so the fleet does not grow"
         ));
     }
-    types.iter().find_map(|only| {
-        let value = signal::at_the_limit(&policy.signal, only)?;
-        (value <= high).then(|| {
-            format!(
-                "while only {} is in service this `expression` shows {value} at its limit and never passes \
-                 {high:.2}, so the fleet does not grow: a type without instances counts as 0 in it; `metric = \
-                 \"utilization\"` leaves such types out",
-                only.name
-            )
-        })
+    limits.types.iter().find_map(|only| {
+        let (name, types) = (&only.name, std::slice::from_ref(only));
+        if let Some(full) = full_of(types) {
+            return Some(format!("while only {name} is in service this metric {}", late(full)));
+        }
+        let most = most_of(&Limits { types, ..*limits })?;
+        Some(format!(
+            "while only {name} is in service this `expression` shows {most} at its limit and never passes {high:.2}, \
+             so the fleet does not grow: a type without instances counts as 0 in it; `metric = \"utilization\"` \
+             leaves such types out"
+        ))
     })
 }
 

@@ -1,11 +1,12 @@
 //! A policy's signal: the value of each period, from a built-in metric or an expression.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::expr::{Expr, Metrics};
 use super::series::{Measured, Periods};
 use crate::types::InstanceTypeName;
-use crate::types::scaling::{BuiltIn, Metric, Signal, Statistic};
+use crate::types::scaling::{BuiltIn, Metric, MetricQuery, Signal, Statistic};
 
 /// What one instance of a type is worth.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,6 +23,9 @@ pub struct TypeFacts {
 const FULL: f64 = 0.9;
 /// Over so many full periods in a row what is asked of it is averaged, so that chance is no demand.
 const AVERAGED: usize = 5;
+
+/// An expression of more metrics and types is not looked into for the most that it can show.
+const MOST_BOUNDED: usize = 8;
 
 /// One type in one period.
 #[derive(Debug, Clone, Copy)]
@@ -248,6 +252,92 @@ pub fn when_full(signal: &Signal, types: &[TypeFacts]) -> Option<f64> {
     }
 }
 
+/// What bounds the metrics of a variant.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits<'a> {
+    /// The types of its pools.
+    pub types: &'a [TypeFacts],
+    /// Requests that wait at a proxy at most.
+    pub queue: u32,
+}
+
+/// The most that a signal can show, however much is asked of these types all in service; `None`: as much as there is,
+/// or what is not known.
+#[must_use]
+pub fn most(signal: &Signal, limits: &Limits<'_>) -> Option<f64> {
+    match signal {
+        Signal::BuiltIn(BuiltIn::QueueDepth) => Some(f64::from(limits.queue)),
+        Signal::BuiltIn(_) => None,
+        Signal::Expression { metrics, .. } => {
+            let all = bounded(metrics, limits).filter(|all| all.len() <= MOST_BOUNDED)?;
+            // It may grow the less there is of something: each is tried with none and with all that there can be.
+            let corners = (0..1_u32 << all.len()).map(|full| at_corner(signal, &all, full));
+            corners.reduce(f64::max)
+        }
+    }
+}
+
+/// Whether requests that wait are part of it.
+pub(super) fn waits(signal: &Signal) -> bool {
+    match signal {
+        Signal::BuiltIn(built_in) => *built_in == BuiltIn::QueueDepth,
+        Signal::Expression { metrics, .. } => {
+            metrics.values().any(|query| query.metric == Metric::QueueDepth)
+        }
+    }
+}
+
+/// The most of a metric at an instance of `of`; `None` where nothing bounds it.
+fn most_at(metric: Metric, of: &TypeFacts) -> Option<f64> {
+    match metric {
+        Metric::ConcurrentRequestsPerModel => Some(f64::from(of.slots)),
+        Metric::GpuUtilization | Metric::GpuMemoryUtilization | Metric::KvCacheUtilization => {
+            Some(100.0)
+        }
+        _ => None,
+    }
+}
+
+/// A metric of a type, and the most of it.
+type Bounded<'a> = (Metric, Option<&'a InstanceTypeName>, f64);
+
+/// What an expression is made of; `None` where there is no bound of some of it.
+fn bounded<'a>(
+    metrics: &BTreeMap<String, MetricQuery>,
+    limits: &Limits<'a>,
+) -> Option<Vec<Bounded<'a>>> {
+    let mut all: Vec<Bounded<'a>> = Vec::new();
+    for query in metrics.values() {
+        if matches!(query.statistic, Statistic::Sum | Statistic::SampleCount) {
+            return None;
+        }
+        if all.iter().any(|(metric, ..)| *metric == query.metric) {
+            continue;
+        }
+        if query.metric == Metric::QueueDepth {
+            all.push((query.metric, None, f64::from(limits.queue)));
+            continue;
+        }
+        for of in limits.types {
+            all.push((query.metric, Some(&of.name), most_at(query.metric, of)?));
+        }
+    }
+    Some(all)
+}
+
+/// What an expression shows while there is the most of what has its bit in `full`, and none of the rest.
+fn at_corner(signal: &Signal, all: &[Bounded<'_>], full: u32) -> f64 {
+    let mut measured = Measured::default();
+    for (number, (metric, kind, most)) in all.iter().enumerate() {
+        let value = if full >> number & 1 == 1 { *most } else { 0.0 };
+        measured.record(crate::types::Timestamp(0), *metric, *kind, value);
+    }
+    let length = Duration::from_secs(60);
+    let periods = Periods { end: crate::types::Timestamp(60_000), length, count: 1 };
+    // Without a value it does not grow either.
+    values(signal, &measured, &[], periods)[0].unwrap_or(0.0)
+}
+
 /// Whether it is made of percentiles.
 #[must_use]
 pub fn has_percentiles(signal: &Signal) -> bool {
@@ -259,26 +349,4 @@ pub fn has_percentiles(signal: &Signal) -> bool {
             metrics.values().any(|query| matches!(query.statistic, Statistic::Percentile(_)))
         }
     }
-}
-
-/// What an expression shows when a fleet of one type alone is at its limit; `None` for what it does not tell
-/// (other metrics than concurrency).
-#[must_use]
-pub fn at_the_limit(signal: &Signal, only: &TypeFacts) -> Option<f64> {
-    let Signal::Expression { metrics, .. } = signal else { return None };
-    let all = metrics.values().all(|query| {
-        let adds_up = matches!(query.statistic, Statistic::Sum | Statistic::SampleCount);
-        query.metric == Metric::ConcurrentRequestsPerModel && !adds_up
-    });
-    if !all {
-        return None;
-    }
-    let mut measured = Measured::default();
-    let at = crate::types::Timestamp(0);
-    let metric = Metric::ConcurrentRequestsPerModel;
-    measured.record(at, metric, Some(&only.name), f64::from(only.slots));
-    let length = Duration::from_secs(60);
-    let periods = Periods { end: crate::types::Timestamp(60_000), length, count: 1 };
-    // Without a value it does not grow either.
-    Some(values(signal, &measured, &[], periods)[0].unwrap_or(0.0))
 }

@@ -143,3 +143,61 @@ fn what_is_made_of_nothing_scales_out_and_never_in() {
     assert_eq!(fleet.ask(&filled("FILL(kv, 0)"), 2).wants, None);
     assert_eq!(fleet.ask(&filled("FILL(kv, 1.4)"), 2).wants, Some(4));
 }
+
+#[test]
+fn what_cannot_reach_its_target_is_warned_of() {
+    let facts = types();
+    let limits = Limits { types: &facts, queue: 100 };
+    let of_each = |text: &str, metric| {
+        let query = |name| MetricQuery { metric, ..query(name) };
+        let metrics = [("a", "p5"), ("b", "g6")].map(|(id, name)| (id.to_owned(), query(name)));
+        Signal::Expression { text: text.into(), metrics: metrics.into() }
+    };
+    let (gpu, cache, queue) =
+        (Metric::GpuUtilization, Metric::KvCacheUtilization, Metric::QueueDepth);
+    let average = "(a + b) / 2";
+    let reached = |signal: Signal, target: f64| {
+        let rule = Rule::TargetTracking { target, tolerance: 0.1 };
+        out_of_reach(&ScalingPolicy { rule, ..tracking(signal) }, &limits)
+    };
+    for (signal, target, says) in [
+        (of_each(average, cache), 100.0, Some("shows 100 at most and never passes 110.00, so")),
+        (
+            of_each(average, gpu),
+            70.0,
+            Some("while only p5 is in service this `expression` shows 50"),
+        ),
+        (of_each(average, gpu), 40.0, None),
+        (of_each("100 - MIN([a, b])", gpu), 70.0, None),
+        (of_each("ABS(a - b)", gpu), 70.0, None),
+        (of_each("MAX([a, b]) - MIN([a, b])", cache), 100.0, Some("shows 100 at most")),
+        (of_each(average, Metric::RunningRequests), 1e9, None),
+        (of_each("a", queue), 95.0, Some("with `queue_limit` = 100 and one proxy")),
+        (weighted(), 0.7, Some("while only p5 is in service this `expression` shows 0.5")),
+        (
+            Signal::BuiltIn(BuiltIn::ConcurrencyPerCopy),
+            15.0,
+            Some(
+                "while only g6 is in service this metric shows 8 when every slot is taken, and passes 16.50 only",
+            ),
+        ),
+        (Signal::BuiltIn(BuiltIn::ConcurrencyPerCopy), 7.0, None),
+        (
+            Signal::BuiltIn(BuiltIn::QueueDepth),
+            5_000.0,
+            Some(
+                "shows 100 at most and never passes 5500.00, with `queue_limit` = 100 and one proxy",
+            ),
+        ),
+        (Signal::BuiltIn(BuiltIn::QueueDepth), 50.0, None),
+        (Signal::BuiltIn(BuiltIn::Utilization), 0.95, Some("shows 1 when every slot is taken")),
+        (Signal::BuiltIn(BuiltIn::ModelLatencyP99), 1e9, None),
+    ] {
+        let told = reached(signal.clone(), target);
+        let case = format!("{signal:?}: {told:?}");
+        match says {
+            None => assert_eq!(told, None, "{case}"),
+            Some(text) => assert!(told.is_some_and(|told| told.contains(text)), "{case}"),
+        }
+    }
+}

@@ -1,4 +1,6 @@
-//! Pages in the formats that the engines and exporters document, and pages that nobody should send.
+//! Pages in the formats that the engines and exporters document, and pages that nobody should send. Those in
+//! `testdata/` are composed, with names and labels as their documentation and sources have them and with values and
+//! identities that are made up (`UUID="GPU-0a"`): none is recorded from an engine or a GPU that runs.
 
 use proptest::prelude::*;
 

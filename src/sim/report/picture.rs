@@ -300,10 +300,39 @@ fn round_step(step: f64) -> f64 {
     fits.unwrap_or(10.0) * ten
 }
 
+/// As XML has it: what it has no way to say at all is shown as U+FFFD.
+fn escaped(words: &str) -> String {
+    let mut all = String::with_capacity(words.len());
+    for one in words.chars() {
+        match one {
+            '&' => all.push_str("&amp;"),
+            '<' => all.push_str("&lt;"),
+            '>' => all.push_str("&gt;"),
+            '\u{fffe}' | '\u{ffff}' => all.push('\u{fffd}'),
+            _ if one.is_control() => all.push('\u{fffd}'),
+            _ => all.push(one),
+        }
+    }
+    all
+}
+
 fn text(svg: &mut String, x: f64, y: f64, anchor: &str, size: u32, words: &str) {
-    let words = words.replace('&', "&amp;").replace('<', "&lt;");
+    let words = escaped(words);
     let _ = writeln!(
         svg,
         "<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"{anchor}\" font-size=\"{size}\">{words}</text>"
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_name_is_text_in_xml() {
+        assert_eq!(
+            escaped("a ]]> & <b>\u{1}\u{85}\n\u{ffff}é"),
+            "a ]]&gt; &amp; &lt;b&gt;\u{fffd}\u{fffd}\u{fffd}\u{fffd}é"
+        );
+    }
 }

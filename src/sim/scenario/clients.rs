@@ -10,6 +10,8 @@ use crate::types::spec::FleetSpec;
 
 /// Requests that are played at most: each is simulated by itself, and its wait is kept.
 const MOST_REQUESTS: f64 = 20_000_000.0;
+/// Moments that are tried for them at most.
+const MOST_TRIED: f64 = 100.0 * MOST_REQUESTS;
 
 /// The sources of a scenario; `read` gives the text of a file that it names.
 pub(super) fn sources(
@@ -29,6 +31,14 @@ pub(super) fn sources(
         return Err(format!(
             "simulation.arrivals: about {expected:.0} requests, and no more than \
              {MOST_REQUESTS:.0} are played; lower the rates and the fleet, or play less time"
+        ));
+    }
+    let tried: f64 = sources.iter().map(|source| source.tried(world.duration.0)).sum();
+    if tried > MOST_TRIED {
+        return Err(format!(
+            "simulation.arrivals: about {tried:.0} moments would be tried for {expected:.0} requests, and no more \
+             than {MOST_TRIED:.0} are: those of a line with steps come at its highest rate; give that one a line of \
+             its own"
         ));
     }
     Ok(sources)

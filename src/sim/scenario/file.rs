@@ -207,16 +207,24 @@ pub(super) struct InterruptLine {
     pub(super) notice: Length,
 }
 
-/// A duration with a unit.
+/// Longer than anything that is played, and short enough to be added to any moment of it.
+const LONGEST: Duration = Duration::from_secs(3_660 * 24 * 3_600);
+
+/// A duration with a unit, ten years at most.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Length(pub(super) Duration);
 
 impl<'de> Deserialize<'de> for Length {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
-        humantime::parse_duration(&text).map(Self).map_err(|error| {
+        let span = humantime::parse_duration(&text).map_err(|error| {
             serde::de::Error::custom(format!("\"{text}\" is no duration such as \"90s\": {error}"))
-        })
+        })?;
+        if span > LONGEST {
+            let wrong = format!("\"{text}\" is longer than ten years, which nothing here may be");
+            return Err(serde::de::Error::custom(wrong));
+        }
+        Ok(Self(span))
     }
 }
 

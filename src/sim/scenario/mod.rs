@@ -16,9 +16,10 @@ use thiserror::Error;
 
 use super::setup::Span;
 use super::traffic::arrivals::Source;
-use crate::config::Mistake;
+use crate::config::{Mistake, Position};
+use crate::decision::scale::schedule;
 use crate::types::VariantKey;
-use crate::types::scaling::{BuiltIn, Metric, Signal};
+use crate::types::scaling::{Bounds, BuiltIn, Metric, Signal};
 use crate::types::spec::FleetSpec;
 
 pub use file::WorldSpec;
@@ -26,9 +27,17 @@ pub use file::WorldSpec;
 use file::{ActionLine, Simulation};
 
 const SECOND: Duration = Duration::from_secs(1);
+/// Between two lines on the composition.
+const SHORTEST_SAMPLE: Duration = Duration::from_secs(10);
 /// Between two reports of a proxy.
 const REPORTS: Span = (Duration::from_millis(100), Duration::from_secs(9));
 const MOST_PROXIES: u32 = 100;
+/// What is played at most.
+const LONGEST: Duration = Duration::from_secs(366 * 24 * 3_600);
+/// How often capacity may change in it, over all types.
+const MOST_CHANGES: u128 = 200_000;
+/// Lines on the composition.
+const MOST_SAMPLES: u128 = 200_000;
 
 /// A fleet and the world that it is played in.
 #[derive(Debug, Clone)]
@@ -50,13 +59,42 @@ pub enum ScenarioError {
     #[error("{}", lines(.0))]
     Config(Vec<Mistake>),
     /// Its simulation part does.
-    #[error("{file}: error: {message}")]
+    #[error("{file}{}: error: {message}", place(.position.as_ref()))]
     Simulation {
         /// The file, as it was named.
         file: String,
-        /// What is wrong and where.
+        /// Where in it; `None` where it is about more than one place.
+        position: Option<Position>,
+        /// What is wrong.
         message: String,
     },
+}
+
+fn place(position: Option<&Position>) -> String {
+    position.map_or_else(String::new, |at| format!(":{}:{}", at.line, at.column))
+}
+
+impl ScenarioError {
+    fn of_file(file: &str, message: String) -> Self {
+        Self::Simulation { file: file.to_owned(), position: None, message }
+    }
+
+    /// What the parser says of `text`, in one line.
+    fn of_toml(file: &str, text: &str, error: &toml::de::Error) -> Self {
+        let position = error.span().and_then(|span| text.get(..span.start)).map(|before| {
+            let start = before.rfind('\n').map_or(0, |newline| newline + 1);
+            Position {
+                line: before.matches('\n').count() + 1,
+                column: before[start..].chars().count() + 1,
+            }
+        });
+        let mut message = String::new();
+        for one in error.message().chars() {
+            // What a file says is in messages as it stands there.
+            if one.is_control() { message.extend(one.escape_debug()) } else { message.push(one) }
+        }
+        Self::Simulation { file: file.to_owned(), position, message }
+    }
 }
 
 impl Scenario {
@@ -69,15 +107,15 @@ impl Scenario {
         file_name: &str,
         read: &dyn Fn(&Path) -> Result<String, String>,
     ) -> Result<Self, ScenarioError> {
-        let wrong =
-            |message: String| ScenarioError::Simulation { file: file_name.to_owned(), message };
+        let wrong = |message: String| ScenarioError::of_file(file_name, message);
         let (config, simulation) = split(text);
         let (config, mistakes) =
             crate::config::load_str(config, file_name).map_err(ScenarioError::Config)?;
-        let file: Simulation =
-            toml::from_str(&simulation).map_err(|error| wrong(error.to_string()))?;
+        let file: Simulation = toml::from_str(&simulation)
+            .map_err(|error| ScenarioError::of_toml(file_name, &simulation, &error))?;
         let (fleet, world) = (config.fleet, file.simulation);
         check(&fleet, &world).map_err(wrong)?;
+        world.action.iter().try_for_each(|line| check_scale(&fleet, line)).map_err(wrong)?;
         let sources = clients::sources(&fleet, &world, read).map_err(wrong)?;
         let warnings = warnings(&mistakes, &fleet, file_name);
         Ok(Self { fleet, world, warnings, sources })
@@ -94,7 +132,7 @@ impl Scenario {
         let fleet = config.fleet;
         let wrong = |message: String| {
             let message = format!("it cannot be played in the scenario's world: {message}");
-            ScenarioError::Simulation { file: file_name.to_owned(), message }
+            ScenarioError::of_file(file_name, message)
         };
         check(&fleet, &self.world).map_err(wrong)?;
         let known = |source: &Source| fleet.endpoints.iter().any(|e| e.name == source.endpoint);
@@ -112,7 +150,7 @@ impl Scenario {
 
     /// Between two lines on the composition.
     pub(super) fn sample_every(&self) -> Duration {
-        self.world.sample_every.0.max(Duration::from_secs(10))
+        self.world.sample_every.0.max(SHORTEST_SAMPLE)
     }
 }
 
@@ -198,7 +236,57 @@ fn check(fleet: &FleetSpec, world: &WorldSpec) -> Result<(), String> {
     if repeated.chain(walked.map(|line| line.changes_every)).any(|every| every.0 < SECOND) {
         return Err("simulation: capacity changes at most once in a second".into());
     }
+    check_length(world)?;
     world.action.iter().try_for_each(|line| variant_of(fleet, line).map(drop))
+}
+
+/// What is played must be bounded.
+fn check_length(world: &WorldSpec) -> Result<(), String> {
+    let length = world.duration.0;
+    if length > LONGEST {
+        return Err(format!(
+            "simulation.duration is {}, no more than a year is played",
+            humantime::format_duration(length)
+        ));
+    }
+    let times = |from: Duration, every: Duration| {
+        length.saturating_sub(from).as_millis() / every.as_millis().max(1) + 1
+    };
+    let repeated =
+        world.capacity.iter().map(|line| line.every.map_or(1, |e| times(line.at.0, e.0)));
+    let walked = world.spot.iter().filter(|line| line.available.is_some());
+    let walked = walked.map(|line| times(Duration::ZERO, line.changes_every.0));
+    let changes: u128 = repeated.chain(walked).sum();
+    if changes > MOST_CHANGES {
+        return Err(format!(
+            "simulation: capacity would change {changes} times, no more than {MOST_CHANGES} are played; let it \
+             change less often, or play less time"
+        ));
+    }
+    let samples = times(Duration::ZERO, world.sample_every.0.max(SHORTEST_SAMPLE));
+    if samples > MOST_SAMPLES {
+        return Err(format!(
+            "simulation.sample_every gives {samples} lines on the composition, no more than {MOST_SAMPLES} are kept"
+        ));
+    }
+    Ok(())
+}
+
+/// An operator is refused a size outside of the bounds, those that scheduled actions bring included.
+fn check_scale(fleet: &FleetSpec, line: &ActionLine) -> Result<(), String> {
+    let key = variant_of(fleet, line)?;
+    let Some(spec) = fleet.variant(&key) else { return Ok(()) };
+    let bounds = spec.schedule.iter().map(|action| schedule::bounds_of(action, spec));
+    let own = Bounds { min: spec.min_instance_count, max: spec.max_instance_count };
+    let (min, max) = bounds
+        .fold((own.min, own.max), |(min, max), bounds| (min.min(bounds.min), max.max(bounds.max)));
+    if (min..=max).contains(&line.scale) {
+        return Ok(());
+    }
+    Err(format!(
+        "simulation.action: {key} has {min} to {max} instances and cannot be scaled to {}",
+        line.scale
+    ))
 }
 
 fn variant_of(fleet: &FleetSpec, line: &ActionLine) -> Result<VariantKey, String> {
@@ -260,8 +348,10 @@ mod tests {
         assert!(parse(good).is_ok());
         for (from, to, expected) in [
             ("[simulation]", "[simulation]\nspeed = 3", "unknown field `speed`"),
+            ("[simulation]", "[simulation]\nspeed 3", "expected `=`"),
             ("available = 0", "available = -1", "invalid value: integer `-1`"),
-            ("at = \"30m\"", "at = \"half an hour\"", "is no duration"),
+            ("at = \"30m\"", "at = \"half an\\nhour\"", "is no duration"),
+            ("at = \"30m\"", "at = \"10000y\"", "is longer than ten years"),
             ("endpoint = \"chat\"", "endpoint = \"chess\"", "no endpoint is called \"chess\""),
             ("priority = 2", "priority = \"second\"", "x.toml:"),
         ] {
@@ -269,7 +359,65 @@ mod tests {
             let bad = good.replacen(from, to, 1);
             let error = parse(&bad).expect_err(to).to_string();
             assert!(error.contains(expected), "{error}");
-            assert!(error.starts_with("x.toml"), "{error}");
+            assert!(error.lines().all(|line| line.starts_with("x.toml:")), "{error}");
+        }
+        let spoilt = good.replacen("[simulation]", "[simulation]\nspeed = 3", 1);
+        let line = good.lines().position(|line| line == "[simulation]").expect("there") + 2;
+        let error = parse(&spoilt).expect_err("unknown").to_string();
+        assert!(error.starts_with(&format!("x.toml:{line}:1: error: unknown field")), "{error}");
+    }
+
+    #[test]
+    fn what_is_played_is_bounded() {
+        let good = include_str!("../../../config/scenarios/drought.toml");
+        let played = |simulation: &str| {
+            let text = format!("{}{simulation}", split(good).0);
+            Scenario::parse(&text, "x.toml", &|_| Err("no file".into())).map(drop)
+        };
+        for (simulation, expected) in [
+            ("[simulation]\nduration = \"366d\"", None),
+            ("[simulation]\nduration = \"10000years\"", Some("longer than ten years")),
+            ("[simulation]\nduration = \"367d\"", Some("no more than a year is played")),
+            (
+                "[simulation]\nduration = \"365d\"\n[[simulation.capacity]]\nat = \"0s\"\nevery = \"1s\"\n\
+                 instance_type = \"ml.p5.48xlarge\"\navailable = 1",
+                Some("capacity would change 31536001 times"),
+            ),
+            (
+                "[simulation]\nduration = \"365d\"\n[[simulation.spot]]\ninstance_type = \"ml.p5.48xlarge\"\n\
+                 available = [1, 2]\nchanges_every = \"1s\"",
+                Some("capacity would change 31536001 times"),
+            ),
+            (
+                "[simulation]\nduration = \"365d\"\nsample_every = \"1s\"",
+                Some("3153601 lines on the composition"),
+            ),
+            (
+                "[simulation]\nduration = \"7d\"\n[[simulation.arrivals]]\n\
+                 bursts = { rate = 1e9, lasts = \"1s\", every = \"7d\" }",
+                Some("about 1000000000 requests"),
+            ),
+            (
+                "[simulation]\nduration = \"7d\"\n[[simulation.arrivals]]\nsteps = [[\"1s\", 1e8], [\"2s\", 0.0]]",
+                Some("about 100000000 requests"),
+            ),
+            (
+                "[simulation]\nduration = \"7d\"\n[[simulation.arrivals]]\nsteps = [[\"1s\", 1e6], [\"2s\", 0.01]]",
+                Some("moments would be tried for"),
+            ),
+            (
+                "[simulation]\nduration = \"1h\"\n[[simulation.action]]\nat = \"1s\"\nendpoint = \"chat\"\n\
+                 scale = 4000000000",
+                Some("cannot be scaled to 4000000000"),
+            ),
+        ] {
+            match (played(simulation), expected) {
+                (Ok(()), None) => {}
+                (Err(error), Some(text)) => {
+                    assert!(error.to_string().contains(text), "{simulation}: {error}");
+                }
+                (found, _) => panic!("{simulation}: {found:?}"),
+            }
         }
     }
 }

@@ -57,15 +57,30 @@ pub(super) struct Stream {
 impl Source {
     /// Requests that are to be expected until `end`: what is played must be bounded.
     pub(in crate::sim) fn expected(&self, end: Duration) -> f64 {
-        let until = self.until.min(end);
-        if let Shape::Trace(requests) = &self.shape {
-            return requests.len() as f64;
+        let (from, until) = self.within(end);
+        self.shape.requests(from, until)
+    }
+
+    /// Moments that are tried for them until `end`: those that the highest rate gives while there is any.
+    pub(in crate::sim) fn tried(&self, end: Duration) -> f64 {
+        let (from, until) = self.within(end);
+        match &self.shape {
+            Shape::Steps(steps) => {
+                let any = |(at, rate): &(Duration, f64)| (*at, if *rate > 0.0 { 1.0 } else { 0.0 });
+                Shape::Steps(steps.iter().map(any).collect()).requests(from, until)
+                    * self.shape.peak()
+            }
+            Shape::Diurnal { .. } => (until - from) * self.shape.peak(),
+            Shape::Constant(_) | Shape::Bursts { .. } | Shape::Trace(_) => {
+                self.shape.requests(from, until)
+            }
         }
-        let span = until.saturating_sub(self.from).as_secs_f64();
-        let pieces = 1_000_u32;
-        let piece = span / f64::from(pieces);
-        let middles = (0..pieces).map(|n| self.from.as_secs_f64() + piece * (f64::from(n) + 0.5));
-        middles.map(|at| self.shape.rate(at) * piece).sum()
+    }
+
+    /// From when until when it asks, in seconds since the start.
+    fn within(&self, end: Duration) -> (f64, f64) {
+        let (from, until) = (self.from.as_secs_f64(), self.until.min(end).as_secs_f64());
+        (from, until.max(from))
     }
 }
 
@@ -88,6 +103,38 @@ impl Shape {
                 if (0.0..lasts.as_secs_f64()).contains(&into) { *rate } else { 0.0 }
             }
             Self::Trace(_) => 0.0,
+        }
+    }
+
+    /// How many requests it comes to from one moment to another: the integral of its rate.
+    fn requests(&self, from: f64, until: f64) -> f64 {
+        match self {
+            Self::Constant(rate) => rate * (until - from),
+            Self::Steps(steps) => {
+                let ends = steps.iter().skip(1).map(|(at, _)| at.as_secs_f64());
+                let lasts =
+                    steps.iter().zip(ends.chain([f64::INFINITY])).map(|((at, rate), ends)| {
+                        rate * (ends.min(until) - at.as_secs_f64().max(from)).max(0.0)
+                    });
+                lasts.sum()
+            }
+            Self::Diurnal { low, high, peak_at, period } => {
+                let turn = period.as_secs_f64() / std::f64::consts::TAU;
+                let wave = |at: f64| ((at - peak_at.as_secs_f64()) / turn).sin() * turn;
+                let span = until - from;
+                low * span + (high - low) / 2.0 * (span + wave(until) - wave(from))
+            }
+            Self::Bursts { rate, lasts, first, period } => {
+                let (period, first) = (period.as_secs_f64(), first.as_secs_f64());
+                let each = lasts.as_secs_f64().min(period);
+                let so_far = |at: f64| {
+                    let since = (at - first).max(0.0);
+                    let whole = (since / period).floor();
+                    whole * each + (since - whole * period).min(each)
+                };
+                rate * (so_far(until) - so_far(from))
+            }
+            Self::Trace(requests) => requests.len() as f64,
         }
     }
 
@@ -190,6 +237,7 @@ pub(in crate::sim) fn read_trace(text: &str) -> Result<Vec<Recorded>, String> {
 }
 
 #[cfg(test)]
+#[allow(clippy::float_cmp, reason = "whole numbers and their halves")]
 mod tests {
     use super::*;
 
@@ -240,6 +288,31 @@ mod tests {
         assert_near(bursts.len() as f64, 24.0 * 600.0);
         assert!(bursts.iter().all(|at| (60..120).contains(&(at.as_secs() % 3600))));
         assert!(moments(Shape::Constant(0.0)).is_empty());
+    }
+
+    #[test]
+    fn what_is_to_be_expected_is_the_integral_of_the_rate() {
+        let (second, week) = (Duration::from_secs(1), 7 * 24 * HOUR);
+        let expected =
+            |shape: Shape, from, until| Source { from, until, ..source(shape) }.expected(week);
+        let bursts = Shape::Bursts { rate: 1e9, lasts: second, first: HOUR, period: week };
+        assert_eq!(expected(bursts.clone(), HOUR, week), 1e9);
+        assert_eq!(expected(bursts, Duration::ZERO, HOUR), 0.0);
+        let often = Shape::Bursts { rate: 2.0, lasts: second, first: second, period: 4 * second };
+        assert_eq!(expected(often.clone(), second, 10 * second), 6.0);
+        assert_eq!(expected(often, second, 9 * second + second / 2), 5.0);
+        let always = Shape::Bursts { rate: 2.0, lasts: HOUR, first: second, period: second };
+        assert_eq!(expected(always, second, 11 * second), 20.0);
+        let steps = Shape::Steps(vec![(second, 1e8), (2 * second, 0.0), (4 * second, 0.5)]);
+        assert_eq!(expected(steps.clone(), Duration::ZERO, 10 * second), 1e8 + 3.0);
+        assert_eq!(expected(steps.clone(), 3 * second, 5 * second), 0.5);
+        assert_eq!(source(steps).tried(10 * second), 7.0 * 1e8);
+        let wave = Shape::Diurnal { low: 1.0, high: 3.0, peak_at: HOUR, period: 4 * HOUR };
+        let quarter = expected(wave.clone(), HOUR, 2 * HOUR);
+        let exact = 3600.0 * (2.0 + 2.0 / std::f64::consts::PI);
+        assert!((quarter - exact).abs() < 1e-6, "{quarter} is {exact}");
+        let whole = expected(wave, HOUR, 9 * HOUR);
+        assert!((whole - 8.0 * 3600.0 * 2.0).abs() < 1e-6, "{whole}");
     }
 
     #[test]

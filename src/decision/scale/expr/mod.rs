@@ -11,7 +11,7 @@
 //! atom       = number | name | function "(" [ argument { "," argument } ] ")"
 //!            | "(" comparison ")" | "[" comparison { "," comparison } "]"
 //! argument   = comparison | text | "REPEAT" | "LINEAR"
-//! number     = digits [ "." digits ] [ ("e" | "E") [ "+" | "-" ] digits ]
+//! number     = ( digits [ "." [ digits ] ] | "." digits ) [ ("e" | "E") [ "+" | "-" ] digits ]
 //! name       = letter { letter | digit | "_" }       a metric's name in the policy
 //! text       = "'" any but a quote "'"  |  '"' any but a quote '"'
 //! ```
@@ -31,8 +31,8 @@
 //! not offered: a policy names its metrics, and takes them together by `METRICS`.
 //!
 //! Properties, each tested: P1 any text is parsed or refused with a place in it, without a panic; P2 what is
-//! parsed is shown as text that parses to the same; P3 evaluation never fails on what was checked; P4 the
-//! depth of an expression, and what it costs, is bounded.
+//! parsed is shown as text that parses to the same, unless that is longer than [`LONGEST`]; P3 evaluation never
+//! fails on what was checked; P4 the depth of an expression, and what it costs, is bounded.
 
 mod eval;
 mod parse;
@@ -52,14 +52,28 @@ pub const DEEPEST: usize = 64;
 
 /// What is wrong with a text, and where: bytes from `start` to `end`.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[error("{message}, at column {}", .start + 1)]
+#[error("{message}, at column {column}")]
 pub struct ExprError {
     /// The first byte.
     pub start: usize,
     /// The first byte behind it.
     pub end: usize,
+    /// The first character, from 1 on.
+    pub column: usize,
     /// What is wrong.
     pub message: String,
+}
+
+impl ExprError {
+    fn new(start: usize, end: usize, message: impl Into<String>) -> Self {
+        Self { start, end, column: start + 1, message: message.into() }
+    }
+
+    /// Counts characters of `text` instead of bytes.
+    fn counted(self, text: &str) -> Self {
+        let before = text.get(..self.start).unwrap_or(text);
+        Self { column: before.chars().count() + 1, ..self }
+    }
 }
 
 /// An expression whose names are known and whose result is one series.
@@ -72,13 +86,16 @@ impl Expr {
     /// # Errors
     /// [`ExprError`], the first mistake.
     pub fn parse(text: &str, names: &[&str]) -> Result<Self, ExprError> {
+        Self::read(text, names).map_err(|error| error.counted(text))
+    }
+
+    fn read(text: &str, names: &[&str]) -> Result<Self, ExprError> {
         let node = parse::parse(text)?;
         match eval::check(&node, names)? {
-            eval::Kind::Several => Err(ExprError {
-                start: 0,
-                end: text.len(),
-                message: "this is several series; a policy needs one, such as AVG([a, b])".into(),
-            }),
+            eval::Kind::Several => {
+                let message = "this is several series; a policy needs one, such as AVG([a, b])";
+                Err(ExprError::new(0, text.len(), message))
+            }
             eval::Kind::Number | eval::Kind::Series => Ok(Self(node)),
         }
     }
@@ -200,7 +217,7 @@ impl Function {
 
 impl Node {
     fn error(&self, message: impl Into<String>) -> ExprError {
-        ExprError { start: self.start, end: self.end, message: message.into() }
+        ExprError::new(self.start, self.end, message)
     }
 
     fn collect_names<'a>(&'a self, names: &mut Vec<&'a str>) {
@@ -221,6 +238,55 @@ impl Node {
     }
 }
 
+/// How tightly the parts of an expression hold together: the lines of the grammar.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Binds {
+    Comparison,
+    Sum,
+    Product,
+    Power,
+    Unary,
+    Atom,
+}
+
+impl Op {
+    /// As what it holds, and as what its left and its right side have to.
+    fn binds(self) -> [Binds; 3] {
+        match self {
+            Self::Add | Self::Subtract => [Binds::Sum, Binds::Sum, Binds::Product],
+            Self::Multiply | Self::Divide => [Binds::Product, Binds::Product, Binds::Power],
+            Self::Power => [Binds::Power, Binds::Unary, Binds::Power],
+            Self::Less
+            | Self::LessOrEqual
+            | Self::Greater
+            | Self::GreaterOrEqual
+            | Self::Equal
+            | Self::NotEqual => [Binds::Comparison, Binds::Sum, Binds::Sum],
+        }
+    }
+}
+
+impl Node {
+    /// In parentheses only where they were written: any more might nest it too deep to be parsed again.
+    fn show(&self, f: &mut fmt::Formatter<'_>, least: Binds) -> fmt::Result {
+        let binds = match &self.what {
+            What::Binary(op, ..) => op.binds()[0],
+            What::Negative(_) => Binds::Unary,
+            _ => Binds::Atom,
+        };
+        if binds < least { write!(f, "({self})") } else { write!(f, "{self}") }
+    }
+}
+
+/// A part of an expression where it has to hold together so tightly.
+struct Held<'a>(&'a Node, Binds);
+
+impl fmt::Display for Held<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.show(f, self.1)
+    }
+}
+
 impl fmt::Display for Node {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let list = |f: &mut fmt::Formatter<'_>, all: &[Self]| {
@@ -230,12 +296,20 @@ impl fmt::Display for Node {
             Ok(())
         };
         match &self.what {
-            What::Number(number) => write!(f, "{number}"),
+            // The shorter way to write it: a large one has hundreds of digits.
+            What::Number(number) => {
+                let (plain, power) = (number.to_string(), format!("{number:e}"));
+                f.write_str(if power.len() < plain.len() { &power } else { &plain })
+            }
             What::Name(name) => f.write_str(name),
             What::Text(text) if text.contains('\'') => write!(f, "\"{text}\""),
             What::Text(text) => write!(f, "'{text}'"),
-            What::Negative(inner) => write!(f, "(-{inner})"),
-            What::Binary(op, left, right) => write!(f, "({left} {} {right})", op.symbol()),
+            What::Negative(inner) => write!(f, "-{}", Held(inner, Binds::Unary)),
+            What::Binary(op, left, right) => {
+                let [_, left_binds, right_binds] = op.binds();
+                let (left, right) = (Held(left, left_binds), Held(right, right_binds));
+                write!(f, "{left} {} {right}", op.symbol())
+            }
             What::Call(function, all) => {
                 write!(f, "{}(", function.name())?;
                 list(f, all)?;

@@ -5,7 +5,8 @@ use super::{DEEPEST, ExprError, Function, LONGEST, Node, Op, What};
 pub(super) fn parse(text: &str) -> Result<Node, ExprError> {
     if text.len() > LONGEST {
         let message = format!("an expression may have {LONGEST} bytes");
-        return Err(ExprError { start: LONGEST, end: text.len(), message });
+        let start = (0..=LONGEST).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+        return Err(ExprError::new(start, text.len(), message));
     }
     let mut parser = Parser { text, at: 0, depth: 0 };
     let node = parser.comparison()?;
@@ -111,7 +112,7 @@ impl Parser<'_> {
         let start = self.at;
         let Some(length) = self.text[start + 1..].find(quote) else {
             let message = "this text has no closing quote".to_owned();
-            return Err(ExprError { start, end: self.text.len(), message });
+            return Err(ExprError::new(start, self.text.len(), message));
         };
         let text = self.text[start + 1..start + 1 + length].to_owned();
         self.at = start + length + 2;
@@ -143,7 +144,7 @@ impl Parser<'_> {
             Ok(number) if number.is_finite() => Ok(Node { start, end, what: What::Number(number) }),
             _ => {
                 let message = format!("`{}` is no number", &self.text[start..end]);
-                Err(ExprError { start, end: end.max(start + 1), message })
+                Err(ExprError::new(start, end.max(start + 1), message))
             }
         }
     }
@@ -166,7 +167,7 @@ impl Parser<'_> {
             } else {
                 format!("there is no function `{name}`; there are {known}")
             };
-            return Err(ExprError { start, end, message });
+            return Err(ExprError::new(start, end, message));
         };
         self.at += 1;
         let arguments = self.list(")")?;
@@ -251,7 +252,7 @@ impl Parser<'_> {
 
     fn error_here(&self, message: String) -> ExprError {
         let length = self.rest().chars().next().map_or(0, char::len_utf8);
-        ExprError { start: self.at, end: self.at + length, message }
+        ExprError::new(self.at, self.at + length, message)
     }
 }
 

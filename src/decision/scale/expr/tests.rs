@@ -66,7 +66,7 @@ fn operators_bind_as_usual() {
         ("1 + 1 != 2", 0.0),
         ("--1", 1.0),
         ("+1", 1.0),
-        ("1.5e2 + .5", 150.5),
+        ("1.5e2 + .5 + 5.", 155.5),
     ] {
         assert_eq!(eval(text), some(&[value; 3]), "{text}");
     }
@@ -149,6 +149,11 @@ fn a_mistake_has_a_place_and_a_sentence() {
         (".", "`.` is no number, at column 1"),
         ("p5 ? 1", "an operator or the end is missing before `?`, at column 4"),
         ("ü", "a number, a metric or a function is missing before `ü`, at column 1"),
+        ("METRICS('é') + h100", "no metric's name contains `é`, at column 1"),
+        (
+            "FILL(p5, 'é') + ?",
+            "a number, a metric or a function is missing before `?`, at column 17",
+        ),
     ] {
         assert_eq!(refused(text), says, "{text}");
     }
@@ -163,6 +168,7 @@ fn what_is_too_deep_or_too_long_is_refused() {
     assert!(refused(&format!("1{}", "^1".repeat(1_000))).contains("nested"));
     assert!(refused(&format!("1{}", "+1".repeat(1_000))).contains("too long"));
     assert!(refused(&" ".repeat(LONGEST + 1)).contains("4096 bytes"));
+    assert!(refused(&"é".repeat(LONGEST)).contains("4096 bytes"));
 }
 
 #[test]
@@ -172,6 +178,33 @@ fn series_of_other_lengths_are_aligned_at_their_end() {
     assert_eq!(p5.evaluate(&all), some(&[2.0, 3.0]));
     let all = Metrics::new(3, BTreeMap::from([("p5".to_owned(), some(&[1.0]))]));
     assert_eq!(p5.evaluate(&all), [None, None, Some(1.0)]);
+}
+
+#[test]
+fn it_is_shown_with_the_parentheses_that_it_needs() {
+    for (text, shown) in [
+        ("p5/20+g6/8", "p5 / 20 + g6 / 8"),
+        ("(p5 / 20 + g6 / 8) / 2", "(p5 / 20 + g6 / 8) / 2"),
+        ("1 - (2 - 3) - 4", "1 - (2 - 3) - 4"),
+        ("(2 ^ 3) ^ 2 ^ (-1)", "(2 ^ 3) ^ 2 ^ -1"),
+        ("-(-(p5 ^ 2))", "--(p5 ^ 2)"),
+        ("(-p5) ^ 2", "-p5 ^ 2"),
+        ("(p5 > 1) > (g6 > 2)", "(p5 > 1) > (g6 > 2)"),
+        ("MAX([(1 + 2), 1e300])", "MAX([1 + 2, 1e300])"),
+    ] {
+        let expr = Expr::parse(text, &NAMES).expect(text);
+        assert_eq!(expr.to_string(), shown);
+        assert_eq!(Expr::parse(shown, &NAMES).expect(shown), expr);
+    }
+    // What is as long or as deep as may be is still.
+    for text in [
+        format!("p5{}", " + 1".repeat(250)),
+        format!("{}p5", "-".repeat(60)),
+        format!("p5{}", " ^ 1".repeat(60)),
+    ] {
+        let expr = Expr::parse(&text, &NAMES).expect(&text);
+        assert_eq!(expr.to_string(), text);
+    }
 }
 
 fn expressions() -> impl Strategy<Value = String> {
