@@ -32,7 +32,6 @@ use futures_util::future::BoxFuture;
 use rustix::process::Signal;
 use tokio::sync::Notify;
 
-use self::ports::Ports;
 use self::scan::{ProcessKey, Scanner, Tags};
 use self::table::Table;
 use self::watch::Leader;
@@ -106,7 +105,6 @@ struct Shared {
     /// call, the others that pile up behind it cost nothing.
     call: Arc<tokio::sync::Mutex<()>>,
     table: Mutex<Table>,
-    ports: Mutex<Ports>,
     nudge: Arc<Notify>,
     tasks: Tasks,
 }
@@ -129,7 +127,6 @@ impl ProcessProvider {
             scanner,
             call: Arc::default(),
             table: Mutex::default(),
-            ports: Mutex::default(),
             nudge,
             tasks,
         };
@@ -248,7 +245,7 @@ impl Shared {
         self.check_capacity(&batch.instance_type)?;
         let taken = locked(&self.table).ports();
         let host = self.config.listen_host;
-        let port = locked(&self.ports).find(host, &taken).map_err(|error| {
+        let port = ports::find(host, &taken).map_err(|error| {
             ProviderError::unavailable(format!("cannot find a free port on {host}: {error}"))
         })?;
         let socket = SocketAddr::new(host, port);
