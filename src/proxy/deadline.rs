@@ -69,8 +69,8 @@ impl Deadline {
         }
     }
 
-    /// `work`, unless the request must be over before. It is to be pinned where it is: taken by value, each of
-    /// the two ways to wait for it would have a place of its own for it in every request's future.
+    /// `work`, unless the request must be over before. It is to be pinned where it is: taken by value it would be moved
+    /// into the future of the wait.
     pub(super) async fn bound<T>(
         self,
         alarm: &Alarm,

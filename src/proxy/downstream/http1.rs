@@ -17,14 +17,12 @@ use http::{Method, Response, Version};
 use super::client::{Client, Seen};
 use super::client_io::ClientIo;
 use super::leaving::Leaving;
-use super::outgoing::{Answer, Asked, Shape, write_head};
+use super::outgoing::{Answer, Asked, Shape, write_head, write_signature};
 use crate::proxy::alarm::Alarm;
 use crate::proxy::body::{Incoming, ResponseBody};
 use crate::proxy::ending::Ending;
 use crate::proxy::headers;
-use crate::proxy::http1::{
-    Framing, HeadError, RequestHead, write_field, write_fields, write_status,
-};
+use crate::proxy::http1::{Framing, HeadError, RequestHead, write_fields, write_status};
 use crate::proxy::origin::{Mark, Origin};
 use crate::proxy::refusal::{Dialect, Refusal};
 use crate::proxy::request::{Thread, serve};
@@ -180,9 +178,7 @@ impl Driver {
             self.client.state().out.write_with(|into| {
                 write_status(asked.version, parts.status, into);
                 write_fields(&parts.headers, into);
-                for (name, value) in tunnel.exchange.backend().signature() {
-                    write_field(name.as_str(), value.as_bytes(), into);
-                }
+                write_signature(tunnel.exchange.backend().signature(), into);
                 into.extend_from_slice(b"\r\n");
             });
             poll_fn(|cx| self.client.state().poll_send(cx)).await?;

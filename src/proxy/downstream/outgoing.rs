@@ -16,6 +16,7 @@ use super::client::{Client, Seen};
 use super::date;
 use crate::proxy::body::ResponseBody;
 use crate::proxy::http1::{USUAL_HEAD, WriteBuffer, write_field, write_status};
+use crate::proxy::snapshot::Signature;
 
 /// Bytes that wait for the client in our memory, about.
 const MOST_OUTGOING: usize = 64 << 10;
@@ -84,8 +85,8 @@ pub(super) fn write_head(
         has_date |= *name == DATE;
         write_field(name.as_str(), value.as_bytes(), into);
     }
-    for (name, value) in body.signature().into_iter().flatten() {
-        write_field(name.as_str(), value.as_bytes(), into);
+    if let Some(signature) = body.signature() {
+        write_signature(signature, into);
     }
     match (shape, body.size_hint().exact()) {
         (Shape::Chunked { .. }, _) => into.extend_from_slice(b"transfer-encoding: chunked\r\n"),
@@ -105,6 +106,13 @@ pub(super) fn write_head(
         write_field("connection", connection.as_bytes(), into);
     }
     into.extend_from_slice(b"\r\n");
+}
+
+/// Writes which worker answers.
+pub(super) fn write_signature(signature: Signature<'_>, into: &mut BytesMut) {
+    for (name, value) in signature {
+        write_field(name.as_str(), value.as_bytes(), into);
+    }
 }
 
 impl Answer {
