@@ -15,11 +15,8 @@ use http_body::{Body, Frame};
 use super::client::{Client, Seen};
 use super::date;
 use crate::proxy::body::ResponseBody;
-use crate::proxy::http1::{USUAL_HEAD, WriteBuffer, write_field, write_status};
+use crate::proxy::http1::{MOST_AT_ONCE, USUAL_HEAD, WriteBuffer, write_field, write_status};
 use crate::proxy::snapshot::Signature;
-
-/// Bytes that wait for the client in our memory, about.
-const MOST_OUTGOING: usize = 64 << 10;
 
 /// What an answer has to know of its request.
 #[derive(Debug, Clone)]
@@ -152,7 +149,7 @@ impl Answer {
     /// Takes what there is of it, until enough waits for the client. Whether there is no more for now.
     fn fill(&mut self, cx: &mut Context<'_>, client: &Client) -> bool {
         while self.end.is_none() {
-            if client.state().out.len() >= MOST_OUTGOING {
+            if client.state().out.len() >= MOST_AT_ONCE {
                 return false;
             }
             if self.shape == Shape::Nothing {

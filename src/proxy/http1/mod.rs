@@ -8,7 +8,7 @@ mod burst;
 mod head;
 
 pub(super) use body::Framing;
-pub(super) use buffers::{ReadBuffer, WriteBuffer, copied};
+pub(super) use buffers::{MOST_AT_ONCE, ReadBuffer, WriteBuffer, copied};
 pub(super) use burst::Burst;
 pub(super) use head::{
     Head, HeadError, RequestHead, read_request, read_response, write_field, write_fields,

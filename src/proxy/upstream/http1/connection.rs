@@ -18,8 +18,6 @@ use crate::proxy::headers::Length;
 use crate::proxy::http1::{self, Burst, Framing, Head, ReadBuffer, WriteBuffer};
 use crate::proxy::socket::Socket;
 
-/// Bytes of a request that wait for the worker in our memory, about.
-const MOST_OUTGOING: usize = 64 << 10;
 /// Interim answers (1xx) before the final one.
 const MOST_INTERIM: u32 = 64;
 
@@ -268,7 +266,7 @@ impl Outgoing {
 
     /// Takes on what there is of the body.
     fn fill(&mut self, cx: &mut Context<'_>) -> Result<(), UpstreamError> {
-        while !self.is_whole && self.bytes.len() < MOST_OUTGOING {
+        while !self.is_whole && self.bytes.len() < http1::MOST_AT_ONCE {
             let Some(draft) = &mut self.draft else { break };
             match Pin::new(&mut draft.body).poll_frame(cx) {
                 Poll::Pending => break,
