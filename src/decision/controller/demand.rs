@@ -8,6 +8,7 @@ use crate::types::spec::VariantSpec;
 use crate::types::{Timestamp, VariantKey};
 
 use super::Controller;
+use super::drain::in_step;
 use super::events::{EventKind, Span};
 
 /// A variant with requests is looked at again this soon, to see whether it is idle.
@@ -25,8 +26,8 @@ impl Controller {
     ) {
         let restarted = since.is_some_and(|run| run != report.run);
         let all_new = restarted || since.is_none() && report.applied.epoch == 0;
-        for demand in told {
-            let Some(variant) = self.variants.get_mut(&demand.variant) else { continue };
+        let mut wanted = Vec::new();
+        for (demand, variant) in in_step(told, &mut self.variants) {
             let base = variant.arrivals.insert(report.proxy.clone(), demand.arrivals);
             let base = base.filter(|_| !restarted);
             let grew = match base {
@@ -46,9 +47,14 @@ impl Controller {
             if here > 0 || grew || unknown {
                 variant.last_busy_at = now;
             }
-            if (demand.queued > 0 || grew) && !self.serves(&demand.variant) {
-                let need = (here + self.demand_but(&demand.variant, report)).max(1);
-                self.latch(&demand.variant, need);
+            if demand.queued > 0 || grew {
+                wanted.push((&demand.variant, here));
+            }
+        }
+        for (key, here) in wanted {
+            if !self.serves(key) {
+                let need = (here + self.demand_but(key, report)).max(1);
+                self.latch(key, need);
             }
         }
     }

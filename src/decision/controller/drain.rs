@@ -1,6 +1,7 @@
 //! Proxies and the way out: whose reports count, when a draining instance may be stopped, and the
 //! termination that is repeated until the provider's list no longer shows it.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::decision::plan::backoff::backoff;
@@ -15,6 +16,7 @@ use super::events::{EventKind, Leave, Span};
 use super::fleet::{Launch, NEVER, Slot};
 use super::machine::Trigger;
 use super::timers::Waiter;
+use super::variant::Variant;
 use super::{Action, Controller, PROXY_LEASE, PROXY_MEMORY, RECONNECT_GRACE};
 
 /// Proxies that are followed at once.
@@ -102,6 +104,18 @@ pub(super) fn told_of<'a>(
     told.get(at)
 }
 
+/// What was told of variants, in order, beside each of them.
+pub(super) fn in_step<'t, 'v>(
+    told: &'t [DemandReport],
+    variants: &'v mut BTreeMap<VariantKey, Variant>,
+) -> impl Iterator<Item = (&'t DemandReport, &'v mut Variant)> {
+    let mut told = told.iter().peekable();
+    variants.iter_mut().filter_map(move |(key, variant)| {
+        while told.next_if(|demand| demand.variant < *key).is_some() {}
+        Some((told.next_if(|demand| demand.variant == *key)?, variant))
+    })
+}
+
 impl Controller {
     pub(super) fn reported(&mut self, now: Timestamp, mut report: ProxyReport) {
         let id = report.proxy.clone();
@@ -150,8 +164,13 @@ impl Controller {
         held.sort_unstable_by_key(|held| held.generation);
         held.dedup_by_key(|held| held.generation);
         let mut told = std::mem::take(&mut report.variants);
-        told.retain(|demand| self.variants.contains_key(&demand.variant));
         told.sort_by(|one, other| one.variant.cmp(&other.variant));
+        told.dedup_by(|one, other| one.variant == other.variant);
+        let mut keys = self.variants.keys().peekable();
+        told.retain(|demand| {
+            while keys.next_if(|key| **key < demand.variant).is_some() {}
+            keys.next_if(|key| **key == demand.variant).is_some()
+        });
         let lately = before.as_ref().filter(|p| p.live);
         self.note_demand(now, &report, &told, lately.map(|p| p.run));
         if let Some(before) = before.as_ref().filter(|proxy| proxy.run == report.run) {

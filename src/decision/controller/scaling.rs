@@ -17,7 +17,7 @@ use crate::types::status::PolicyStatus;
 use crate::types::{InstanceState, Timestamp, VariantKey};
 
 use super::Controller;
-use super::drain::told_of;
+use super::drain::{in_step, told_of};
 use super::events::EventKind;
 use super::timers::Waiter;
 use super::variant::Variant;
@@ -114,12 +114,11 @@ impl Controller {
         told: &[DemandReport],
         before: &[DemandReport],
     ) {
-        for (at, demand) in told.iter().enumerate() {
+        for (at, (demand, variant)) in in_step(told, &mut self.variants).enumerate() {
             // Nearly always it tells of the same variants.
             let same = before.get(at).filter(|old| old.variant == demand.variant);
             let old = same.or_else(|| told_of(before, &demand.variant));
             let Some(old) = old.filter(|old| old.types != demand.types) else { continue };
-            let Some(variant) = self.variants.get_mut(&demand.variant) else { continue };
             for kind in &demand.types {
                 let name = &kind.instance_type;
                 let old = old.types.iter().find(|old| old.instance_type == *name);

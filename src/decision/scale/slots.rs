@@ -107,7 +107,13 @@ impl Slots {
                 while let Some(first) = self.kept.pop_front_if(|first| first.slot + most <= slot) {
                     self.whole_from = (first.slot + 1) * self.length_ms;
                 }
-                push(&mut self.kept, Fine { slot, summary: *summary, buckets: buckets.to_vec() });
+                let len = self.kept.len();
+                if len == self.kept.capacity() {
+                    // There will be no more than `most`.
+                    let room = usize::try_from(most).unwrap_or(usize::MAX).saturating_sub(len);
+                    self.kept.reserve_exact(len.max(4).min(room));
+                }
+                self.kept.push_back(Fine { slot, summary: *summary, buckets: buckets.to_vec() });
             }
         }
     }

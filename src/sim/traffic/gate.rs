@@ -45,7 +45,6 @@ pub(super) struct Lane {
     strategy: RoutingStrategy,
     pub(super) queue_limit: u32,
     pub(super) queue_timeout: Duration,
-    slow_start: Duration,
     /// Those of the table, in its order.
     backends: Vec<Backend>,
     /// The positions of those that have anything to tell, and perhaps of some that had: few of a large fleet.
@@ -67,6 +66,9 @@ pub(super) struct Backend {
     copies: u32,
     slots: u32,
     since: Timestamp,
+    slow_start: Duration,
+    /// When its slow start is over.
+    grown_at: Timestamp,
     outstanding: u32,
     connect_failures: u64,
     progressed: bool,
@@ -181,7 +183,6 @@ impl Lane {
         self.strategy = route.strategy;
         self.queue_limit = route.queue_limit;
         self.queue_timeout = Duration::from_millis(route.queue_timeout_ms);
-        self.slow_start = route.requests.slow_start;
         let mut before: BTreeMap<Generation, Backend> = std::mem::take(&mut self.backends)
             .into_iter()
             .chain(std::mem::take(&mut self.leaving))
@@ -191,7 +192,10 @@ impl Lane {
             let slots = new.copies * new.max_concurrency;
             let known = before.remove(&new.generation);
             let backend = known.unwrap_or_else(|| Backend::new(now, new));
-            self.backends.push(Backend { copies: new.copies, slots, ..backend });
+            let slow_start = route.requests.slow_start;
+            let grown_at = backend.since + slow_start;
+            let copies = new.copies;
+            self.backends.push(Backend { copies, slots, slow_start, grown_at, ..backend });
         }
         self.leaving = before.into_values().filter(|backend| backend.outstanding > 0).collect();
         self.telling.clear();
@@ -226,7 +230,7 @@ impl Lane {
     ) -> (Option<Taken>, bool) {
         let mut shunned = false;
         loop {
-            let candidates = self.backends.iter().map(|b| b.candidate(now, self.slow_start));
+            let candidates = self.backends.iter().map(|b| b.candidate(now));
             let Some(chosen) = route::choose(self.strategy, candidates, draw) else {
                 return (None, shunned);
             };
@@ -321,6 +325,8 @@ impl Backend {
             copies: route.copies,
             slots: route.copies * route.max_concurrency,
             since: now,
+            slow_start: Duration::ZERO,
+            grown_at: now,
             outstanding: 0,
             connect_failures: 0,
             progressed: false,
@@ -345,11 +351,15 @@ impl Backend {
         })
     }
 
-    fn candidate(&self, now: Timestamp, slow_start: Duration) -> Option<Candidate> {
+    fn candidate(&self, now: Timestamp) -> Option<Candidate> {
         (self.shunned_until <= now).then(|| Candidate {
             outstanding: self.outstanding,
             copies: self.copies,
-            slots: ramp::allowed(self.slots, now.since(self.since), slow_start),
+            slots: if now < self.grown_at {
+                ramp::allowed(self.slots, now.since(self.since), self.slow_start)
+            } else {
+                self.slots
+            },
             predicted: f32::NAN,
         })
     }
