@@ -7,6 +7,7 @@ use super::instance_type::InstanceTypes;
 use super::limits::{self, Span};
 use super::reader::{Located, Table};
 use super::values::Word;
+use crate::decision::engine;
 use crate::decision::scale::expr::Expr;
 use crate::decision::scale::policy;
 use crate::decision::scale::signal::{self, Limits, TypeFacts};
@@ -14,7 +15,7 @@ use crate::types::InstanceTypeName;
 use crate::types::scaling::{
     Adjustment, BuiltIn, Metric, MetricQuery, Rule, ScalingPolicy, Signal, Statistic, Step,
 };
-use crate::types::spec::PoolSpec;
+use crate::types::spec::{Engine, PoolSpec};
 
 /// Policies of one variant.
 const MOST_POLICIES: usize = 16;
@@ -75,15 +76,24 @@ impl Word for Side {
         &[("above", Self::Above), ("below", Self::Below)];
 }
 
-/// Reads the policies of a variant with these pools.
+/// What a variant's pools are of.
+struct Pools<'a> {
+    facts: Vec<TypeFacts>,
+    types: &'a InstanceTypes,
+    /// What its workers run, where their type does not say.
+    engine: Option<Engine>,
+}
+
+/// Reads the policies of a variant with these pools, whose workers run `engine`.
 pub(super) fn read(
     variant: &Table<'_>,
     pools: &[PoolSpec],
     types: &InstanceTypes,
+    engine: Option<Engine>,
     queue: u32,
 ) -> Vec<ScalingPolicy> {
-    let facts = facts(pools, types);
-    let limits = Limits { types: &facts, queue };
+    let pools = Pools { facts: facts(pools, types), types, engine };
+    let limits = Limits { types: &pools.facts, queue };
     let tables = variant.tables("scaling", "[[endpoint.variant.scaling]]");
     if tables.len() > MOST_POLICIES {
         let rule =
@@ -92,7 +102,7 @@ pub(super) fn read(
     }
     let mut policies: Vec<ScalingPolicy> = Vec::new();
     for table in &tables {
-        let Some(policy) = read_policy(table, &limits) else { continue };
+        let Some(policy) = read_policy(table, &pools, &limits) else { continue };
         if policies.iter().any(|other| other.name == policy.name) {
             let rule = format!("there are two scaling policies called \"{}\"", policy.name);
             table.sink().error(table.at, rule);
@@ -111,7 +121,7 @@ fn facts(pools: &[PoolSpec], types: &InstanceTypes) -> Vec<TypeFacts> {
     facts.collect()
 }
 
-fn read_policy(table: &Table<'_>, limits: &Limits<'_>) -> Option<ScalingPolicy> {
+fn read_policy(table: &Table<'_>, pools: &Pools<'_>, limits: &Limits<'_>) -> Option<ScalingPolicy> {
     let name = table.need::<String>("name", "which must be unique within the variant");
     let kind = table.or("kind", PolicyKind::TargetTracking);
     let span = |key, seconds| {
@@ -123,7 +133,7 @@ fn read_policy(table: &Table<'_>, limits: &Limits<'_>) -> Option<ScalingPolicy> 
     let (scale_out_cooldown, scale_in_cooldown) =
         (span("scale_out_cooldown", 300), span("scale_in_cooldown", 300));
     let scale_in = table.or("scale_in", true);
-    let signal = read_signal(table, limits.types);
+    let signal = read_signal(table, pools);
     let rule = match kind {
         PolicyKind::TargetTracking => target_tracking(table),
         PolicyKind::Step => step_scaling(table),
@@ -175,13 +185,13 @@ fn period(table: &Table<'_>) -> Duration {
     default
 }
 
-fn read_signal(table: &Table<'_>, facts: &[TypeFacts]) -> Option<Signal> {
+fn read_signal(table: &Table<'_>, pools: &Pools<'_>) -> Option<Signal> {
     let built_in = table.get::<BuiltIn>("metric");
     let expression = table.get::<String>("expression");
     let queries = table.table("metrics");
     let queries = queries.map(|metrics| {
         let named = metrics.each_table();
-        let read = named.into_iter().map(|(name, query)| (name, read_query(&query, facts)));
+        let read = named.into_iter().map(|(name, query)| (name, read_query(&query, pools)));
         read.collect::<Vec<_>>()
     });
     match (built_in, expression) {
@@ -241,11 +251,11 @@ fn read_expression(
     Some(Signal::Expression { text: text.value.clone(), metrics: metrics? })
 }
 
-fn read_query(table: &Table<'_>, facts: &[TypeFacts]) -> Option<MetricQuery> {
+fn read_query(table: &Table<'_>, pools: &Pools<'_>) -> Option<MetricQuery> {
     let metric = table.need::<Metric>("metric", "such as \"ConcurrentRequestsPerModel\"");
     let kind = table.get::<InstanceTypeName>("instance_type");
     if let Some(kind) = &kind
-        && !facts.iter().any(|facts| facts.name == kind.value)
+        && !pools.facts.iter().any(|facts| facts.name == kind.value)
     {
         let rule = format!("no pool of this variant is of type \"{}\"", kind.value);
         table.sink().error(kind.at, rule);
@@ -267,7 +277,60 @@ fn read_query(table: &Table<'_>, facts: &[TypeFacts]) -> Option<MetricQuery> {
         _ => {}
     }
     let instance_type = kind.map(|found| found.value);
+    if let Some(metric) = metric.as_ref().filter(|metric| metric.is_told()) {
+        check_source(table, metric.value, instance_type.as_ref(), pools);
+    }
     Some(MetricQuery { metric: metric?.value, instance_type, statistic: statistic? })
+}
+
+/// Warns of types that do not tell `metric`.
+fn check_source(
+    table: &Table<'_>,
+    metric: Metric,
+    kind: Option<&InstanceTypeName>,
+    pools: &Pools<'_>,
+) {
+    let asked = pools.facts.iter().map(|facts| &facts.name);
+    let asked = asked.filter(|name| kind.is_none_or(|kind| kind == *name));
+    let silent: Vec<_> = asked.filter(|name| !pools.tells(metric, name)).collect();
+    if silent.is_empty() {
+        return;
+    }
+    let silent: Vec<_> = silent.into_iter().map(ToString::to_string).collect();
+    let source = match metric {
+        Metric::GpuUtilization | Metric::GpuMemoryUtilization => "`gpu_metrics`",
+        _ => "an `engine` that tells it, with a `scrape_interval`",
+    };
+    table.warn_at(
+        "metric",
+        format!(
+            "instances of {} do not tell {}: it counts as 0, and nothing is scaled in while one of them is in service. \
+             Such a type needs {source}, or `load_metrics_format`",
+            silent.join(" and "),
+            metric.name()
+        ),
+    );
+}
+
+impl Pools<'_> {
+    /// Whether instances of a type may tell `metric`.
+    fn tells(&self, metric: Metric, name: &InstanceTypeName) -> bool {
+        let Some(kind) = self.types.specs.get(name) else { return true };
+        let own = kind.engine.or(self.engine).map(|engine| &engine::profile(engine).metrics);
+        let own = own.filter(|metrics| metrics.path.is_some());
+        let has_page = kind.signals.path.is_some() || own.is_some();
+        let page = match (metric, own) {
+            (Metric::KvCacheUtilization, Some(own)) => !own.kv_use.is_empty(),
+            // Nobody's page but Triton's has them by itself; another may have what an exporter tells as well.
+            (Metric::GpuUtilization | Metric::GpuMemoryUtilization, own) => {
+                kind.signals.path.is_some() || own.is_some_and(|own| own.port.is_some())
+            }
+            _ => true,
+        };
+        let is_gpu = matches!(metric, Metric::GpuUtilization | Metric::GpuMemoryUtilization);
+        let scraped = (has_page && page) || (is_gpu && kind.signals.gpu.is_some());
+        kind.signals.load_metrics.is_some() || (scraped && !kind.signals.interval.is_zero())
+    }
 }
 
 fn statistic(text: &str) -> Option<Statistic> {
@@ -278,7 +341,9 @@ fn statistic(text: &str) -> Option<Statistic> {
         "Maximum" => Some(Statistic::Maximum),
         "SampleCount" => Some(Statistic::SampleCount),
         other => {
-            let percent = other.strip_prefix('p')?.parse::<f64>().ok()?;
+            let digits = other.strip_prefix('p')?;
+            let is_plain = digits.chars().all(|c| c.is_ascii_digit() || c == '.');
+            let percent = digits.parse::<f64>().ok().filter(|_| is_plain)?;
             (0.0..=100.0).contains(&percent).then_some(Statistic::Percentile(percent / 100.0))
         }
     }
@@ -289,7 +354,8 @@ fn target_tracking(table: &Table<'_>) -> Option<Rule> {
         table.refuse(key, "is for policies of `kind` \"step\"");
     }
     let target = table.need::<f64>("target", "the value that is kept");
-    let tolerance = table.number_or("tolerance", 0.0..=1.0, 0.1);
+    // With all of the target nothing would ever be below it.
+    let tolerance = table.number_or("tolerance", 0.0..=0.99, 0.1);
     let target = target?;
     if target.value > 0.0 && target.value.is_finite() {
         return Some(Rule::TargetTracking { target: target.value, tolerance });
@@ -326,8 +392,38 @@ fn step_scaling(table: &Table<'_>) -> Option<Rule> {
         {
             table.sink().error(step.at, format!("`from` ({from}) must be below `to` ({to})"));
         }
+        let is_beside = match side {
+            Side::Above => to.is_some_and(|to| to <= 0.0),
+            Side::Below => from.is_some_and(|from| from >= 0.0),
+        };
+        if is_beside {
+            let rule = match side {
+                Side::Above => {
+                    "this step is never taken: it ends at or below the threshold, and the breach is above it"
+                }
+                Side::Below => {
+                    "this step is never taken: it begins at or above the threshold, and the breach is below it"
+                }
+            };
+            table.sink().warning(step.at, rule.to_owned());
+        }
+        if let Some(change) = &change {
+            check_change(table, adjustment, change);
+        }
         steps.push(Step { from, to, change: change.map_or(0.0, |found| found.value) });
     }
     let threshold = threshold?.value;
     Some(Rule::Step { threshold, above: side == Side::Above, adjustment, least, steps })
+}
+
+/// Whether a change is a number of instances, unless it is a percentage.
+fn check_change(table: &Table<'_>, adjustment: Adjustment, change: &Located<f64>) {
+    let needs = match adjustment {
+        Adjustment::PercentChangeInCapacity => return,
+        Adjustment::ChangeInCapacity if change.fract() == 0.0 => return,
+        Adjustment::ExactCapacity if change.fract() == 0.0 && change.value >= 0.0 => return,
+        Adjustment::ChangeInCapacity => "a whole number of instances, more or fewer",
+        Adjustment::ExactCapacity => "a whole number of instances",
+    };
+    table.sink().error(change.at, format!("`change` must be {needs}, not {}", change.value));
 }

@@ -60,7 +60,8 @@ pub(super) fn read(
     let health = health(table, &engines, &pools, types);
     let rebalance = rebalance(table);
     let scale_to_zero_after = scale_to_zero_after(table, counts.min);
-    let scaling = scaling::read(table, &pools, types, queue.limit);
+    let told = engine.as_ref().map(|found| found.value);
+    let scaling = scaling::read(table, &pools, types, told, queue.limit);
     let schedule = schedule::read(table, (counts.min, counts.max));
     check_supply(table, &pools, types, &counts);
     let spec = name.clone().zip(model).map(|(name, model)| VariantSpec {

@@ -1,7 +1,7 @@
 //! Why the size stays what it is though a policy wants another one: for people, beside what the policy says of its
 //! signal. It follows the rules of [`super::policy::decide`] and decides nothing itself.
 
-use super::policy::{Verdict, is_outward_only};
+use super::policy::{Verdict, cooling_inward, cools, is_outward_only};
 use crate::types::Timestamp;
 use crate::types::record::LastChanges;
 use crate::types::scaling::{Bounds, ScalingPolicy};
@@ -53,8 +53,8 @@ impl Standing<'_> {
             return Some(format!("{} is the maximum", self.bounds.max));
         }
         let (at, before) = self.last.out?;
-        let until = at + policy.scale_out_cooldown;
-        (now < until && size <= before).then(|| {
+        (cools(at, policy.scale_out_cooldown, now) && size <= before).then(|| {
+            let until = at + policy.scale_out_cooldown;
             format!(
                 "it was scaled out to {before} at {at}, and until {until} (scale_out_cooldown) only more than that \
                  is taken"
@@ -85,8 +85,8 @@ impl Standing<'_> {
         if let Some((_, (other, _))) = others.clone().find(objects) {
             return Some(format!("policy {} does not agree to fewer", other.name));
         }
-        let cooled = self.last.inward.map(|at| (at, at + policy.scale_in_cooldown));
-        if let Some((at, until)) = cooled.filter(|(_, until)| now < *until) {
+        if let Some(at) = cooling_inward(self.last, policy, now) {
+            let until = at + policy.scale_in_cooldown;
             return Some(format!(
                 "it was scaled in at {at}, and until {until} (scale_in_cooldown) nothing less is taken"
             ));

@@ -7,8 +7,9 @@
 //!   still coming have none of the load yet, and count as what they will take. Only where the value would be
 //!   above with them as well there are to be more. So a step of load is one decision, however long the new
 //!   instances take.
+//! * **Scaling in** goes no further than to what the busiest of those periods needed: one quiet period empties nothing.
 //! * **Step scaling** looks at as many periods, and changes the size by the step that the latest value's
-//!   distance from the threshold falls into. A step out is taken from the instances that were in service, and
+//!   distance from the threshold falls into. A step that adds is taken from the instances that were in service, and
 //!   within the cooldown of the last one from the size before that: those that are coming count, so the same step
 //!   is not taken again.
 //! * **A gap** is no period above or below: what is not known scales nothing. Nor does what an expression makes of
@@ -18,18 +19,20 @@
 //! * **Periods** of different policies end at different moments: each may change the size at the end of its own,
 //!   and what the others said of their latest periods counts then too.
 //! * **Several policies**: the largest size wins; a smaller one than there is needs the consent of all that
-//!   ever scale in.
+//!   ever scale in. Steps that only add have no say in it, on whichever side of their threshold they are.
 //! * **Cooldowns**: after scaling out only a larger size than was decided is taken for a while; after
-//!   scaling in no smaller one. Scaling out waits for neither.
+//!   scaling in no smaller one, unless it was scaled out since. Scaling out waits for neither.
 //! * Never more than the maximum nor fewer than the minimum, whatever a policy wants.
 //!
 //! Each rule is a test below.
+
+use std::time::Duration;
 
 use super::series::{Measured, Periods};
 use super::signal::{self, Limits, TypeFacts};
 use crate::types::Timestamp;
 use crate::types::record::LastChanges;
-use crate::types::scaling::{Adjustment, Rule, ScalingPolicy, Step};
+use crate::types::scaling::{Adjustment, Rule, ScalingPolicy, Signal, Step};
 
 /// Below this share of the target, and of that what its tolerance leaves, it scales in.
 const LOW: f64 = 0.9;
@@ -75,9 +78,8 @@ pub fn ask(policy: &ScalingPolicy, known: &Known<'_>, now: Timestamp) -> Verdict
     let (wants, because) = match &policy.rule {
         Rule::TargetTracking { target, tolerance } => {
             let (high, low) = (target * (1.0 + tolerance), target * LOW * (1.0 - tolerance));
-            let served = signal::instances(known.measured, known.types, periods);
-            let served = served.last().copied().unwrap_or(0.0);
-            let size = proportional(served, value, *target);
+            let all_served = signal::instances(known.measured, known.types, periods);
+            let served = all_served.last().copied().unwrap_or(0.0);
             let coming = (served / f64::from(known.desired.max(1))).min(1.0);
             if in_a_row(policy.scale_out_periods, &|value| value > high) {
                 let because = format!(
@@ -85,11 +87,18 @@ pub fn ask(policy: &ScalingPolicy, known: &Known<'_>, now: Timestamp) -> Verdict
                     policy.scale_out_periods
                 );
                 let stays_above = value * coming > high;
+                let size = proportional(served, value, *target);
                 (size.filter(|size| *size > known.desired && stays_above), because)
             } else if in_a_row(policy.scale_in_periods, &|value| value < low) {
-                let because =
-                    format!("{value:.2} is below {low:.2} for {} periods", policy.scale_in_periods);
-                (size.filter(|size| *size < known.desired), because)
+                let count = policy.scale_in_periods;
+                let latest = all_served.iter().zip(&values).rev().take(count as usize);
+                let latest = latest.filter_map(|(served, value)| Some((*served, (*value)?)));
+                let most = latest.clone().map(|(_, value)| value).fold(value, f64::max);
+                let sizes = latest.filter_map(|(served, v)| proportional(served, v, *target));
+                let because = format!(
+                    "{value:.2} is below {low:.2} for {count} periods, {most:.2} the most in them"
+                );
+                (sizes.max().filter(|size| *size < known.desired), because)
             } else {
                 (None, format!("{value:.2} is near {target} or not long enough away from it"))
             }
@@ -99,8 +108,7 @@ pub fn ask(policy: &ScalingPolicy, known: &Known<'_>, now: Timestamp) -> Verdict
                 |value: f64| if *above { value >= *threshold } else { value <= *threshold };
             let wanted = if *above { policy.scale_out_periods } else { policy.scale_in_periods };
             if in_a_row(wanted, &breaches) {
-                let base =
-                    if *above { step_base(policy, known, periods, now) } else { known.desired };
+                let base = step_base(policy, known, periods, now);
                 let because = format!(
                     "{value:.2} is {} {threshold} for {wanted} periods",
                     if *above { "at or above" } else { "at or below" }
@@ -115,16 +123,34 @@ pub fn ask(policy: &ScalingPolicy, known: &Known<'_>, now: Timestamp) -> Verdict
             }
         }
     };
-    let fewer = || signal::allows_fewer(&policy.signal, known.measured, known.types, periods);
-    let wants = wants.filter(|size| *size >= known.desired || (policy.scale_in && fewer()));
+    let latest = Periods { count: inward_periods(policy).max(1), ..periods };
+    let fewer = || signal::allows_fewer(&policy.signal, known.measured, known.types, latest);
+    let (mut wants, mut because) = (wants, because);
+    if wants.is_some_and(|size| size < known.desired) && !(policy.scale_in && fewer()) {
+        wants = None;
+        if policy.scale_in {
+            because += match policy.signal {
+                Signal::BuiltIn(_) => ", but its slots are taken",
+                Signal::Expression { .. } => ", but not all that are in service tell it",
+            };
+        }
+    }
     Verdict { value: Some(value), wants, because }
+}
+
+/// Over how many periods it is decided that there are to be fewer.
+fn inward_periods(policy: &ScalingPolicy) -> u32 {
+    match policy.rule {
+        Rule::Step { above: true, .. } => policy.scale_out_periods,
+        _ => policy.scale_in_periods,
+    }
 }
 
 /// What a step out is added to: those that are coming are no part of it.
 fn step_base(policy: &ScalingPolicy, known: &Known<'_>, periods: Periods, now: Timestamp) -> u32 {
     let served = signal::instances(known.measured, known.types, periods);
     let served = served.last().and_then(|served| whole(served.ceil())).unwrap_or(0);
-    let recent = known.last.out.filter(|(at, _)| now < *at + policy.scale_out_cooldown);
+    let recent = known.last.out.filter(|(at, _)| cools(*at, policy.scale_out_cooldown, now));
     let before = recent.and(known.last.out_from).unwrap_or(u32::MAX);
     known.desired.min(served).min(before)
 }
@@ -135,14 +161,16 @@ fn step_base(policy: &ScalingPolicy, known: &Known<'_>, periods: Periods, now: T
 pub fn out_of_reach(policy: &ScalingPolicy, limits: &Limits<'_>) -> Option<String> {
     let high = match policy.rule {
         Rule::TargetTracking { target, tolerance } => target * (1.0 + tolerance),
-        // A step is taken at its threshold already.
-        Rule::Step { above: true, threshold, .. } => threshold.next_down(),
+        // A step is taken where it begins already.
+        Rule::Step { above: true, threshold, adjustment, ref steps, .. } => {
+            (threshold + nearest_growth(adjustment, steps)?).next_down()
+        }
         Rule::Step { .. } => return None,
     };
     let of = &policy.signal;
     let late = |full: f64| {
         format!(
-            "shows {full} when every slot is taken, and passes {high:.2} only while still more is asked for: the \
+            "shows {full:.2} when every slot is taken, and passes {high:.2} only while still more is asked for: the \
              fleet grows late, or never"
         )
     };
@@ -158,7 +186,7 @@ pub fn out_of_reach(policy: &ScalingPolicy, limits: &Limits<'_>) -> Option<Strin
             String::new()
         };
         return Some(format!(
-            "this metric shows {most} at most and never passes {high:.2}{queue}, so the fleet does not grow"
+            "this metric shows {most:.2} at most and never passes {high:.2}{queue}, so the fleet does not grow"
         ));
     }
     limits.types.iter().find_map(|only| {
@@ -168,7 +196,7 @@ pub fn out_of_reach(policy: &ScalingPolicy, limits: &Limits<'_>) -> Option<Strin
         }
         let most = most_of(&Limits { types, ..*limits })?;
         Some(format!(
-            "while only {name} is in service this `expression` shows {most} at its limit and never passes {high:.2}, \
+            "while only {name} is in service this `expression` shows {most:.2} at its limit and never passes {high:.2}, \
              so the fleet does not grow: a type without instances counts as 0 in it; `metric = \"utilization\"` \
              leaves such types out"
         ))
@@ -243,11 +271,9 @@ pub fn decide(
         verdict.wants.map(|size| Decision { size: within(size), policy })
     });
     let (out, rest): (Vec<_>, Vec<_>) = wanted.partition(|one| one.size > desired);
-    // After a restart with a clock that was set back, the last change may be to come: that holds up nothing.
-    let recent = |at: Timestamp, cooldown| at <= now && now < at + cooldown;
     let warm = out.iter().filter(|one| {
         let cooldown = policies[one.policy].scale_out_cooldown;
-        !last.out.is_some_and(|(at, size)| recent(at, cooldown) && one.size <= size)
+        !last.out.is_some_and(|(at, size)| cools(at, cooldown, now) && one.size <= size)
     });
     if warm.clone().any(is_due) {
         return warm.max_by_key(|one| one.size).cloned();
@@ -260,15 +286,43 @@ pub fn decide(
     });
     let (mut inward, largest) = (rest.iter().filter(|one| one.size < desired), rest.iter());
     let largest = largest.max_by_key(|one| one.size)?;
-    let cools =
-        last.inward.is_some_and(|at| recent(at, policies[largest.policy].scale_in_cooldown));
-    let decided = out.is_empty() && inward.any(is_due) && consents && !cools;
+    let waits = cooling_inward(last, &policies[largest.policy], now).is_some();
+    let decided = out.is_empty() && inward.any(is_due) && consents && !waits;
     (decided && largest.size < desired).then(|| largest.clone())
 }
 
-/// Whether a policy can only ever add: one half of a pair of step policies has no say in the other's matter.
+/// When it was last scaled in, as long as that holds up `policy`; scaling out ends it.
+pub(super) fn cooling_inward(
+    last: LastChanges,
+    policy: &ScalingPolicy,
+    now: Timestamp,
+) -> Option<Timestamp> {
+    let at = last.inward.filter(|at| cools(*at, policy.scale_in_cooldown, now))?;
+    let grew_since = last.out.is_some_and(|(out, _)| at < out && out <= now);
+    (!grew_since).then_some(at)
+}
+
+/// Whether a change at `at` is a cooldown ago at most. After a restart with a clock that was set back it may be to
+/// come: that holds up nothing.
+pub(super) fn cools(at: Timestamp, cooldown: Duration, now: Timestamp) -> bool {
+    at <= now && now < at + cooldown
+}
+
+/// Whether a policy can only ever add: it has no say in what is taken away.
 pub(super) fn is_outward_only(policy: &ScalingPolicy) -> bool {
-    matches!(policy.rule, Rule::Step { above: true, .. })
+    match &policy.rule {
+        Rule::TargetTracking { .. } => false,
+        // A size of its own is for one side of the threshold, and what that is for is not known.
+        Rule::Step { above, adjustment: Adjustment::ExactCapacity, .. } => *above,
+        Rule::Step { steps, .. } => steps.iter().all(|step| step.change >= 0.0),
+    }
+}
+
+/// The least distance above its threshold at which a step is taken that may add instances.
+fn nearest_growth(adjustment: Adjustment, steps: &[Step]) -> Option<f64> {
+    let grows = |step: &&Step| adjustment == Adjustment::ExactCapacity || step.change > 0.0;
+    let from = |step: &Step| step.from.unwrap_or(0.0).max(0.0);
+    steps.iter().filter(grows).map(from).reduce(f64::min)
 }
 
 #[cfg(test)]

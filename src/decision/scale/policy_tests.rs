@@ -228,79 +228,25 @@ fn what_is_coming_is_not_asked_for_again_for_a_little_more() {
 }
 
 #[test]
+fn one_quiet_period_does_not_empty_a_fleet() {
+    let policy = tracking(Signal::BuiltIn(BuiltIn::Utilization));
+    let busy = Fleet::new().minutes(14, (10, 10.0), (0, 0.0));
+    let verdict = busy.minutes(1, (10, 0.0), (0, 0.0)).ask(&policy, 10);
+    assert_eq!(verdict.wants, Some(8), "{verdict:?}");
+    assert_eq!(verdict.because, "0.00 is below 0.57 for 15 periods, 0.50 the most in them");
+    // What was before those periods is forgotten, and fewer instances with the same load needed less.
+    let fleet = Fleet::new().minutes(1, (10, 10.0), (0, 0.0)).minutes(15, (10, 2.0), (0, 0.0));
+    assert_eq!(fleet.ask(&policy, 10).wants, Some(2));
+    let fleet = Fleet::new().minutes(8, (4, 10.0), (0, 0.0)).minutes(8, (8, 4.0), (0, 0.0));
+    assert_eq!(fleet.ask(&policy, 8).wants, Some(3));
+}
+
+#[test]
 fn the_switch_for_scaling_in_leaves_scaling_out() {
     let mut policy = tracking(Signal::BuiltIn(BuiltIn::Utilization));
     policy.scale_in = false;
     assert_eq!(Fleet::new().minutes(15, (4, 1.0), (0, 0.0)).ask(&policy, 4).wants, None);
     assert_eq!(Fleet::new().minutes(3, (4, 20.0), (0, 0.0)).ask(&policy, 4).wants, Some(6));
-}
-
-#[test]
-fn steps_are_chosen_by_the_distance_from_the_threshold() {
-    let step = |from, to, change| Step { from, to, change };
-    let policy = |above, adjustment, least, steps: &[Step]| ScalingPolicy {
-        rule: Rule::Step { threshold: 10.0, above, adjustment, least, steps: steps.to_vec() },
-        scale_out_periods: 1,
-        scale_in_periods: 1,
-        ..tracking(Signal::BuiltIn(BuiltIn::ConcurrencyPerCopy))
-    };
-    let up = [step(Some(0.0), Some(5.0), 1.0), step(Some(5.0), None, 3.0)];
-    let wants = |policy: &ScalingPolicy, requests, desired| {
-        Fleet::new().minutes(1, (4, requests), (0, 0.0)).ask(policy, desired).wants
-    };
-    let more = policy(true, Adjustment::ChangeInCapacity, 0, &up);
-    assert_eq!(wants(&more, 9.0, 4), None);
-    assert_eq!(wants(&more, 10.0, 4), Some(5));
-    assert_eq!(wants(&more, 15.0, 4), Some(7));
-    // Those that are coming count: the same step is not taken again, a larger one adds what it has more.
-    assert_eq!(wants(&more, 10.0, 5), None);
-    assert_eq!(wants(&more, 15.0, 5), Some(7));
-    assert_eq!(wants(&more, 15.0, 9), None);
-    // The same within the cooldown, though they have come.
-    let mut fleet = Fleet::new().minutes(1, (4, 12.0), (0, 0.0));
-    fleet.last.out = Some((Timestamp(START), 4));
-    fleet.last.out_from = Some(3);
-    assert_eq!(fleet.ask(&more, 4).wants, None);
-    let mut later = more.clone();
-    later.scale_out_cooldown = Duration::from_secs(60);
-    assert_eq!(fleet.ask(&later, 4).wants, Some(5));
-    let fewer = policy(false, Adjustment::ChangeInCapacity, 0, &[step(None, Some(0.1), -6.0)]);
-    assert_eq!(wants(&fewer, 3.0, 4), Some(0), "never fewer than none");
-    assert_eq!(wants(&fewer, 11.0, 4), None);
-    // Below the threshold the bounds are the other way round: each step has its upper one.
-    let down = [
-        step(None, Some(-4.0), -5.0),
-        step(Some(-4.0), Some(-2.0), -3.0),
-        step(Some(-2.0), Some(0.0), -1.0),
-    ];
-    let fewer = policy(false, Adjustment::ChangeInCapacity, 0, &down);
-    for (requests, size) in [
-        (10.5, None),
-        (10.0, Some(8)),
-        (8.5, Some(8)),
-        (8.0, Some(6)),
-        (6.5, Some(6)),
-        (6.0, Some(4)),
-        (0.0, Some(4)),
-    ] {
-        assert_eq!(wants(&fewer, requests, 9), size, "{requests}");
-    }
-    let exact = policy(true, Adjustment::ExactCapacity, 0, &[step(Some(0.0), None, 9.0)]);
-    assert_eq!(wants(&exact, 12.0, 4), Some(9));
-    for (desired, percent, least, size) in [
-        (10, 25.0, 0, 12),
-        (10, 5.0, 0, 11),
-        (10, 5.0, 3, 13),
-        (10, -25.0, 0, 8),
-        (10, -5.0, 0, 9),
-        (10, -5.0, 2, 8),
-    ] {
-        assert_eq!(
-            adjusted(desired, Adjustment::PercentChangeInCapacity, percent, least),
-            size,
-            "{percent} % of {desired}, at least {least}"
-        );
-    }
 }
 
 #[test]
@@ -345,15 +291,32 @@ fn the_largest_wins_and_in_needs_the_consent_of_all() {
     assert_eq!(size(&[wants(Some(99)), wants(None)]), Some((10, 0)), "the maximum holds");
     assert_eq!(size(&[wants(Some(0)), wants(Some(0))]), Some((1, 1)), "and the minimum");
     // One that only ever adds is not asked for its consent to fewer, one that takes away is.
-    for (above, decision) in [(true, Some(2)), (false, None)] {
+    let exact = Adjustment::ExactCapacity;
+    let added = Adjustment::ChangeInCapacity;
+    for (above, adjustment, change, decision) in [
+        (true, added, 1.0, Some(2)),
+        (false, added, 1.0, Some(2)),
+        (true, added, -1.0, None),
+        (false, added, -1.0, None),
+        (true, exact, 9.0, Some(2)),
+        (false, exact, 1.0, None),
+    ] {
         let mut steps = two.clone();
-        let adjustment = Adjustment::ChangeInCapacity;
-        steps[1].rule = Rule::Step { threshold: 1.0, above, adjustment, least: 0, steps: vec![] };
+        let step = vec![Step { from: None, to: None, change }];
+        steps[1].rule = Rule::Step { threshold: 1.0, above, adjustment, least: 0, steps: step };
         let verdicts = [wants(Some(2)), wants(None)];
         let last = LastChanges::default();
         let found = decide(&steps, &verdicts, &[], 5, (1, 10), last, Timestamp(START));
-        assert_eq!(found.map(|found| found.size), decision, "above: {above}");
+        assert_eq!(found.map(|found| found.size), decision, "{adjustment:?} {change} {above}");
     }
+    // While one wants more, and waits for its cooldown, there are not fewer.
+    let mut add_only = two.clone();
+    let step = vec![Step { from: None, to: None, change: 1.0 }];
+    add_only[1].rule =
+        Rule::Step { threshold: 1.0, above: true, adjustment: added, least: 0, steps: step };
+    let last = LastChanges { out: Some((Timestamp(START), 6)), ..LastChanges::default() };
+    let verdicts = [wants(Some(2)), wants(Some(6))];
+    assert_eq!(decide(&add_only, &verdicts, &[], 5, (1, 10), last, Timestamp(START + 1)), None);
     // One that never scales in is not asked.
     let mut one_way = two.clone();
     one_way[1].scale_in = false;
@@ -379,6 +342,8 @@ fn cooldowns_hold_back_what_is_not_more_urgent() {
     assert_eq!(size(3, 4, inward, at(299)), None);
     assert_eq!(size(3, 4, inward, at(300)), Some(3));
     assert_eq!(size(8, 4, inward, at(1)), Some(8), "scaling out waits for no scale-in");
+    let grown = LastChanges { out: Some((at(10), 4)), ..inward };
+    assert_eq!(size(3, 4, grown, at(200)), Some(3), "scaling out ends it");
     // A clock that was set back while nobody was there.
     let early = Timestamp(START - 1_000);
     assert_eq!((size(6, 4, out, early), size(3, 4, inward, early)), (Some(6), Some(3)));
@@ -386,6 +351,8 @@ fn cooldowns_hold_back_what_is_not_more_urgent() {
 
 #[path = "signal_tests.rs"]
 mod signals;
+#[path = "step_tests.rs"]
+mod steps;
 
 proptest! {
     #[test]

@@ -146,6 +146,19 @@ fn a_clock_that_is_set_back_starts_again_from_there() {
     assert_eq!(minutes(&measured, Statistic::Sum, START + 120_000, 2), [Some(1.0), Some(2.0)]);
 }
 
+#[test]
+fn a_clock_that_is_set_back_by_hours_does_not_keep_what_was_later() {
+    let mut measured = Measured::default();
+    let metric = Metric::ConcurrentRequestsPerModel;
+    for minute in (0..300).chain([100]) {
+        let at = Timestamp(START + minute * 60_000);
+        measured.record(at, metric, Some(&kind()), 1.0);
+    }
+    let after = minutes(&measured, Statistic::Sum, START + 112 * 60_000, 13);
+    assert_eq!(&after[..2], [Some(1.0), Some(1.0)]);
+    assert_eq!(&after[2..], [None; 11]);
+}
+
 /// What a policy sees of its last `count` periods, by whatever slots there are.
 fn sums(measured: &Measured, metric: Metric, now: Timestamp, length: Duration) -> Vec<f64> {
     let periods = Periods::complete(now, length, 4);

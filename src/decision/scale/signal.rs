@@ -24,6 +24,9 @@ const FULL: f64 = 0.9;
 /// Over so many full periods in a row what is asked of it is averaged, so that chance is no demand.
 const AVERAGED: usize = 5;
 
+/// Sums have seven digits.
+const ALL_BUT_ROUNDING: f64 = 1.0 - 1e-5;
+
 /// An expression of more metrics and types is not looked into for the most that it can show.
 const MOST_BOUNDED: usize = 8;
 
@@ -84,8 +87,9 @@ fn sampled(measured: &Measured, periods: Periods) -> Vec<bool> {
     queue.iter().map(Option::is_some).collect()
 }
 
-/// Whether the last of these periods allows to scale in: the fleet is not full, something of what the signal is made
-/// of is known, and so is whatever instances in service tell of themselves. One that does not tell may be busy.
+/// Whether these periods allow to scale in: the fleet is not full in the last one, something of what the signal is made
+/// of is known in it, and in none is anybody in service who does not tell what the signal is made of: one that does
+/// not tell may be busy.
 pub(super) fn allows_fewer(
     signal: &Signal,
     measured: &Measured,
@@ -96,17 +100,22 @@ pub(super) fn allows_fewer(
     let Signal::Expression { metrics, .. } = signal else {
         return when_full(signal, types).is_none() || !is_full(&shares(measured, types, latest)[0]);
     };
-    let sampled = || sampled(measured, latest)[0];
-    let has = |metric, kind, of| measured.query(metric, kind, of, latest)[0].is_some();
-    let known = metrics.values().map(|query| {
-        let (metric, kind) = (query.metric, query.instance_type.as_ref());
-        let is_there = || has(Metric::InstanceCount, kind, Statistic::Maximum);
-        if has(metric, kind, query.statistic) || (counts_what_is_there(metric) && sampled()) {
-            return Some(true);
-        }
-        Some(false).filter(|_| !(metric.is_told() && is_there()))
-    });
-    known.collect::<Option<Vec<_>>>().is_some_and(|known| known.contains(&true))
+    let is_known = |query: &MetricQuery| {
+        let kind = query.instance_type.as_ref();
+        let value = || measured.query(query.metric, kind, query.statistic, latest)[0].is_some();
+        value() || (counts_what_is_there(query.metric) && sampled(measured, latest)[0])
+    };
+    metrics.values().any(is_known)
+        && metrics.values().filter(|query| query.metric.is_told()).all(|query| {
+            let of = |metric, statistic| {
+                let values =
+                    measured.query(metric, query.instance_type.as_ref(), statistic, periods);
+                values.into_iter().map(|value| value.unwrap_or(0.0))
+            };
+            let told = of(query.metric, Statistic::SampleCount);
+            let there = of(Metric::InstanceCount, Statistic::Sum);
+            told.zip(there).all(|(told, there)| told >= there * ALL_BUT_ROUNDING)
+        })
 }
 
 fn built_in_values(
@@ -268,7 +277,12 @@ pub fn most(signal: &Signal, limits: &Limits<'_>) -> Option<f64> {
     match signal {
         Signal::BuiltIn(BuiltIn::QueueDepth) => Some(f64::from(limits.queue)),
         Signal::BuiltIn(_) => None,
-        Signal::Expression { metrics, .. } => {
+        Signal::Expression { text, metrics } => {
+            let names: Vec<&str> = metrics.keys().map(String::as_str).collect();
+            let is_monotone = Expr::parse(text, &names).is_ok_and(|expr| expr.is_monotone());
+            if !is_monotone || !are_apart(metrics) {
+                return None;
+            }
             let all = bounded(metrics, limits).filter(|all| all.len() <= MOST_BOUNDED)?;
             // It may grow the less there is of something: each is tried with none and with all that there can be.
             let corners = (0..1_u32 << all.len()).map(|full| at_corner(signal, &all, full));
@@ -323,6 +337,16 @@ fn bounded<'a>(
         }
     }
     Some(all)
+}
+
+/// Whether none of these says anything of another one.
+fn are_apart(metrics: &BTreeMap<String, MetricQuery>) -> bool {
+    metrics.values().enumerate().all(|(at, one)| {
+        metrics.values().skip(at + 1).filter(|other| other.metric == one.metric).all(|other| {
+            let kinds = one.instance_type.as_ref().zip(other.instance_type.as_ref());
+            kinds.is_some_and(|(one, other)| one != other)
+        })
+    })
 }
 
 /// What an expression shows while there is the most of what has its bit in `full`, and none of the rest.

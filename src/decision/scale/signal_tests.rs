@@ -84,24 +84,32 @@ fn what_instances_in_service_do_not_tell_is_no_reason_to_scale_in() {
     let metrics = ["p5", "g6"].map(|name| (name.to_owned(), query(name)));
     let text = "(p5 + g6) / 200".to_owned();
     let policy = tracking(Signal::Expression { text, metrics: BTreeMap::from(metrics) });
-    let told = |g6_instances, g6_tells: bool| {
+    // So many of the g6 tell, since so many minutes.
+    let told = |g6_instances, tell_since: u64, telling: u32| {
         let mut fleet = Fleet::new().minutes(15, (2, 1.0), (g6_instances, 1.0));
-        for at in (START..fleet.now().0).step_by(10_000) {
-            let mut tell = |name| {
+        let end = fleet.now().0;
+        for at in (START..end).step_by(10_000) {
+            let mut tell = |name, count| {
                 let of = Some(&kind(name));
-                fleet.measured.record(Timestamp(at), Metric::KvCacheUtilization, of, 20.0);
+                for _ in 0..count {
+                    fleet.measured.record(Timestamp(at), Metric::KvCacheUtilization, of, 20.0);
+                }
             };
-            tell("p5");
-            if g6_tells {
-                tell("g6");
+            tell("p5", 2);
+            if at >= end - tell_since * 60_000 {
+                tell("g6", telling);
             }
         }
         let verdict = fleet.ask(&policy, 4);
+        let held = verdict.because.ends_with(", but not all that are in service tell it");
+        assert_eq!(held, verdict.wants.is_none(), "{verdict:?}");
         (verdict.value, verdict.wants)
     };
-    assert_eq!(told(2, true), (Some(0.2), Some(2)));
-    assert_eq!(told(2, false), (Some(0.1), None), "they may be full");
-    assert_eq!(told(0, false), (Some(0.1), Some(1)), "there are none");
+    assert_eq!(told(2, 15, 2), (Some(0.2), Some(2)));
+    assert_eq!(told(2, 0, 0), (Some(0.1), None), "they may be full");
+    assert_eq!(told(2, 15, 1), (Some(0.2), None), "one may be");
+    assert_eq!(told(2, 14, 2), (Some(0.2), None), "they may have been");
+    assert_eq!(told(0, 0, 0), (Some(0.1), Some(1)), "there are none");
 }
 
 #[test]
@@ -161,24 +169,28 @@ fn what_cannot_reach_its_target_is_warned_of() {
         out_of_reach(&ScalingPolicy { rule, ..tracking(signal) }, &limits)
     };
     for (signal, target, says) in [
-        (of_each(average, cache), 100.0, Some("shows 100 at most and never passes 110.00, so")),
+        (of_each(average, cache), 100.0, Some("shows 100.00 at most and never passes 110.00, so")),
         (
             of_each(average, gpu),
             70.0,
-            Some("while only p5 is in service this `expression` shows 50"),
+            Some("while only p5 is in service this `expression` shows 50.00"),
         ),
         (of_each(average, gpu), 40.0, None),
         (of_each("100 - MIN([a, b])", gpu), 70.0, None),
         (of_each("ABS(a - b)", gpu), 70.0, None),
-        (of_each("MAX([a, b]) - MIN([a, b])", cache), 100.0, Some("shows 100 at most")),
+        (of_each("MAX([a, b]) * 1", cache), 100.0, Some("shows 100.00 at most")),
+        // What these show at most is not where either of the two is at a bound, or need not be.
+        (of_each("a * (100 - a) + b", cache), 2_500.0, None),
+        (of_each("IF(a > 90, 0, a)", cache), 85.0, None),
+        (of_each("100 * b / a", cache), 1_000.0, None),
         (of_each(average, Metric::RunningRequests), 1e9, None),
         (of_each("a", queue), 95.0, Some("with `queue_limit` = 100 and one proxy")),
-        (weighted(), 0.7, Some("while only p5 is in service this `expression` shows 0.5")),
+        (weighted(), 0.7, Some("while only p5 is in service this `expression` shows 0.50")),
         (
             Signal::BuiltIn(BuiltIn::ConcurrencyPerCopy),
             15.0,
             Some(
-                "while only g6 is in service this metric shows 8 when every slot is taken, and passes 16.50 only",
+                "while only g6 is in service this metric shows 8.00 when every slot is taken, and passes 16.50 only",
             ),
         ),
         (Signal::BuiltIn(BuiltIn::ConcurrencyPerCopy), 7.0, None),
@@ -186,11 +198,11 @@ fn what_cannot_reach_its_target_is_warned_of() {
             Signal::BuiltIn(BuiltIn::QueueDepth),
             5_000.0,
             Some(
-                "shows 100 at most and never passes 5500.00, with `queue_limit` = 100 and one proxy",
+                "shows 100.00 at most and never passes 5500.00, with `queue_limit` = 100 and one proxy",
             ),
         ),
         (Signal::BuiltIn(BuiltIn::QueueDepth), 50.0, None),
-        (Signal::BuiltIn(BuiltIn::Utilization), 0.95, Some("shows 1 when every slot is taken")),
+        (Signal::BuiltIn(BuiltIn::Utilization), 0.95, Some("shows 1.00 when every slot is taken")),
         (Signal::BuiltIn(BuiltIn::ModelLatencyP99), 1e9, None),
     ] {
         let told = reached(signal.clone(), target);
@@ -200,4 +212,28 @@ fn what_cannot_reach_its_target_is_warned_of() {
             Some(text) => assert!(told.is_some_and(|told| told.contains(text)), "{case}"),
         }
     }
+}
+
+#[test]
+fn a_step_that_cannot_be_reached_is_warned_of() {
+    let facts = types();
+    let limits = Limits { types: &facts, queue: 100 };
+    let warns = |above, steps: &[(Option<f64>, f64)]| {
+        let step =
+            |(from, change): &(Option<f64>, f64)| Step { from: *from, to: None, change: *change };
+        let rule = Rule::Step {
+            threshold: 0.4,
+            above,
+            adjustment: Adjustment::ChangeInCapacity,
+            least: 0,
+            steps: steps.iter().map(step).collect(),
+        };
+        out_of_reach(&ScalingPolicy { rule, ..tracking(weighted()) }, &limits).is_some()
+    };
+    assert!(!warns(true, &[(Some(0.0), 1.0)]));
+    assert!(warns(true, &[(Some(0.7), 1.0)]), "it begins at 1.1");
+    assert!(!warns(true, &[(Some(0.0), 1.0), (Some(0.7), 3.0)]), "the first one is reached");
+    assert!(warns(true, &[(Some(0.0), 0.0), (Some(0.7), 3.0)]), "which does nothing");
+    assert!(!warns(true, &[(Some(0.7), -1.0)]), "it is not there to grow by");
+    assert!(!warns(false, &[(None, 1.0)]));
 }

@@ -214,6 +214,8 @@ impl Stream {
 /// What is wrong in which line.
 pub(in crate::sim) fn read_trace(text: &str) -> Result<Vec<Recorded>, String> {
     let mut requests = Vec::new();
+    // Spreadsheets begin a file with a byte order mark.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     for (number, line) in text.lines().enumerate() {
         let line = line.trim();
         if line.is_empty() || line.starts_with('#') {
@@ -317,7 +319,7 @@ mod tests {
 
     #[test]
     fn a_trace_is_replayed_as_it_was() {
-        let text = "at_s,duration_s,user\n# a comment\n\n2.5,0.75,x\n1\n9,,y\n";
+        let text = "\u{feff}at_s,duration_s,user\n# a comment\n\n2.5,0.75,x\n1\n9,,y\n";
         let requests = read_trace(text).expect("a trace");
         let mut stream = Stream::new(source(Shape::Trace(requests)), Rng::new(5));
         let (at, work) = stream.next().expect("the first");

@@ -77,6 +77,8 @@ fn a_busy_fleet_grows_and_an_idle_one_shrinks_fallback_first() {
     assert_eq!(desired(&mut world), 3, "half of the slots taken is what three are for");
     load(&mut world, 0.1);
     world.run(secs(400));
+    assert_eq!(desired(&mut world), 2, "in the first of those periods it was still more");
+    world.run(secs(400));
     assert_eq!(desired(&mut world), 1);
     world.run(secs(60));
     assert_eq!(world.in_service(), (1, 0), "fallback first");

@@ -115,11 +115,28 @@ impl Expr {
     }
 }
 
+impl Expr {
+    /// Whether it only grows, or only falls, with each of its metrics, whatever the others are: it shows the most, and
+    /// the least, where each of them is at a bound. `false` where that cannot be told by its shape.
+    #[must_use]
+    pub fn is_monotone(&self) -> bool {
+        let mut names = Vec::new();
+        let plain = self.0.is_plain(&mut names);
+        let count = names.len();
+        names.sort_unstable();
+        names.dedup();
+        plain && names.len() == count && (count < 2 || !names.contains(&ALL_METRICS))
+    }
+}
+
 impl fmt::Display for Expr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }
 }
+
+/// Stands for `METRICS()` among names, which no metric can have.
+const ALL_METRICS: &str = "METRICS()";
 
 /// A part of an expression, and where it stands.
 #[derive(Debug, Clone)]
@@ -218,6 +235,41 @@ impl Function {
 impl Node {
     fn error(&self, message: impl Into<String>) -> ExprError {
         ExprError::new(self.start, self.end, message)
+    }
+
+    /// Whether it is made of what grows or falls with each of its parts. Adds the name of each metric as often as it is
+    /// there.
+    fn is_plain<'a>(&'a self, names: &mut Vec<&'a str>) -> bool {
+        match &self.what {
+            What::Number(_) | What::Text(_) => true,
+            What::Name(name) => {
+                names.push(name);
+                true
+            }
+            What::Negative(of) => of.is_plain(names),
+            What::Binary(op, left, right) => {
+                let before = names.len();
+                let right = right.is_plain(names);
+                let by_a_number = names.len() == before;
+                let left = left.is_plain(names);
+                let plain = match op {
+                    Op::Add | Op::Subtract | Op::Multiply => true,
+                    // There is no bound to what is divided by next to nothing.
+                    Op::Divide => by_a_number,
+                    _ => false,
+                };
+                left && right && plain
+            }
+            What::Call(Function::Metrics, _) => {
+                names.push(ALL_METRICS);
+                true
+            }
+            What::Call(function, parts) => {
+                !matches!(function, Function::If | Function::Abs)
+                    && parts.iter().all(|part| part.is_plain(names))
+            }
+            What::List(parts) => parts.iter().all(|part| part.is_plain(names)),
+        }
     }
 
     fn collect_names<'a>(&'a self, names: &mut Vec<&'a str>) {

@@ -160,6 +160,27 @@ fn a_mistake_has_a_place_and_a_sentence() {
 }
 
 #[test]
+fn what_grows_or_falls_with_each_metric_is_told_from_the_rest() {
+    let names = ["p5", "g6", "kv"];
+    for (text, is_monotone) in [
+        ("(p5 / 20 + g6 / 8) / 2", true),
+        ("-p5 * (g6 - 3)", true),
+        ("AVG([p5 / 20, FILL(g6, 1)]) + CEIL(kv)", true),
+        ("SUM(METRICS())", true),
+        ("SUM(METRICS()) - p5", false),
+        ("p5 * (100 - p5)", false),
+        ("p5 / g6", false),
+        ("ABS(p5 - 10)", false),
+        ("p5 ^ 2", false),
+        ("IF(p5, 1, 2)", false),
+        ("p5 > 3", false),
+    ] {
+        let expr = Expr::parse(text, &names).expect(text);
+        assert_eq!(expr.is_monotone(), is_monotone, "{text}");
+    }
+}
+
+#[test]
 fn what_is_too_deep_or_too_long_is_refused() {
     let nested = |depth: usize| format!("{}1{}", "(".repeat(depth), ")".repeat(depth));
     assert!(Expr::parse(&nested(60), &NAMES).is_ok());
