@@ -126,7 +126,7 @@ async fn one_by_one(options: &Options, number: usize, seen: &Seen) -> Result<(),
         let sent = clock::monotonic();
         let answered = one(options, number, kept.take(), &request).await;
         match answered {
-            Ok((200, content, connection)) => {
+            Ok((200, content, connection)) if content.len() == wire::ANSWER => {
                 seen.latency(sent);
                 if options.work_us.is_some() {
                     seen.answered_by(&content);

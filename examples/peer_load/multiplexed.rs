@@ -16,8 +16,8 @@ use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
-use crate::Error;
 use crate::closed::{Options, Protocol, Seen};
+use crate::{Error, wire};
 
 /// One connection with its requests, until the time is over.
 pub(crate) async fn run(options: &Options, seen: &Seen) -> Result<(), Error> {
@@ -109,5 +109,9 @@ fn request(options: &Options, uri: &str) -> Result<Request<Full<Bytes>>, Error> 
 async fn finish(answer: http::Response<hyper::body::Incoming>) -> Result<(), Error> {
     let status = answer.status();
     let content = answer.into_body().collect().await?.to_bytes();
-    if status == 200 { Ok(()) } else { Err(format!("{status}: {content:?}").into()) }
+    if status == 200 && content.len() == wire::ANSWER {
+        Ok(())
+    } else {
+        Err(format!("{status}: {content:?}").into())
+    }
 }

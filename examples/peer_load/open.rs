@@ -119,6 +119,8 @@ async fn one(
     };
     let began_us = told(b"\"started_us\":").map_or(0, since_start);
     let worker = told(b"\"worker\":").unwrap_or(0);
+    // An answer that does not say when its work began is none of a worker's.
+    let status = if began_us == 0 { 0 } else { status };
     Told { sent_us, began_us, ended_us, work_us, worker, status }
 }
 

@@ -1,6 +1,9 @@
 //! HTTP/1.1 as far as a load test's own ends need it: where a head ends, what frames its body, where that
 //! ends. Nothing here checks what it reads: both ends are ours, and a proxy in between is trusted.
 
+/// Bytes of each answer's body, but for a stream's.
+pub(crate) const ANSWER: usize = 128;
+
 /// Where a body stands.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Body {

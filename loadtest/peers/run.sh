@@ -13,6 +13,9 @@ HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 ROOT=$(cd "$HERE/../.." && pwd)
 CACHE=$ROOT/target/peers
 mkdir -p "$CACHE"
+# What is wrong with the arguments is told before anything is built.
+PYTHONPATH=$HERE ARGUMENTS_ONLY=1 python3 -m sidebyside "$@"
+case " $* " in *" --help "* | *" -h "*) exit ;; esac
 
 # from_pypi FOLDER PACKAGE…: each in a venv of its own, since some ship scripts of the same name.
 from_pypi() {

@@ -3,6 +3,7 @@
 import argparse
 import datetime
 import os
+import resource
 import signal
 import sys
 import tempfile
@@ -18,13 +19,16 @@ def main():
     by_key = {row.key: row for row in ROWS}
     parser = argparse.ArgumentParser(
         prog="loadtest/peers/run.sh", formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="rows:\n" + "\n".join(f"  {row.key:5} {row.title}" for row in ROWS))
-    parser.add_argument("rows", nargs="*", help="which; default: all but 3")
+        epilog="rows:\n" + "\n".join(f"  {row.key:7} {row.title}" for row in ROWS)
+               + "\n  8       the totals of the rows 7, in their tables\n"
+                 "  11      the choice itself: cargo bench --bench choice")
+    parser.add_argument("rows", nargs="*", help="which; default: all")
     parser.add_argument("--peers", default="", help="which, with commas between; default: all that are there")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=2.0,
                         help="of each round (twice that for streams, 20 times for the open loops)")
-    parser.add_argument("--streams", type=int, default=9900, help="of row 3; each takes two files of the proxy's")
+    parser.add_argument("--streams", type=int, help="of row 3; default: as many as this user's open files allow, two for "
+                        "each stream, 9900 at most")
     parser.add_argument("--record", action="store_true",
                         help="keep the figures in loadtest/peers/results and loadtest/README.md")
     parser.add_argument("--also", action="append", default=[], metavar="NAME=PATH",
@@ -33,8 +37,20 @@ def main():
     unknown = [key for key in options.rows if key not in by_key]
     if unknown:
         parser.error(f"no row {', '.join(unknown)}: there are {', '.join(by_key)}")
-    chosen = [by_key[key] for key in options.rows] or [row for row in ROWS if row.key != "3"]
+    if options.streams is None:
+        options.streams = max(1, min(9900, resource.getrlimit(resource.RLIMIT_NOFILE)[1] // 2 - 100))
+    if options.rounds < 1 or options.seconds <= 0 or options.streams < 1:
+        parser.error("--rounds, --seconds and --streams must be more than 0")
+    chosen = [by_key[key] for key in options.rows] or list(ROWS)
     names = [name for name in options.peers.split(",") if name]
+    known = {proxy.name for row in ROWS for proxy in row.proxies}
+    strange = [name for name in names if name not in known]
+    if strange:
+        parser.error(f"no peer {', '.join(strange)}: there are {', '.join(sorted(known))}")
+    if any("=" not in other for other in options.also):
+        parser.error("--also needs NAME=PATH")
+    if os.environ.get("ARGUMENTS_ONLY"):
+        return
     others = [FOREBAY.variant(name, os.path.abspath(path)) for name, _, path in (o.partition("=") for o in options.also)]
     names += [other.name for other in others if names]
     for row in chosen:
@@ -51,9 +67,11 @@ def main():
             "machine": machine.describe(),
             "when": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
             "load_average": f"{os.getloadavg()[0]:.1f}",
+            "commit": machine.first_line("git", "-C", str(ROOT), "describe", "--always", "--dirty") or "not known",
             "seconds": options.seconds,
             "versions": {p.name: p.version(p.program) for p in there(row.proxies, names)},
         }
+        row.title = row.title.replace("very many event streams (--streams)", f"{options.streams} event streams")
         with tempfile.TemporaryDirectory() as directory:
             try:
                 results = row.together(options, Path(directory), names)
@@ -73,4 +91,7 @@ def main():
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -9,3 +9,5 @@ class Figure:
     title: str
     unit: str
     digits: int = 1
+    # Whether its lowest and highest are told beside the median.
+    spread: bool = False

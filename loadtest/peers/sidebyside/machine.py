@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -21,6 +22,19 @@ OTHER_CORES = set(CORES[1:]) or {CORES[0]}
 
 
 TAKEN = set()
+# Whatever proxy the environment names is none of those that are measured.
+DIRECTLY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+@contextmanager
+def undisturbed():
+    """A second Ctrl-C must not end the ending of what was started."""
+    before = {one: signal.signal(one, signal.SIG_IGN) for one in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
 
 
 def free_ports(count):
@@ -72,9 +86,12 @@ class Started:
         return sum(time.clock_gettime((~pid << 3) | 2) for pid in self.pids())
 
     def memory(self):
-        """Resident bytes."""
-        pages = sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in self.pids())
-        return pages * os.sysconf("SC_PAGE_SIZE")
+        """Resident bytes; what several processes share is counted once."""
+        total = 0
+        for pid in self.pids():
+            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+            total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+        return total * 1024
 
     def end(self, how=signal.SIGTERM, limit=10):
         if self.process.poll() is None:
@@ -121,7 +138,7 @@ def wait_until_it_answers(started, port, body):
     def answers():
         for _ in range(20):
             request = urllib.request.Request(url, body.encode(), {"content-type": "application/json"})
-            with urllib.request.urlopen(request, timeout=5) as answer:
+            with DIRECTLY.open(request, timeout=5) as answer:
                 answer.read()
         return True
     wait_until(started, "answering", answers)

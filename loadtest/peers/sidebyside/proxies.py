@@ -177,7 +177,10 @@ def envoy(proxy, setting):
         "codec_type": "HTTP2" if setting.listener == "h2c" else "AUTO",
         "route_config": {"virtual_hosts": [{"name": "v", "domains": ["*"], "routes": [
             {"match": {"prefix": "/"}, "route": {
-                "cluster": "w", "timeout": "0s", "retry_policy": {"retry_on": "connect-failure"}}}]}]},
+                "cluster": "w", "timeout": "0s", "retry_policy": {
+                    "retry_on": "connect-failure", "num_retries": 3, "host_selection_retry_max_attempts": 3,
+                    "retry_host_predicate": [{"name": "envoy.retry_host_predicates.previous_hosts", "typed_config": {
+                        "@type": f"{extensions}.retry.host.previous_hosts.v3.PreviousHostsPredicate"}}]}}}]}]},
         "http_filters": [{"name": "envoy.filters.http.router", "typed_config": {
             "@type": f"{extensions}.filters.http.router.v3.Router"}}],
     }
@@ -194,7 +197,7 @@ def envoy(proxy, setting):
         "load_assignment": {"cluster_name": "w", "endpoints": [{"lb_endpoints": ends}]},
         # Its limits are below what the load holds open.
         "circuit_breakers": {"thresholds": [{"max_connections": many, "max_pending_requests": many,
-                                             "max_requests": many}]},
+                                             "max_requests": many, "max_retries": many}]},
     }
     if proxy.options.get("full_scan"):
         del cluster["lb_policy"]
@@ -316,7 +319,7 @@ priority = 1
         running.port = secure
 
     def whole():
-        with urllib.request.urlopen(f"http://127.0.0.1:{admin}/api/v1/status", timeout=5) as answer:
+        with machine.DIRECTLY.open(f"http://127.0.0.1:{admin}/api/v1/status", timeout=5) as answer:
             status = json.load(answer)
         return status["endpoints"][0]["variants"][0]["in_service_instance_count"] == count
 

@@ -12,6 +12,9 @@ def save(folder, row, results, about):
     """Keeps a row's figures."""
     folder.mkdir(parents=True, exist_ok=True)
     figures = [vars(figure) for figure in row.figures]
+    # JSON has no word for what is not a number.
+    results = {name: [{key: None if math.isnan(value) else value for key, value in figures.items()}
+                      for figures in rounds] for name, rounds in results.items()}
     kept = {"key": row.key, "title": row.title, "figures": figures, **about, "results": results}
     (folder / f"row-{row.key}.json").write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
     (folder / f"row-{row.key}.svg").write_text(picture(kept))
@@ -24,45 +27,41 @@ def load_all(folder, order):
 
 
 def numbers(rounds, name):
-    return [r[name] for r in rounds if not math.isnan(r[name])]
+    return [r[name] for r in rounds if r.get(name) is not None]
 
 
-def median(rounds, name):
-    values = numbers(rounds, name)
-    return statistics.median(values) if values else math.nan
-
-
-def cell(rounds, figure, spread):
-    values = numbers(rounds, figure["name"])
+def told(values, digits, spread=True):
+    """The median, with the lowest and the highest."""
     if not values:
         return "–"
-    digits = figure["digits"]
     text = f"{statistics.median(values):.{digits}f}"
     if spread and len(values) > 1:
         text += f" ({min(values):.{digits}f}–{max(values):.{digits}f})"
     return text
 
 
-def ratio(kept, name):
-    """To HAProxy, of the first figure."""
+def ratios(kept, name, base):
+    """The first figure of each round, to that of `base` in the same round: what else the machine does falls on
+    both alike."""
     first = kept["figures"][0]["name"]
-    if name not in kept["results"] or "haproxy" not in kept["results"]:
-        return "–"
-    base = median(kept["results"]["haproxy"], first)
-    value = median(kept["results"][name], first)
-    return f"{value / base:.2f}" if base else "–"
+    pairs = zip(kept["results"][name], kept["results"].get(base, []))
+    pairs = [(one.get(first), other.get(first)) for one, other in pairs]
+    return [one / other for one, other in pairs if one is not None and other]
 
 
 def table(kept):
-    """As Markdown: the first figure with its spread, then the others."""
+    """As Markdown: the first figure and its ratios with their spread, then the others."""
     figures = kept["figures"]
     titles = [f["title"] + (f", {f['unit']}" if f["unit"] else "") for f in figures]
-    lines = ["| | " + " | ".join([titles[0], "to HAProxy", *titles[1:]]) + " |",
-             "|---|" + "---:|" * (len(figures) + 1)]
+    bases = [(base, title) for base, title in (("haproxy", "to HAProxy"), ("nginx", "to nginx"))
+             if base in kept["results"]]
+    lines = ["| | " + " | ".join([titles[0], *(title for _, title in bases), *titles[1:]]) + " |",
+             "|---|" + "---:|" * (len(figures) + len(bases))]
     for name, rounds in kept["results"].items():
-        cells = [cell(rounds, f, i == 0) for i, f in enumerate(figures)]
+        cells = [told(numbers(rounds, f["name"]), f["digits"], i == 0 or f["spread"]) for i, f in enumerate(figures)]
+        to = [told(ratios(kept, name, base), 2) for base, _ in bases]
         shown = f"**{name}**" if name.startswith("forebay") else name
-        lines.append(f"| {shown} | " + " | ".join([cells[0], ratio(kept, name), *cells[1:]]) + " |")
+        lines.append(f"| {shown} | " + " | ".join([cells[0], *to, *cells[1:]]) + " |")
     return "\n".join(lines)
 
 
@@ -71,7 +70,8 @@ def section(kept, pictures):
     rounds = max(len(r) for r in kept["results"].values())
     return (f"#### Row {kept['key']}: {kept['title']}\n\n{table(kept)}\n\n"
             f"![row {kept['key']}]({pictures}/row-{kept['key']}.svg)\n\n"
-            f"Rounds: {rounds}; {kept['when']}, load average {kept['load_average']}.\n")
+            f"Rounds: {rounds}; {kept['when']}, load average {kept['load_average']}; commit "
+            f"{kept.get('commit', 'not kept')}.\n")
 
 
 def readme(path, all_kept, pictures):
@@ -92,23 +92,27 @@ def picture(kept):
     bars = [(name, numbers(rounds, figure["name"])) for name, rounds in kept["results"].items()]
     bars = [(name, values) for name, values in bars if values]
     most = max((max(values) for _, values in bars), default=0) or 1
+    # One that is far beyond the others would leave nothing of them to see: its bar is cut off.
+    usual = statistics.median(statistics.median(values) for _, values in bars) if bars else most
+    most = min(most, 4 * usual or most)
     left, width, height, top = 150, 460, 26, 48
     total = top + height * len(bars) + 14
     out = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + width + 110}" height="{total}" '
            'font-family="sans-serif" font-size="13">',
            '<rect width="100%" height="100%" fill="white"/>',
            f'<text x="10" y="20" font-weight="bold">{escape(kept["title"])}</text>',
-           f'<text x="10" y="38" fill="#555">{escape(figure["title"])}, {escape(figure["unit"])}: median, '
-           'lowest to highest</text>']
+           f'<text x="10" y="38" fill="#555">{escape(", ".join(filter(None, (figure["title"], figure["unit"]))))}: '
+           'median, lowest to highest</text>']
     for number, (name, values) in enumerate(bars):
         y = top + number * height
         middle, scale = statistics.median(values), width / most
         colour = "#c2410c" if name.startswith("forebay") else "#94a3b8"
-        low, high = left + min(values) * scale, left + max(values) * scale
+        shown = [min(value, most) * scale for value in (min(values), middle, max(values))]
+        low, high = left + shown[0], left + shown[2]
         out += [f'<text x="{left - 8}" y="{y + 16}" text-anchor="end">{escape(name)}</text>',
-                f'<rect x="{left}" y="{y + 4}" width="{middle * scale:.1f}" height="16" fill="{colour}"/>',
+                f'<rect x="{left}" y="{y + 4}" width="{shown[1]:.1f}" height="16" fill="{colour}"/>',
                 f'<path d="M{low:.1f} {y + 12}H{high:.1f}M{low:.1f} {y + 8}v8M{high:.1f} {y + 8}v8" '
                 'stroke="#111" fill="none"/>',
-                f'<text x="{max(high, left + middle * scale) + 8:.1f}" y="{y + 16}">'
+                f'<text x="{high + 8:.1f}" y="{y + 16}">'
                 f'{middle:.{figure["digits"]}f}</text>']
     return "\n".join(out) + "\n</svg>\n"

@@ -6,12 +6,14 @@ median over the rounds, with the lowest and the highest. The first figure of a r
 to HAProxy is made of.
 """
 
+import shutil
 import subprocess
 from dataclasses import dataclass, field
 
 from . import failing, load, queueing
 from .figures import Figure
 from .load import some_workers, start_workers
+from .machine import undisturbed
 from .proxies import ALL, ENVOY, FOREBAY, HAPROXY, NGINX, PINGORA, RELAY, SMG, VLLM_ROUTER, Setting
 
 
@@ -44,9 +46,11 @@ class Row:
             return self.alone(options, directory, there(self.proxies, names))
         # More than any row has at once: what waits for a slot is no stream yet.
         workers = some_workers(4, slots=4096)
-        started = start_workers(directory, workers)
-        setting = Setting(workers, directory, self.listener, certificate(directory))
+        started = []
         try:
+            secure = certificate(directory) if self.listener == "tls" else None
+            started += start_workers(directory, workers)
+            setting = Setting(workers, directory, self.listener, secure)
             chosen = there(self.proxies, names)
             running, results = {}, {p.name: [] for p in chosen}
             for turn in range(options.rounds):
@@ -70,8 +74,9 @@ class Row:
                     f"{name} {rounds[-1][self.figures[0].name]:.2f}" for name, rounds in results.items()), flush=True)
             return results
         finally:
-            for process in reversed(started):
-                process.end()
+            with undisturbed():
+                for process in reversed(started):
+                    process.end()
 
     def begin(self, proxy, setting, started):
         one = proxy.start(setting)
@@ -88,6 +93,8 @@ def there(proxies, names):
 def certificate(directory):
     """A folder with a fresh certificate for localhost."""
     folder = directory / "certificate"
+    if shutil.which("openssl") is None:
+        raise RuntimeError("there is no openssl to make a certificate with")
     if not folder.exists():
         folder.mkdir()
         subprocess.run(
@@ -143,9 +150,11 @@ def streams(count=None, gap_ms=50):
     return measure
 
 
-STREAM_FIGURES = [Figure("cpu", "CPU", "µs/event"), Figure("memory", "memory", "KiB/stream"),
-                  Figure("p50", "median gap", "ms", 2), Figure("p99", "p99 of gaps", "ms", 2),
-                  Figure("delay_p50", "median delay", "ms", 2), Figure("delay_p99", "p99 of delays", "ms", 2)]
+STREAM_FIGURES = [Figure("cpu", "CPU", "µs/event"), Figure("p50", "median gap", "ms", 2),
+                  Figure("p99", "p99 of gaps", "ms", 2, spread=True), Figure("delay_p50", "median delay", "ms", 2),
+                  Figure("delay_p99", "p99 of delays", "ms", 2)]
+# Of few streams it is what a process happens to have at hand.
+MANY_FIGURES = [STREAM_FIGURES[0], Figure("memory", "memory", "KiB/stream", spread=True), *STREAM_FIGURES[1:]]
 PER_MIB = [Figure("cpu", "CPU", "µs/MiB", 0), RATE, P50, P99, MEMORY]
 LARGE = [RELAY, HAPROXY, HAPROXY.variant("haproxy-128k", bufsize=131072), NGINX,
          NGINX.variant("nginx-256k", body_buffer="256k"), FOREBAY, PINGORA, ENVOY, VLLM_ROUTER, SMG]
@@ -155,7 +164,7 @@ ROWS = [
     Row("1", "1 KiB JSON POST, 128 B answer, 32 connections", PER_REQUEST, closed(connections=32)),
     Row("1b", "1 KiB JSON POST, 128 B answer, 256 connections", PER_REQUEST, closed(connections=256)),
     Row("2", "500 event streams, 20 events a second each, 190 B an event", STREAM_FIGURES, streams(500), fresh=True),
-    Row("3", "very many event streams (--streams), an event a second each", STREAM_FIGURES, streams(None, 1000),
+    Row("3", "very many event streams (--streams), an event a second each", MANY_FIGURES, streams(None, 1000),
         fresh=True),
     Row("4", "request bodies of 1 MiB, 8 connections, `model` first", PER_MIB, closed(connections=8), LARGE,
         body_bytes=1 << 20),
@@ -172,7 +181,7 @@ ROWS = [
           queueing.FIGURES, proxies=queueing.PROXIES, alone=queueing.open_loop(share / 100))
       for share in (85, 50, 70, 95)),
     Row("7-death", "mixed fleet at 70 %, a slow worker dies and comes back (the ideal's does not die)",
-        queueing.FIGURES, proxies=queueing.PROXIES, alone=queueing.open_loop(0.7, death=True)),
+        queueing.DEATH_FIGURES, proxies=queueing.PROXIES, alone=queueing.open_loop(0.7, death=True)),
     Row("9", "mixed fleet at 85 %, arrivals doubled for a quarter of the time",
         queueing.FIGURES, proxies=queueing.BURST_PROXIES, alone=queueing.open_loop(0.85, burst=2.0)),
     Row("10", "one of 4 workers killed under load, started again after 5 s",
