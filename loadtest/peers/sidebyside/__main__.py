@@ -67,7 +67,7 @@ def main():
             "machine": machine.describe(),
             "when": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
             "load_average": f"{os.getloadavg()[0]:.1f}",
-            "commit": machine.first_line("git", "-C", str(ROOT), "describe", "--always", "--dirty") or "not known",
+            "commit": machine.commit(),
             "seconds": options.seconds,
             "versions": {p.name: p.version(p.program) for p in there(row.proxies, names)},
         }

@@ -153,6 +153,13 @@ def first_line(*command):
     return lines[0] if lines else None
 
 
+def commit():
+    """What Forebay and the load are built of, if it was built."""
+    git = ["git", "-C", str(ROOT)]
+    changed = first_line(*git, "status", "--porcelain", "src", "examples", "Cargo.lock")
+    return (first_line(*git, "rev-parse", "--short", "HEAD") or "not known") + (", changed" if changed else "")
+
+
 def describe():
     """The machine in words."""
     cpu = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()

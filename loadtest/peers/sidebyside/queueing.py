@@ -147,4 +147,5 @@ def open_loop(share, death=False, **how):
                     process.kill()
                 for process in reversed(started):
                     process.end()
-        return alone
+
+    return alone

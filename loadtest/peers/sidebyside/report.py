@@ -35,7 +35,7 @@ def told(values, digits, spread=True):
     if not values:
         return "–"
     text = f"{statistics.median(values):.{digits}f}"
-    if spread and len(values) > 1:
+    if spread and min(values) < max(values):
         text += f" ({min(values):.{digits}f}–{max(values):.{digits}f})"
     return text
 
