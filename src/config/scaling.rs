@@ -316,20 +316,21 @@ impl Pools<'_> {
     /// Whether instances of a type may tell `metric`.
     fn tells(&self, metric: Metric, name: &InstanceTypeName) -> bool {
         let Some(kind) = self.types.specs.get(name) else { return true };
-        let own = kind.engine.or(self.engine).map(|engine| &engine::profile(engine).metrics);
+        let signals = &kind.signals;
+        let engine = kind.engine.or(self.engine);
+        let own = engine.map(|engine| &engine::profile(engine).metrics);
         let own = own.filter(|metrics| metrics.path.is_some());
-        let has_page = kind.signals.path.is_some() || own.is_some();
-        let page = match (metric, own) {
-            (Metric::KvCacheUtilization, Some(own)) => !own.kv_use.is_empty(),
-            // Nobody's page but Triton's has them by itself; another may have what an exporter tells as well.
-            (Metric::GpuUtilization | Metric::GpuMemoryUtilization, own) => {
-                kind.signals.path.is_some() || own.is_some_and(|own| own.port.is_some())
+        let scraped = match metric {
+            // What a page has of it that is no engine's own is not known.
+            Metric::GpuUtilization | Metric::GpuMemoryUtilization => {
+                signals.gpu.is_some() || signals.path.is_some() || engine == Some(Engine::Triton)
             }
-            _ => true,
+            Metric::KvCacheUtilization => {
+                own.map_or(signals.path.is_some(), |own| !own.kv_use.is_empty())
+            }
+            _ => own.is_some() || signals.path.is_some(),
         };
-        let is_gpu = matches!(metric, Metric::GpuUtilization | Metric::GpuMemoryUtilization);
-        let scraped = (has_page && page) || (is_gpu && kind.signals.gpu.is_some());
-        kind.signals.load_metrics.is_some() || (scraped && !kind.signals.interval.is_zero())
+        signals.load_metrics.is_some() || (scraped && !signals.interval.is_zero())
     }
 }
 

@@ -24,8 +24,9 @@ const FULL: f64 = 0.9;
 /// Over so many full periods in a row what is asked of it is averaged, so that chance is no demand.
 const AVERAGED: usize = 5;
 
-/// Sums have seven digits.
-const ALL_BUT_ROUNDING: f64 = 1.0 - 1e-5;
+/// With so much of what instances in service could have told of themselves in a period, enough of it is known to scale
+/// in by. Whoever has just come has not told for a moment.
+const ENOUGH: f64 = 0.9;
 
 /// An expression of more metrics and types is not looked into for the most that it can show.
 const MOST_BOUNDED: usize = 8;
@@ -88,8 +89,8 @@ fn sampled(measured: &Measured, periods: Periods) -> Vec<bool> {
 }
 
 /// Whether these periods allow to scale in: the fleet is not full in the last one, something of what the signal is made
-/// of is known in it, and in none is anybody in service who does not tell what the signal is made of: one that does
-/// not tell may be busy.
+/// of is known in it, and in each of them nearly all in service tell what the signal is made of: one that does not tell
+/// may be busy.
 pub(super) fn allows_fewer(
     signal: &Signal,
     measured: &Measured,
@@ -114,7 +115,7 @@ pub(super) fn allows_fewer(
             };
             let told = of(query.metric, Statistic::SampleCount);
             let there = of(Metric::InstanceCount, Statistic::Sum);
-            told.zip(there).all(|(told, there)| told >= there * ALL_BUT_ROUNDING)
+            told.zip(there).all(|(told, there)| told >= there * ENOUGH)
         })
 }
 

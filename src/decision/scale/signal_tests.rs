@@ -85,7 +85,7 @@ fn what_instances_in_service_do_not_tell_is_no_reason_to_scale_in() {
     let text = "(p5 + g6) / 200".to_owned();
     let policy = tracking(Signal::Expression { text, metrics: BTreeMap::from(metrics) });
     // So many of the g6 tell, since so many minutes.
-    let told = |g6_instances, tell_since: u64, telling: u32| {
+    let told = |g6_instances: u32, tell_since: u64, telling: u32| {
         let mut fleet = Fleet::new().minutes(15, (2, 1.0), (g6_instances, 1.0));
         let end = fleet.now().0;
         for at in (START..end).step_by(10_000) {
@@ -100,7 +100,7 @@ fn what_instances_in_service_do_not_tell_is_no_reason_to_scale_in() {
                 tell("g6", telling);
             }
         }
-        let verdict = fleet.ask(&policy, 4);
+        let verdict = fleet.ask(&policy, 2 + g6_instances.max(2));
         let held = verdict.because.ends_with(", but not all that are in service tell it");
         assert_eq!(held, verdict.wants.is_none(), "{verdict:?}");
         (verdict.value, verdict.wants)
@@ -108,6 +108,7 @@ fn what_instances_in_service_do_not_tell_is_no_reason_to_scale_in() {
     assert_eq!(told(2, 15, 2), (Some(0.2), Some(2)));
     assert_eq!(told(2, 0, 0), (Some(0.1), None), "they may be full");
     assert_eq!(told(2, 15, 1), (Some(0.2), None), "one may be");
+    assert_eq!(told(12, 15, 11), (Some(0.2), Some(4)), "a few of many hide little");
     assert_eq!(told(2, 14, 2), (Some(0.2), None), "they may have been");
     assert_eq!(told(0, 0, 0), (Some(0.1), Some(1)), "there are none");
 }
