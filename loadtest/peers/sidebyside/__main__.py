@@ -28,7 +28,7 @@ def main():
     parser.add_argument("--seconds", type=float, default=2.0,
                         help="of each round (twice that for streams, 20 times for the open loops)")
     parser.add_argument("--streams", type=int, help="of row 3; default: as many as this user's open files allow, two for "
-                        "each stream, 9900 at most")
+                        "each stream, 9800 at most")
     parser.add_argument("--record", action="store_true",
                         help="keep the figures in loadtest/peers/results and loadtest/README.md")
     parser.add_argument("--also", action="append", default=[], metavar="NAME=PATH",
@@ -38,7 +38,7 @@ def main():
     if unknown:
         parser.error(f"no row {', '.join(unknown)}: there are {', '.join(by_key)}")
     if options.streams is None:
-        options.streams = max(1, min(9900, resource.getrlimit(resource.RLIMIT_NOFILE)[1] // 2 - 100))
+        options.streams = max(1, min(9800, resource.getrlimit(resource.RLIMIT_NOFILE)[1] // 2 - 200))
     if options.rounds < 1 or options.seconds <= 0 or options.streams < 1:
         parser.error("--rounds, --seconds and --streams must be more than 0")
     chosen = [by_key[key] for key in options.rows] or list(ROWS)

@@ -58,7 +58,7 @@ def table(kept):
     lines = ["| | " + " | ".join([titles[0], *(title for _, title in bases), *titles[1:]]) + " |",
              "|---|" + "---:|" * (len(figures) + len(bases))]
     for name, rounds in kept["results"].items():
-        cells = [told(numbers(rounds, f["name"]), f["digits"], i == 0 or f["spread"]) for i, f in enumerate(figures)]
+        cells = [told(numbers(rounds, f["name"]), f["digits"], i == 0 or f.get("spread", False)) for i, f in enumerate(figures)]
         to = [told(ratios(kept, name, base), 2) for base, _ in bases]
         shown = f"**{name}**" if name.startswith("forebay") else name
         lines.append(f"| {shown} | " + " | ".join([cells[0], *to, *cells[1:]]) + " |")
