@@ -124,9 +124,8 @@ fn facts(pools: &[PoolSpec], types: &InstanceTypes) -> Vec<TypeFacts> {
 fn read_policy(table: &Table<'_>, pools: &Pools<'_>, limits: &Limits<'_>) -> Option<ScalingPolicy> {
     let name = table.need::<String>("name", "which must be unique within the variant");
     let kind = table.or("kind", PolicyKind::TargetTracking);
-    let span = |key, seconds| {
-        super::limits::duration_or(table, key, Span::Any, Duration::from_secs(seconds))
-    };
+    let span =
+        |key, seconds| limits::duration_or(table, key, Span::Any, Duration::from_secs(seconds));
     let period = period(table);
     let out = table.number_or("scale_out_periods", PERIODS, 3);
     let inward = table.number_or("scale_in_periods", PERIODS, 15);

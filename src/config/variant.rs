@@ -60,14 +60,14 @@ pub(super) fn read(
     let health = health(table, &engines, &pools, types);
     let rebalance = rebalance(table);
     let scale_to_zero_after = scale_to_zero_after(table, counts.min);
-    let told = engine.as_ref().map(|found| found.value);
-    let scaling = scaling::read(table, &pools, types, told, queue.limit);
+    let engine = engine.map(|found| found.value);
+    let scaling = scaling::read(table, &pools, types, engine, queue.limit);
     let schedule = schedule::read(table, (counts.min, counts.max));
     check_supply(table, &pools, types, &counts);
     let spec = name.clone().zip(model).map(|(name, model)| VariantSpec {
         name: name.value,
         model: model.value,
-        engine: engine.map(|found| found.value),
+        engine,
         weight,
         initial_instance_count: counts.initial,
         min_instance_count: counts.min,

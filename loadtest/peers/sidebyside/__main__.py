@@ -55,6 +55,7 @@ def main():
     names += [other.name for other in others if names]
     for row in chosen:
         row.proxies = row.proxies + others
+        row.title = row.title.replace("--streams", str(options.streams))
 
     print(machine.describe())
     for proxy in ALL + others:
@@ -71,7 +72,6 @@ def main():
             "seconds": options.seconds,
             "versions": {p.name: p.version(p.program) for p in there(row.proxies, names)},
         }
-        row.title = row.title.replace("very many event streams (--streams)", f"{options.streams} event streams")
         with tempfile.TemporaryDirectory() as directory:
             try:
                 results = row.together(options, Path(directory), names)

@@ -2,7 +2,7 @@
 
 Two workers with 20 slots and three with 8 slots that are 1.8 times slower. Requests arrive at random whether or
 not those before are answered; their work is log-normal. Every proxy has a fleet and a load of its own, all with
-the same arrivals, at the same time. The wait is from the sending of a request to the moment when a worker's slot
+the same arrivals. The wait is from the sending of a request to the moment when a worker's slot
 begins with it, wherever it spent that time; the ideal is simulated on the very arrivals of each. Proxies run a few
 at a time; who shares a round with whom changes from one to the next.
 """
@@ -71,7 +71,7 @@ def judge(path, workers, seconds):
     wait = percentile(waits, 0.99)
 
     def sent_within(begin, end):
-        """Seconds of the round; a second later what was in a dead worker's queue has gone elsewhere."""
+        """Of what was sent between these seconds of the round, the p99 of the wait."""
         sent = [w for r, w in zip(good, waits) if begin * 1e6 <= r["sent_us"] < end * 1e6]
         return percentile(sent, 0.99) if sent else math.nan
 

@@ -58,7 +58,8 @@ def table(kept):
     lines = ["| | " + " | ".join([titles[0], *(title for _, title in bases), *titles[1:]]) + " |",
              "|---|" + "---:|" * (len(figures) + len(bases))]
     for name, rounds in kept["results"].items():
-        cells = [told(numbers(rounds, f["name"]), f["digits"], i == 0 or f.get("spread", False)) for i, f in enumerate(figures)]
+        cells = [told(numbers(rounds, f["name"]), f["digits"], i == 0 or f["spread"])
+                 for i, f in enumerate(figures)]
         to = [told(ratios(kept, name, base), 2) for base, _ in bases]
         shown = f"**{name}**" if name.startswith("forebay") else name
         lines.append(f"| {shown} | " + " | ".join([cells[0], *to, *cells[1:]]) + " |")
@@ -71,7 +72,7 @@ def section(kept, pictures):
     return (f"#### Row {kept['key']}: {kept['title']}\n\n{table(kept)}\n\n"
             f"![row {kept['key']}]({pictures}/row-{kept['key']}.svg)\n\n"
             f"Rounds: {rounds}; {kept['when']}, load average {kept['load_average']}; commit "
-            f"{kept.get('commit', 'not kept')}.\n")
+            f"{kept['commit']}.\n")
 
 
 def readme(path, all_kept, pictures):

@@ -164,7 +164,7 @@ ROWS = [
     Row("1", "1 KiB JSON POST, 128 B answer, 32 connections", PER_REQUEST, closed(connections=32)),
     Row("1b", "1 KiB JSON POST, 128 B answer, 256 connections", PER_REQUEST, closed(connections=256)),
     Row("2", "500 event streams, 20 events a second each, 190 B an event", STREAM_FIGURES, streams(500), fresh=True),
-    Row("3", "very many event streams (--streams), an event a second each", MANY_FIGURES, streams(None, 1000),
+    Row("3", "--streams event streams, an event a second each", MANY_FIGURES, streams(None, 1000),
         fresh=True),
     Row("4", "request bodies of 1 MiB, 8 connections, `model` first", PER_MIB, closed(connections=8), LARGE,
         body_bytes=1 << 20),

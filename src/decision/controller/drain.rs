@@ -165,7 +165,6 @@ impl Controller {
         held.dedup_by_key(|held| held.generation);
         let mut told = std::mem::take(&mut report.variants);
         told.sort_by(|one, other| one.variant.cmp(&other.variant));
-        told.dedup_by(|one, other| one.variant == other.variant);
         let mut keys = self.variants.keys().peekable();
         told.retain(|demand| {
             while keys.next_if(|key| **key < demand.variant).is_some() {}

@@ -75,7 +75,7 @@ pub fn ask(policy: &ScalingPolicy, known: &Known<'_>, now: Timestamp) -> Verdict
         latest.clone().count() >= wanted as usize
             && latest.copied().all(|value| value.is_some_and(holds))
     };
-    let (wants, because) = match &policy.rule {
+    let (mut wants, mut because) = match &policy.rule {
         Rule::TargetTracking { target, tolerance } => {
             let (high, low) = (target * (1.0 + tolerance), target * LOW * (1.0 - tolerance));
             let all_served = signal::instances(known.measured, known.types, periods);
@@ -106,7 +106,7 @@ pub fn ask(policy: &ScalingPolicy, known: &Known<'_>, now: Timestamp) -> Verdict
         Rule::Step { threshold, above, adjustment, least, steps } => {
             let breaches =
                 |value: f64| if *above { value >= *threshold } else { value <= *threshold };
-            let wanted = if *above { policy.scale_out_periods } else { policy.scale_in_periods };
+            let wanted = inward_periods(policy);
             if in_a_row(wanted, &breaches) {
                 let base = step_base(policy, known, periods, now);
                 let because = format!(
@@ -125,7 +125,6 @@ pub fn ask(policy: &ScalingPolicy, known: &Known<'_>, now: Timestamp) -> Verdict
     };
     let latest = Periods { count: inward_periods(policy).max(1), ..periods };
     let fewer = || signal::allows_fewer(&policy.signal, known.measured, known.types, latest);
-    let (mut wants, mut because) = (wants, because);
     if wants.is_some_and(|size| size < known.desired) && !(policy.scale_in && fewer()) {
         wants = None;
         if policy.scale_in {
@@ -138,7 +137,7 @@ pub fn ask(policy: &ScalingPolicy, known: &Known<'_>, now: Timestamp) -> Verdict
     Verdict { value: Some(value), wants, because }
 }
 
-/// Over how many periods it is decided that there are to be fewer.
+/// Over how many periods it is decided that there are to be fewer; for steps, whatever they change.
 fn inward_periods(policy: &ScalingPolicy) -> u32 {
     match policy.rule {
         Rule::Step { above: true, .. } => policy.scale_out_periods,

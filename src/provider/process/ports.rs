@@ -7,7 +7,9 @@
 use std::collections::{HashSet, VecDeque};
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
+
+use super::locked;
 
 /// Finds that are remembered; a worker has bound its port long before so many others were launched.
 const REMEMBERED: usize = 1024;
@@ -19,7 +21,7 @@ static LATEST: Mutex<VecDeque<u16>> = Mutex::new(VecDeque::new());
 
 /// A port on `host` that nobody listens on, that was not given out lately and is not `taken`.
 pub(super) fn find(host: IpAddr, taken: &HashSet<u16>) -> io::Result<u16> {
-    let mut latest = LATEST.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut latest = locked(&LATEST);
     // Refused candidates stay bound until we are done, so that each try sees another one.
     let mut refused = Vec::new();
     for _ in 0..TRIES {

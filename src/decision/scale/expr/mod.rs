@@ -113,9 +113,7 @@ impl Expr {
         self.0.collect_names(&mut names);
         names
     }
-}
 
-impl Expr {
     /// Whether it only grows, or only falls, with each of its metrics, whatever the others are: it shows the most, and
     /// the least, where each of them is at a bound. `false` where that cannot be told by its shape.
     #[must_use]
