@@ -8,7 +8,7 @@
 //! Properties, each with its test: P1 what is chosen has the least load of all; P2 equals are chosen equally
 //! often; P3 none is chosen only if none is placed.
 
-use super::route::Load;
+use super::route::{Load, below};
 
 /// Positions in order of their load.
 #[derive(Debug)]
@@ -50,8 +50,14 @@ impl Ranking {
     #[inline]
     pub fn least(&self, draw: u64) -> Option<usize> {
         let members = &self.levels.first()?.members;
-        let at = (u128::from(draw) * members.len() as u128) >> 64;
-        members.get(usize::try_from(at).ok()?).map(|position| *position as usize)
+        members.get(below(members.len(), draw)).map(|position| *position as usize)
+    }
+
+    /// The least load; `None` when none may be chosen.
+    #[must_use]
+    #[inline]
+    pub fn lowest(&self) -> Option<Load> {
+        self.levels.first().map(|level| level.load)
     }
 
     /// The load that `position` is ranked by; `None` when it may not be chosen.

@@ -43,6 +43,11 @@ pub struct Load {
 }
 
 impl Load {
+    /// Less than any, or as little.
+    pub const IDLE: Self = Self { numerator: 0, denominator: 1 };
+    /// More than any that can be chosen.
+    pub const FULL: Self = Self { numerator: 1, denominator: 0 };
+
     /// That of a candidate with a free slot. For `PREDICTED_LATENCY` it only parts those whose prediction
     /// is the same.
     #[must_use]
@@ -56,6 +61,21 @@ impl Load {
             }
         };
         Self { numerator, denominator }
+    }
+
+    /// As one word, for other threads to read.
+    #[must_use]
+    #[inline]
+    pub fn to_bits(self) -> u64 {
+        u64::from(self.numerator) << 32 | u64::from(self.denominator)
+    }
+
+    /// The load that [`Load::to_bits`] made `bits` of.
+    #[must_use]
+    #[inline]
+    #[allow(clippy::cast_possible_truncation, reason = "it is two halves of a word")]
+    pub fn from_bits(bits: u64) -> Self {
+        Self { numerator: (bits >> 32) as u32, denominator: bits as u32 }
     }
 }
 
@@ -109,7 +129,7 @@ pub fn choose(
     draw: u64,
 ) -> Option<Chosen> {
     let mut best: Option<(usize, Candidate)> = None;
-    let mut ties = 1_u64;
+    let mut ties = 1;
     let mut draws = Draws(draw);
     for (position, candidate) in candidates.enumerate() {
         let Some(candidate) = candidate.filter(|c| c.outstanding < c.slots) else { continue };
@@ -124,7 +144,7 @@ pub fn choose(
             }
             std::cmp::Ordering::Equal => {
                 ties += 1;
-                if draws.below(ties) == 0 {
+                if below(ties, draws.next()) == 0 {
                     best = Some((position, candidate));
                 }
             }
@@ -138,15 +158,20 @@ pub fn choose(
 struct Draws(u64);
 
 impl Draws {
-    /// Uniform below `bound` up to a bias of `bound`/2⁶⁴.
-    fn below(&mut self, bound: u64) -> u64 {
+    fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^= z >> 31;
-        u64::try_from((u128::from(z) * u128::from(bound)) >> 64).unwrap_or(0)
+        z ^ (z >> 31)
     }
+}
+
+/// What a draw that is uniform over all of `u64` comes to below `bound`, up to a bias of `bound`/2⁶⁴.
+#[must_use]
+#[inline]
+pub fn below(bound: usize, draw: u64) -> usize {
+    usize::try_from((u128::from(draw) * bound as u128) >> 64).unwrap_or(0)
 }
 
 /// Which of several weighted alternatives a draw falls on; `None` when all weights are 0.
@@ -247,13 +272,13 @@ mod tests {
         for round in 0..4_000_000_u64 {
             let strategy = STRATEGIES[usize::try_from(round % 4).expect("small")];
             states.clear();
-            for _ in 0..=draws.below(7) {
-                let mut below = |bound| u32::try_from(draws.below(bound)).expect("small");
+            for _ in 0..=below(7, draws.next()) {
+                let mut below = |bound| u32::try_from(below(bound, draws.next())).expect("small");
                 let mut c = candidate(below(30), 1 + below(3), 1 + below(12));
                 c.predicted = [1.0, 2.0, 3.0][below(3) as usize];
                 states.push((below(10) > 0).then_some(c));
             }
-            check(strategy, &states, draws.below(u64::MAX));
+            check(strategy, &states, draws.next());
         }
     }
 
@@ -269,7 +294,7 @@ mod tests {
             let mut counts = [0_u32; 8];
             let mut draws = Draws(42);
             for _ in 0..100_000 {
-                let draw = draws.below(u64::MAX);
+                let draw = draws.next();
                 let chosen = choose(strategy, candidates.iter().copied(), draw).expect("free");
                 counts[chosen.position] += 1;
             }
@@ -289,7 +314,7 @@ mod tests {
         let mut counts = [0_u32; 4];
         let mut draws = Draws(1);
         for _ in 0..40_000 {
-            let draw = draws.below(u64::MAX);
+            let draw = draws.next();
             counts[choose_weighted(weights.iter().copied(), draw).expect("some weight")] += 1;
         }
         assert_eq!(counts[0] + counts[3], 0);

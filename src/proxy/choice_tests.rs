@@ -12,8 +12,8 @@ const STRATEGIES: [RoutingStrategy; 3] = [
     RoutingStrategy::LeastUtilization,
     RoutingStrategy::Random,
 ];
-/// Enough for a roster.
-const MANY: usize = FEW + 4;
+/// Enough for a roster of two shards.
+const MANY: usize = FEW + 5;
 const LARGEST_LIMIT: u32 = 5;
 
 /// The choice by a new snapshot: these slots, with so many copies behind the one at `position`.
@@ -149,6 +149,29 @@ proptest! {
             slots[at].give_back();
         }
         prop_assert!(slots.iter().all(|slot| slot.outstanding() == 0) && is_in_step(&now));
+    }
+}
+
+/// Each thread has its home in one shard at a time, and yet every copy its share: by lone requests (of which each
+/// draw is as likely as any other to be chosen), and by as many as fill half of the slots.
+#[test]
+fn equals_are_chosen_equally_often() {
+    let slots = slots(4);
+    let choice = choice(STRATEGIES[0], &slots, |_| 1);
+    choice.seat();
+    let mut draws = fastrand::Rng::with_seed(3);
+    for held in [0, 2 * MANY] {
+        let held: Vec<_> = (0..held).filter_map(|_| choice.take(&[], || draws.u64(..))).collect();
+        let mut chosen = [0_u32; MANY];
+        for _ in 0..10_000 * MANY {
+            let at = choice.take(&[], || draws.u64(..)).expect("half of them are free");
+            chosen[at] += 1;
+            slots[at].give_back();
+        }
+        assert!(chosen.iter().all(|n| (9_000..11_000).contains(n)), "{chosen:?}");
+        for at in held {
+            slots[at].give_back();
+        }
     }
 }
 

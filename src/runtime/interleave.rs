@@ -11,6 +11,8 @@ use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 
+use super::rng;
+
 /// What one thread does.
 pub type Part = Box<dyn FnOnce() + Send>;
 
@@ -110,6 +112,7 @@ impl Stage {
 
     fn perform(self: &Arc<Self>, me: usize, part: Part) -> std::thread::Result<()> {
         PLAYER.with_borrow_mut(|player| *player = Some((Arc::clone(self), me)));
+        rng::begin_with(me as u64);
         self.wait(me, self.lock());
         let end = catch_unwind(AssertUnwindSafe(part));
         PLAYER.with_borrow_mut(|player| *player = None);

@@ -8,6 +8,12 @@ pub fn draw() -> u64 {
     fastrand::u64(..)
 }
 
+/// For tests: this thread's draws are from now on those that `seed` begins.
+#[cfg(test)]
+pub fn begin_with(seed: u64) {
+    fastrand::seed(seed);
+}
+
 /// A secret that nobody can guess: 256 bits of the system's own randomness.
 ///
 /// # Errors

@@ -2,7 +2,7 @@
 //! each access is a point at which the explorer (`interleave`) may switch threads.
 
 use std::sync::atomic::Ordering::SeqCst;
-use std::sync::{MutexGuard, PoisonError};
+use std::sync::{MutexGuard, PoisonError, TryLockError};
 
 #[cfg(test)]
 use super::interleave;
@@ -38,6 +38,12 @@ impl AtomicU32 {
 pub struct AtomicU64(std::sync::atomic::AtomicU64);
 
 impl AtomicU64 {
+    /// One that holds `value`.
+    #[must_use]
+    pub const fn new(value: u64) -> Self {
+        Self(std::sync::atomic::AtomicU64::new(value))
+    }
+
     /// What it holds now.
     pub fn load(&self) -> u64 {
         step();
@@ -51,6 +57,12 @@ impl AtomicU64 {
     pub fn replace(&self, current: u64, new: u64) -> Result<(), u64> {
         step();
         self.0.compare_exchange(current, new, SeqCst, SeqCst).map(drop)
+    }
+
+    /// Holds `value` from now on.
+    pub fn store(&self, value: u64) {
+        step();
+        self.0.store(value, SeqCst);
     }
 
     /// Takes `by` away; what it held before.
@@ -90,5 +102,15 @@ impl<T> Mutex<T> {
             return guard;
         }
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The lock, unless another holds it now.
+    pub fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
+        step();
+        match self.0.try_lock() {
+            Ok(guard) => Some(guard),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
     }
 }
