@@ -2,9 +2,10 @@
 
 Two workers with 20 slots and three with 8 slots that are 1.8 times slower. Requests arrive at random whether or
 not those before are answered; their work is log-normal. Every proxy has a fleet and a load of its own, all with
-the same arrivals. The wait is from the sending of a request to the moment when a worker's slot
-begins with it, wherever it spent that time; the ideal is simulated on the very arrivals of each. Proxies run a few
-at a time; who shares a round with whom changes from one to the next.
+the same arrivals. The wait is from the sending of a request to the moment when a worker's slot begins with it,
+wherever it spent that time; the ideal is simulated on the very arrivals of each, and so is what a central queue
+comes to that goes by the fewest outstanding. Proxies run a few at a time; who shares a round with whom changes
+from one to the next.
 """
 
 import csv
@@ -14,7 +15,7 @@ import time
 
 from . import load
 from .figures import Figure
-from .ideal import central_queue
+from .ideal import central_queue, fewest_outstanding
 from .load import start_workers
 from .machine import free_ports, undisturbed
 from .proxies import (ENVOY, FOREBAY, HAPROXY, NGINX, SMG, VLLM_ROUTER, Setting, Worker)
@@ -35,6 +36,7 @@ FIGURES = [
     Figure("wait", "p99 of the wait", "ms"), Figure("ideal_wait", "the ideal's", "ms"),
     Figure("beyond", "beyond 1.05 × the ideal's", "ms", spread=True),
     Figure("total", "p99 of the total", "ms", 0), Figure("to_ideal", "to the ideal's", "×", 3, spread=True),
+    Figure("to_fewest", "to fewest outstanding's", "×", 3, spread=True),
     Figure("mean_to_ideal", "mean to the ideal's", "×", 3), Figure("errors", "errors", "", 0)]
 DEATH_FIGURES = FIGURES + [
     Figure("away", "p99 of the wait while it is away", "ms"),
@@ -65,7 +67,9 @@ def judge(path, workers, seconds):
     good = [r for r in requests if r["status"] == 200]
     waits = [max(0, r["began_us"] - r["sent_us"]) / 1e3 for r in good]
     totals = [(r["ended_us"] - r["sent_us"]) / 1e3 for r in good]
-    ideal = central_queue([(r["sent_us"] / 1e3, r["work_us"] / 1e3) for r in requests], workers)
+    arrivals = [(r["sent_us"] / 1e3, r["work_us"] / 1e3) for r in requests]
+    ideal = central_queue(arrivals, workers)
+    fewest = central_queue(arrivals, workers, fewest_outstanding)
     ideal_wait = percentile([wait for wait, _ in ideal], 0.99)
     ideal_total = percentile([total for _, total in ideal], 0.99)
     wait = percentile(waits, 0.99)
@@ -83,6 +87,7 @@ def judge(path, workers, seconds):
         "back": sent_within(seconds / 2, seconds),
         "total": percentile(totals, 0.99),
         "to_ideal": percentile(totals, 0.99) / ideal_total,
+        "to_fewest": percentile(totals, 0.99) / percentile([total for _, total in fewest], 0.99),
         "mean_to_ideal": (sum(totals) / len(totals)) / (sum(total for _, total in ideal) / len(ideal)),
         "errors": len(requests) - len(good),
     }

@@ -180,8 +180,8 @@ ROWS = [
     *(Row("7" if share == 85 else f"7-{share}", f"mixed fleet, open loop at {share} % of its capacity",
           queueing.FIGURES, proxies=queueing.PROXIES, alone=queueing.open_loop(share / 100))
       for share in (85, 50, 70, 95)),
-    Row("7-death", "mixed fleet at 70 %, a slow worker dies and comes back (the ideal's does not die)",
-        queueing.DEATH_FIGURES, proxies=queueing.PROXIES, alone=queueing.open_loop(0.7, death=True)),
+    Row("7-death", "mixed fleet at 85 %, a slow worker dies and comes back (the ideal's does not die)",
+        queueing.DEATH_FIGURES, proxies=queueing.PROXIES, alone=queueing.open_loop(0.85, death=True)),
     Row("9", "mixed fleet at 85 %, arrivals doubled for a quarter of the time",
         queueing.FIGURES, proxies=queueing.BURST_PROXIES, alone=queueing.open_loop(0.85, burst=2.0)),
     Row("10", "one of 4 workers killed under load, started again after 5 s",
