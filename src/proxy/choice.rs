@@ -4,7 +4,8 @@
 //! Up to [`FEW`] copies are looked at one by one, without a lock. More have a [`Roster`], which is asked
 //! instead. By the scan go, however many there are: `PREDICTED_LATENCY`, where every end of a request changes
 //! what is predicted of all copies of a type; keys, each of which has an order of its own; a second try,
-//! which must leave instances out; and whoever still has a snapshot that has just been replaced.
+//! which must leave instances out; and whoever still has a snapshot that has just been replaced. `RANDOM`
+//! needs neither, as long as one of a few that were drawn is free.
 
 use std::sync::Arc;
 
@@ -65,7 +66,11 @@ impl Choice {
     }
 
     fn among(strategy: RoutingStrategy, lanes: Box<[Lane]>) -> Self {
-        let ranked = lanes.len() > FEW && strategy != RoutingStrategy::PredictedLatency;
+        let by_load = match strategy {
+            RoutingStrategy::LeastOutstandingRequests | RoutingStrategy::LeastUtilization => true,
+            RoutingStrategy::Random | RoutingStrategy::PredictedLatency => false,
+        };
+        let ranked = by_load && lanes.len() > FEW;
         let roster = ranked.then(|| Arc::new(Roster::new(strategy, lanes.len())));
         Self { strategy, lanes, roster }
     }
@@ -102,7 +107,25 @@ impl Choice {
                 return taken;
             }
         }
+        if self.strategy == RoutingStrategy::Random
+            && self.lanes.len() > FEW
+            && let Some(position) = self.take_any(except, &mut draw)
+        {
+            return Some(position);
+        }
         self.take_by_scan(except, draw)
+    }
+
+    /// Takes a slot of whichever copy is drawn, each as likely as any other; `None`: none of a few that were
+    /// drawn has one.
+    fn take_any(&self, except: &[Generation], mut draw: impl FnMut() -> u64) -> Option<usize> {
+        (0..FEW).find_map(|_| {
+            let position = route::below(self.lanes.len(), draw());
+            let lane = &self.lanes[position];
+            let seen = lane.slot.observe().filter(|seen| seen.outstanding < seen.limit)?;
+            let is_taken = !except.contains(&lane.generation) && lane.slot.try_take(seen);
+            is_taken.then_some(position)
+        })
     }
 
     fn take_by_scan(&self, except: &[Generation], mut draw: impl FnMut() -> u64) -> Option<usize> {

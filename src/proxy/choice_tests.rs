@@ -6,6 +6,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::decision::route::Load;
+use crate::runtime::interleave::{Part, Scene, explore};
+use crate::runtime::rng;
 
 const STRATEGIES: [RoutingStrategy; 3] = [
     RoutingStrategy::LeastOutstandingRequests,
@@ -50,7 +52,7 @@ fn copies(position: usize, seed: usize) -> u32 {
 }
 
 fn is_in_step(choice: &Choice) -> bool {
-    let roster = choice.roster.as_ref().expect("many copies");
+    let Some(roster) = &choice.roster else { return choice.strategy == RoutingStrategy::Random };
     loads(choice).iter().enumerate().all(|(position, load)| roster.ranks(position, *load))
 }
 
@@ -152,8 +154,18 @@ proptest! {
     }
 }
 
-/// Each thread has its home in one shard at a time, and yet every copy its share: by lone requests (of which each
-/// draw is as likely as any other to be chosen), and by as many as fill half of the slots.
+/// How often each copy is chosen by lone requests.
+fn chosen(choice: &Choice, slots: &[Arc<Slot>], draws: &mut fastrand::Rng) -> [usize; MANY] {
+    let mut chosen = [0; MANY];
+    for _ in 0..10_000 * MANY {
+        let at = choice.take(&[], || draws.u64(..)).expect("some are free");
+        chosen[at] += 1;
+        slots[at].give_back();
+    }
+    chosen
+}
+
+/// Though a thread chooses in one shard for a while.
 #[test]
 fn equals_are_chosen_equally_often() {
     let slots = slots(4);
@@ -162,17 +174,67 @@ fn equals_are_chosen_equally_often() {
     let mut draws = fastrand::Rng::with_seed(3);
     for held in [0, 2 * MANY] {
         let held: Vec<_> = (0..held).filter_map(|_| choice.take(&[], || draws.u64(..))).collect();
-        let mut chosen = [0_u32; MANY];
-        for _ in 0..10_000 * MANY {
-            let at = choice.take(&[], || draws.u64(..)).expect("half of them are free");
-            chosen[at] += 1;
-            slots[at].give_back();
-        }
+        let chosen = chosen(&choice, &slots, &mut draws);
         assert!(chosen.iter().all(|n| (9_000..11_000).contains(n)), "{chosen:?}");
         for at in held {
             slots[at].give_back();
         }
     }
+}
+
+/// Wherever those lie that take nothing.
+#[test]
+fn at_random_all_that_are_free_are_equally_likely() {
+    let slots = slots(1);
+    let choice = choice(RoutingStrategy::Random, &slots, |_| 1);
+    choice.seat();
+    let is_out = |at: usize| at.is_multiple_of(2) && at > 0;
+    (0..MANY).filter(|at| is_out(*at)).for_each(|at| slots[at].eject());
+    let chosen = chosen(&choice, &slots, &mut fastrand::Rng::with_seed(3));
+    let free = (0..MANY).filter(|at| !is_out(*at)).count();
+    for (at, times) in chosen.into_iter().enumerate() {
+        let fair = if is_out(at) { 0 } else { 10_000 * MANY / free };
+        assert!(times.abs_diff(fair) <= fair / 20, "{at}: {times} of {fair}");
+    }
+}
+
+/// Whoever comes late to a roster that nobody keeps up to date any more sees what is so.
+#[test]
+fn a_retired_roster_is_not_asked() {
+    let slots = slots(1);
+    let choice = choice(STRATEGIES[0], &slots, |_| 1);
+    choice.seat();
+    assert_eq!((0..2 * MANY).filter_map(|_| choice.take(&[], || 0)).count(), MANY);
+    choice.retire();
+    for (at, slot) in slots.iter().enumerate() {
+        slot.give_back();
+        assert_eq!(choice.take(&[], || 0), Some(at));
+    }
+}
+
+/// Two that choose at the same time: one takes the idle copy, which is full then, and the other not the busiest,
+/// though it is in the same shard.
+#[test]
+fn what_a_shard_told_is_looked_at_once_more() {
+    let [idle, busier, busiest] = [0, 1, 2];
+    explore(2, move || {
+        let slots = slots(LARGEST_LIMIT);
+        let choice = Arc::new(choice(STRATEGIES[0], &slots, |_| 1));
+        slots[idle].set_limit(1);
+        slots[busiest + 1..].iter().for_each(|slot| slot.eject());
+        choice.seat();
+        for at in [busier, busiest, busiest] {
+            assert!(slots[at].try_take(slots[at].observe().expect("it is open")));
+        }
+        let take = || -> Part {
+            let choice = Arc::clone(&choice);
+            Box::new(move || assert!(choice.take(&[], rng::draw).is_some()))
+        };
+        let check = move || {
+            assert_eq!([idle, busier, busiest].map(|at| slots[at].outstanding()), [1, 2, 2]);
+        };
+        Scene { parts: vec![take(), take()], check: Box::new(check) }
+    });
 }
 
 /// A fleet that shrinks to a few is scanned again, and its slots have left their seats.

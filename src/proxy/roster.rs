@@ -6,10 +6,12 @@
 //! has changed meanwhile is ranked anew, and the choice made again.
 //!
 //! Positions are dealt to *shards*, each with a lock and an order of its own, so that threads that choose at
-//! the same time find what they touch in their own core's cache (`benches/choice.rs`). Beside its lock a shard
-//! tells the load of its least. A choice is made in a shard that has the least of all: of several, in the one
-//! where the thread is at home. Homes are drawn anew now and then, every position being as likely to be in
-//! one as any other, so that equals are chosen equally often; and whenever somebody else is met at home.
+//! the same time find what they touch in their own core's cache (`benches/choice.rs`). Without its lock a shard
+//! tells the load of its least, and a choice is made in one that tells the least of all: of several, in that
+//! where the thread is at home, if it is one. Homes are drawn anew now and then, each as likely as it has
+//! positions, and whenever somebody else is met there. So equals are chosen equally often where shards have
+//! equally many of them. Where half of 1,000 copies take nothing, the others have, as long as they are idle,
+//! mostly 0.8 to 1.2 of what each should; what is busy is not equal.
 //!
 //! A slot has a seat in one roster, that of the newest snapshot. The one before is *retired*: its followers
 //! have gone, and whoever still chooses by that snapshot does so by the scan.
@@ -25,12 +27,12 @@ use crate::decision::route::{self, Candidate, Load};
 use crate::runtime::sync::{AtomicU64, Mutex};
 use crate::types::spec::RoutingStrategy;
 
-/// As many as one cache line tells the least loads of.
+/// What so many tell is in one cache line.
 const MOST_SHARDS: usize = if cfg!(test) { 2 } else { 8 };
 /// Fewer positions are not worth another shard.
 const SHARD: usize = if cfg!(test) { 10 } else { 32 };
-/// A thread stays at home for so many choices on average: for each copy of a large shard once or twice, so
-/// that not every one of them is still in another core's cache.
+/// A thread stays at home for so many choices on average: often enough for the copies there to be in its own
+/// core's cache.
 const STAY: u64 = 128;
 
 /// The order of one snapshot's copies of a variant.
@@ -40,8 +42,8 @@ pub(super) struct Roster {
     positions: usize,
     /// As many as a power of two.
     shards: Box<[CachePadded<Shard>]>,
-    /// What each shard tells: a load, as bits. Read for every choice and rarely changed.
-    least: CachePadded<[AtomicU64; MOST_SHARDS]>,
+    /// The least load of each shard, as bits. Changed under the shard's lock; rarely, and read for every choice.
+    told: CachePadded<[AtomicU64; MOST_SHARDS]>,
 }
 
 /// `None`: retired.
@@ -62,7 +64,7 @@ pub(super) struct Retired;
 
 thread_local! {
     /// What was drawn for the thread's home.
-    static HOME: Cell<u64> = const { Cell::new(0) };
+    static HOME: Cell<Option<u64>> = const { Cell::new(None) };
 }
 
 impl Roster {
@@ -75,16 +77,17 @@ impl Roster {
             strategy,
             positions,
             shards: std::iter::repeat_with(shard).take(shards).collect(),
-            least: CachePadded::new(std::array::from_fn(|_| full())),
+            told: CachePadded::new(std::array::from_fn(|_| full())),
         }
     }
 
     /// No more choices by it.
     pub(super) fn retire(&self) {
-        for (shard, least) in self.shards.iter().zip(&*self.least) {
-            *shard.lock() = None;
+        for (shard, told) in self.shards.iter().zip(&*self.told) {
+            let mut order = shard.lock();
+            *order = None;
             // Whoever chooses comes here, to find that out.
-            least.store(Load::IDLE.to_bits());
+            told.store(Load::IDLE.to_bits());
         }
     }
 
@@ -98,24 +101,19 @@ impl Roster {
         let mut met = false;
         loop {
             let drawn = draw();
-            if drawn.is_multiple_of(STAY) {
-                HOME.set(draw());
-            }
-            let Some((shard, told)) = self.least() else { return Ok(None) };
-            let order = &self.shards[shard];
-            let Some(mut order) = (if met { Some(order.lock()) } else { order.try_lock() }) else {
+            let home = self.home(met || drawn.is_multiple_of(STAY), &mut draw);
+            let Some((shard, told)) = self.least(home) else { return Ok(None) };
+            let lock = &self.shards[shard];
+            let order = if shard == home.0 && !met { lock.try_lock() } else { Some(lock.lock()) };
+            let Some(mut order) = order else {
                 met = true;
-                HOME.set(draw());
                 continue;
             };
             let ranking = order.as_mut().ok_or(Retired)?;
             // What was told may be over by now.
-            if ranking.lowest().is_none_or(|lowest| lowest > told) {
-                continue;
-            }
-            let Some(at) = ranking.least(drawn) else { continue };
-            let position = at << self.shards.len().ilog2() | shard;
-            let (slot, copies) = slot(position);
+            let least = ranking.least(drawn).filter(|at| ranking.load(*at) <= Some(told));
+            let Some(at) = least else { continue };
+            let (slot, copies) = slot(self.position(shard, at));
             let seen = slot.observe();
             let load = self.load(seen, copies);
             if let Some(Seen { outstanding, limit }) = seen
@@ -124,27 +122,39 @@ impl Roster {
             {
                 let taken = Seen { outstanding: outstanding + 1, limit };
                 self.place(ranking, (shard, at), self.load(Some(taken), copies));
-                return Ok(Some(position));
+                return Ok(Some(self.position(shard, at)));
             }
             self.place(ranking, (shard, at), load);
         }
     }
 
-    /// A shard that has the least load of all, and that load; `None`: no slot is free.
-    fn least(&self) -> Option<(usize, Load)> {
-        let (home, _) = self.seat(route::below(self.positions, HOME.get()));
-        let mut least = (home, self.least[home].load());
-        // All of them, so that the compiler unrolls it: those that there are not are full.
+    /// The shard where this thread is at home, or is from now on if it `moves`, and by what step it goes over the
+    /// others. The step is odd, so that it reaches them all, and drawn with the home, so that whatever shards tell
+    /// the least are found about equally often, and each time the same one.
+    fn home(&self, moves: bool, draw: impl FnOnce() -> u64) -> (usize, usize) {
+        let drawn = HOME.get().filter(|_| !moves).unwrap_or_else(|| {
+            let drawn = draw();
+            HOME.set(Some(drawn));
+            drawn
+        });
+        let (home, _) = self.seat(route::below(self.positions, drawn));
+        (home, route::below(MOST_SHARDS, drawn.rotate_left(32)) | 1)
+    }
+
+    /// The first shard that tells the least load of all, and that load; `None`: no slot is free.
+    fn least(&self, (home, step): (usize, usize)) -> Option<(usize, Load)> {
+        let mut least = (home, self.told[home].load());
+        // The compiler unrolls it: those that there are not tell that they are full.
         for away in 1..MOST_SHARDS {
-            let shard = (home + away) % MOST_SHARDS;
-            let told = self.least[shard].load();
-            // As a rule they are the same.
+            let shard = (home + away * step) % MOST_SHARDS;
+            let told = self.told[shard].load();
+            // As a rule it is the same.
             if told != least.1 && Load::from_bits(told) < Load::from_bits(least.1) {
                 least = (shard, told);
             }
         }
-        let (shard, load) = (least.0, Load::from_bits(least.1));
-        (load != Load::FULL).then_some((shard, load))
+        let (shard, told) = (least.0, Load::from_bits(least.1));
+        (told != Load::FULL).then_some((shard, told))
     }
 
     /// Ranks the one at this seat by `load` from now on, in the `ranking` of the shard.
@@ -153,13 +163,18 @@ impl Roster {
         ranking.place(at, load);
         let now = ranking.lowest();
         if now != before {
-            self.least[shard].store(now.unwrap_or(Load::FULL).to_bits());
+            self.told[shard].store(now.unwrap_or(Load::FULL).to_bits());
         }
     }
 
     /// In which shard a position is, and where in it.
     fn seat(&self, position: usize) -> (usize, usize) {
         (position & (self.shards.len() - 1), position >> self.shards.len().ilog2())
+    }
+
+    /// Which position is at this seat.
+    fn position(&self, shard: usize, at: usize) -> usize {
+        at << self.shards.len().ilog2() | shard
     }
 
     /// What a slot with these copies is ranked by; `None`: it takes nothing.
@@ -182,11 +197,11 @@ impl Seat {
 
 #[cfg(test)]
 impl Roster {
-    /// Whether `position` is ranked by `load`, and no less is told of its shard than there is.
+    /// Whether `position` is ranked by `load`, and what its shard tells is the load of its least.
     pub(super) fn ranks(&self, position: usize, load: Option<Load>) -> bool {
         let (shard, at) = self.seat(position);
         let order = self.shards[shard].lock();
-        let told = Load::from_bits(self.least[shard].load());
+        let told = Load::from_bits(self.told[shard].load());
         order.as_ref().is_some_and(|ranking| {
             ranking.load(at) == load && ranking.lowest().unwrap_or(Load::FULL) == told
         })
