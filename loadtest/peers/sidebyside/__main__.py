@@ -2,6 +2,7 @@
 
 import argparse
 import datetime
+import math
 import os
 import resource
 import signal
@@ -18,7 +19,7 @@ from .rows import ROWS, there
 def main():
     by_key = {row.key: row for row in ROWS}
     parser = argparse.ArgumentParser(
-        prog="loadtest/peers/run.sh", formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog="loadtest/peers/run.sh", allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="rows:\n" + "\n".join(f"  {row.key:7} {row.title}" for row in ROWS)
                + "\n  8       the totals of the rows 7, in their tables\n"
                  "  11      the choice itself: cargo bench --bench choice")
@@ -36,10 +37,11 @@ def main():
     options = parser.parse_args()
     unknown = [key for key in options.rows if key not in by_key]
     if unknown:
-        parser.error(f"no row {', '.join(unknown)}: there are {', '.join(by_key)}")
+        parser.error(f"no row {', '.join(unknown)}: there are {', '.join(by_key)}; 8 is in the tables of the rows 7, 11 is "
+                     "cargo bench --bench choice")
     if options.streams is None:
         options.streams = max(1, min(9800, resource.getrlimit(resource.RLIMIT_NOFILE)[1] // 2 - 200))
-    if options.rounds < 1 or options.seconds <= 0 or options.streams < 1:
+    if options.rounds < 1 or not 0 < options.seconds < math.inf or options.streams < 1:
         parser.error("--rounds, --seconds and --streams must be more than 0")
     chosen = [by_key[key] for key in options.rows] or list(ROWS)
     names = [name for name in options.peers.split(",") if name]
@@ -47,11 +49,18 @@ def main():
     strange = [name for name in names if name not in known]
     if strange:
         parser.error(f"no peer {', '.join(strange)}: there are {', '.join(sorted(known))}")
-    if any("=" not in other for other in options.also):
-        parser.error("--also needs NAME=PATH")
+    if names and not any(proxy.name in names for row in chosen for proxy in row.proxies):
+        parser.error(f"none of these rows measures {', '.join(names)}")
+    builds = [other.partition("=") for other in options.also]
+    for name, _, path in builds:
+        if not (name and os.access(path, os.X_OK) and os.path.isfile(path)):
+            parser.error(f"--also needs NAME=PATH of a program, not {name}={path}")
+    repeated = [name for at, (name, _, _) in enumerate(builds) if name in known or name in [b[0] for b in builds[:at]]]
+    if repeated:
+        parser.error(f"--also needs names of its own: there is {', '.join(repeated)} already")
     if os.environ.get("ARGUMENTS_ONLY"):
         return
-    others = [FOREBAY.variant(name, os.path.abspath(path)) for name, _, path in (o.partition("=") for o in options.also)]
+    others = [FOREBAY.variant(name, os.path.abspath(path)) for name, _, path in builds]
     names += [other.name for other in others if names]
     for row in chosen:
         row.proxies = row.proxies + others
