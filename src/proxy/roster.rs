@@ -72,12 +72,11 @@ impl Roster {
     pub(super) fn new(strategy: RoutingStrategy, positions: usize) -> Self {
         let shards = 1 << (positions / SHARD).clamp(1, MOST_SHARDS).ilog2();
         let shard = || CachePadded::new(Mutex::new(Some(Ranking::new(positions.div_ceil(shards)))));
-        let full = || AtomicU64::new(Load::FULL.to_bits());
         Self {
             strategy,
             positions,
             shards: std::iter::repeat_with(shard).take(shards).collect(),
-            told: CachePadded::new(std::array::from_fn(|_| full())),
+            told: CachePadded::new(std::array::from_fn(|_| AtomicU64::new(Load::FULL.to_bits()))),
         }
     }
 
@@ -101,10 +100,10 @@ impl Roster {
         let mut met = false;
         loop {
             let drawn = draw();
-            let home = self.home(met || drawn.is_multiple_of(STAY), &mut draw);
-            let Some((shard, told)) = self.least(home) else { return Ok(None) };
+            let (home, step) = self.home(met || drawn.is_multiple_of(STAY), &mut draw);
+            let Some((shard, told)) = self.least(home, step) else { return Ok(None) };
             let lock = &self.shards[shard];
-            let order = if shard == home.0 && !met { lock.try_lock() } else { Some(lock.lock()) };
+            let order = if shard == home && !met { lock.try_lock() } else { Some(lock.lock()) };
             let Some(mut order) = order else {
                 met = true;
                 continue;
@@ -142,7 +141,7 @@ impl Roster {
     }
 
     /// The first shard that tells the least load of all, and that load; `None`: no slot is free.
-    fn least(&self, (home, step): (usize, usize)) -> Option<(usize, Load)> {
+    fn least(&self, home: usize, step: usize) -> Option<(usize, Load)> {
         let mut least = (home, self.told[home].load());
         // The compiler unrolls it: those that there are not tell that they are full.
         for away in 1..MOST_SHARDS {

@@ -112,6 +112,7 @@ impl Stage {
 
     fn perform(self: &Arc<Self>, me: usize, part: Part) -> std::thread::Result<()> {
         PLAYER.with_borrow_mut(|player| *player = Some((Arc::clone(self), me)));
+        // The same path is the same play.
         rng::begin_with(me as u64);
         self.wait(me, self.lock());
         let end = catch_unwind(AssertUnwindSafe(part));

@@ -42,7 +42,7 @@ def main():
     if options.streams is None:
         options.streams = max(1, min(9800, resource.getrlimit(resource.RLIMIT_NOFILE)[1] // 2 - 200))
     if options.rounds < 1 or not 0 < options.seconds < math.inf or options.streams < 1:
-        parser.error("--rounds, --seconds and --streams must be more than 0")
+        parser.error("--rounds, --seconds and --streams must be more than 0, and finite")
     chosen = [by_key[key] for key in options.rows] or list(ROWS)
     names = [name for name in options.peers.split(",") if name]
     known = {proxy.name for row in ROWS for proxy in row.proxies}
